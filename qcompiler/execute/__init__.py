@@ -1,0 +1,1 @@
+"""Executors: onnxruntime for float and QDQ graphs, the numpy oracle for integer graphs."""

@@ -1,0 +1,40 @@
+"""Run a graph in onnxruntime. The only file that imports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.errors import ModelError
+from qcompiler.graph.model import Graph
+
+
+class Session:
+    """A graph loaded in onnxruntime's CPU provider.
+
+    By default without graph optimizations, so that a QDQ graph means exactly what its nodes say.
+    """
+
+    def __init__(self, graph: Graph | bytes, *, threads: int = 1, optimize: bool = False) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        level = ort.GraphOptimizationLevel
+        options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
+        data = graph if isinstance(graph, bytes) else graph.to_proto().SerializeToString()
+        try:
+            self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises many types, all derived from Exception alone
+            where = "model" if isinstance(graph, bytes) else graph.path
+            raise ModelError(f"onnxruntime cannot load it: {error}", where=where) from error
+        self.input_names = [value.name for value in self._session.get_inputs()]
+        self.output_names = [value.name for value in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, NDArray], outputs: Sequence[str] | None = None) -> list[NDArray]:
+        """Outputs for inputs by name."""
+        return [np.asarray(array) for array in self._session.run(outputs, dict(inputs))]
