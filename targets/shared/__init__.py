@@ -1,0 +1,1 @@
+"""Lowering, written once for all targets: plan, TIR kernels, packing, code generation."""

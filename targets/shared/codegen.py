@@ -1,0 +1,50 @@
+"""TIR kernels -> object code or C text with a plain C ABI: no packed functions, no TVM at run time."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def lower_module(functions: Mapping[str, Any], target: Any) -> Any:
+    """PrimFuncs -> a module ready for a code generator.
+
+    Left out on purpose: MakePackedAPI (plain ABI), LowerTVMBuiltin and StorageRewrite (with them the register
+    tiles would live in memory).
+    """
+    import tvm
+    from tvm import s_tir, tirx
+
+    x, s = tirx.transform, s_tir.transform
+    module = x.BindTarget(target.with_host(target))(tvm.IRModule(dict(functions)))
+    passes = [
+        x.FlattenBuffer(),
+        x.VectorizeLoop(True),
+        x.StmtSimplify(),
+        x.RemoveNoOp(),
+        s.RewriteUnsafeSelect(),
+        x.LowerIntrin(),
+    ]
+    return tvm.transform.Sequential(passes)(module)
+
+
+def compile_objects(functions: Mapping[str, Any], target: Mapping[str, Any]) -> bytes:
+    """One object file (ELF .o) that holds every function under its own name. `target`: a TVM LLVM target."""
+    import tvm
+
+    llvm = tvm.target.Target(dict(target))
+    module = tvm.get_global_func("target.build.llvm")(lower_module(functions, llvm), llvm)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()
+
+
+def assembly(functions: Mapping[str, Any], target: Mapping[str, Any]) -> str:
+    """The assembly text of the same code, for tests that look at instructions."""
+    import tvm
+
+    llvm = tvm.target.Target(dict(target))
+    return tvm.get_global_func("target.build.llvm")(lower_module(functions, llvm), llvm).inspect_source("asm")

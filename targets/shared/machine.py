@@ -1,0 +1,31 @@
+"""What kernels need to know of a processor: vector width, registers, dot-product instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One instruction set. `lanes` counts int32 lanes of a vector; 1 means scalar code."""
+
+    name: str
+    llvm: Mapping[str, Any]
+    """TVM LLVM target."""
+    cpu_flags: tuple[str, ...]
+    """Flags of /proc/cpuinfo that code for it needs."""
+    lanes: int
+    registers: int
+    vnni: str = ""
+    """LLVM intrinsic of the u8 x s8 dot product into int32, if there is one."""
+    madd_u8s8: str = ""
+    """Saturating u8 x s8 pair sums into int16 (vpmaddubsw)."""
+    madd_s16: str = ""
+    """s16 x s16 pair sums into int32 (vpmaddwd)."""
+    permute_bytes: str = ""
+    """Two-table byte permutation over 128 entries (vpermi2b)."""
+
+    def __hash__(self) -> int:
+        return hash(self.name)

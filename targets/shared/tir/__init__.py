@@ -1,0 +1,1 @@
+"""Kernels: every function here writes one TIR PrimFunc with a plain C signature."""

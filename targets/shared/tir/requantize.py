@@ -1,0 +1,65 @@
+"""Requantization as TIR: the two forms of docs/integer_operators.md, scalar or vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qcompiler.formats import Int
+from qcompiler.targets.shared.tir.builder import Expr, Kernel, Pointer
+
+
+@dataclass(frozen=True)
+class Requantize:
+    """Accumulator -> code. Parameters are arrays in the constants; `scalar` ones have one entry."""
+
+    arithmetic: Literal["float", "fixed"]
+    format: Int
+    zero_point: int
+    scalar: bool = False
+
+    @property
+    def storage(self) -> str:
+        """dtype of the codes."""
+        return str(self.format.storage)
+
+    def parameters(self, kernel: Kernel) -> list[Pointer]:
+        """Declare the pointer parameters that `apply` reads."""
+        if self.arithmetic == "float":
+            return [kernel.pointer("scale", "float32")]
+        return [kernel.pointer("multiplier", "int32"), kernel.pointer("shift", "int32")]
+
+    def load(self, kernel: Kernel, pointers: list[Pointer], index: Expr, lanes: int) -> list[Expr]:
+        """Parameters of `lanes` channels from `index` on."""
+        if self.scalar:
+            return [kernel.broadcast(kernel.let(pointer.load(0)), lanes) for pointer in pointers]
+        return [kernel.let(pointer.load(index, lanes)) for pointer in pointers]
+
+    def apply(self, kernel: Kernel, acc: Expr, parameters: list[Expr], lanes: int) -> Expr:
+        """The code, in storage dtype. acc: int32 or int64 [lanes]."""
+        low, high, z = self.format.min, self.format.max, self.zero_point
+        if self.arithmetic == "float":
+            scaled = kernel.tirx.nearbyint(kernel.cast(acc, "float32", lanes) * parameters[0])
+            clipped = kernel.clamp(scaled, float(low - z), float(high - z), "float32", lanes)
+            code = kernel.cast(clipped, "int32", lanes) + kernel.const(z, "int32", lanes)
+        else:
+            multiplier, shift = (kernel.cast(p, "int64", lanes) for p in parameters)
+            one = kernel.const(1, "int64", lanes)
+            half = kernel.tirx.shift_left(one, shift - one)
+            product = kernel.cast(acc, "int64", lanes) * multiplier + half
+            shifted = kernel.tirx.shift_right(product, shift)
+            clipped = kernel.clamp(shifted, low - z, high - z, "int64", lanes)
+            code = kernel.cast(clipped, "int32", lanes) + kernel.const(z, "int32", lanes)
+        return kernel.cast(code, self.storage, lanes)
+
+
+def store_lanes(kernel: Kernel, target: Pointer, index: Expr, value: Expr, lanes: int, valid: int) -> None:
+    """Store the first `valid` lanes of a vector, in power-of-two pieces: nothing behind them is touched."""
+    if valid >= lanes:
+        target.store(index, value, lanes)
+        return
+    value, done = kernel.let(value), 0
+    while done < valid:
+        piece = 1 << ((valid - done).bit_length() - 1)
+        target.store(index + done, kernel.shuffle([value], range(done, done + piece)), piece)
+        done += piece
