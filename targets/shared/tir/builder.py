@@ -40,7 +40,8 @@ class Pointer:
 class Kernel:
     """A PrimFunc under construction; `function()` ends it.
 
-    Parameters come in the order of the `pointer` and `scalar` calls, and that is the C signature.
+    Every kernel does the units of work lo <= u < hi, its first two parameters; the others come in the order of the
+    `pointer` and `scalar` calls, and that is the C signature.
     """
 
     def __init__(self, name: str) -> None:
@@ -52,6 +53,7 @@ class Kernel:
         self._declarations: list[Any] = []
         self._blocks: list[list[Any]] = [[]]
         self._count = 0
+        self.lo, self.hi = self.scalar("lo"), self.scalar("hi")
 
     # -- parameters and locals ---------------------------------------------------------------------------------
 
@@ -115,6 +117,8 @@ class Kernel:
 
     def let(self, value: Expr) -> Expr:
         """Name an expression, so that it is computed once."""
+        if isinstance(value, int):
+            return value
         var = self._ir.Var(self._name("v"), value.ty)
         self.emit(self.tirx.Bind(var, value))
         return var

@@ -72,7 +72,7 @@ def padded_channels(channels: int, lanes: int) -> int:
 def matrix_kernel(name: str, spec: Matrix, machine: Machine) -> Any:
     """void name(lo, hi, x, y, w, bias, requantization...): units lo <= u < hi."""
     kernel = Kernel(name)
-    lo, hi = kernel.scalar("lo"), kernel.scalar("hi")
+    lo, hi = kernel.lo, kernel.hi
     x = kernel.pointer("x", spec.dot.activation)
     y = kernel.pointer("y", spec.requantize.storage)
     w = kernel.pointer("w", spec.dot.weight)

@@ -1,0 +1,104 @@
+"""Integer graph -> shared libraries and weights, one pair for every instruction set asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.graph.model import Graph
+from qcompiler.target import Lowered
+from qcompiler.targets.cpu.emit import entry_source
+from qcompiler.targets.cpu.isa import LEVELS, host_level
+from qcompiler.targets.shared.codegen import compile_objects
+from qcompiler.targets.shared.lower import check_operators, lower
+from qcompiler.targets.shared.program import Program
+
+_RUNTIME = Path(__file__).resolve().parent.parent.parent / "runtime" / "c"
+_FLAGS = ["-std=c11", "-O2", "-fPIC", "-shared", "-pthread", "-fno-ident", "-Wl,--build-id=none", "-Wl,-s"]
+
+
+def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, int], None]) -> Lowered:
+    """Files `lib/LEVEL.so` and `lib/LEVEL.weights` of each level in options["cpu"] (default: this machine's).
+
+    Raises UnsupportedError for operators without a lowering and when no C compiler is found.
+    """
+    levels = _levels(options.get("cpu"))
+    check_operators(graph, "cpu")
+    compiler = _compiler()
+    files: dict[str, bytes] = {}
+    variants = []
+    sizes: dict[str, int] = {}
+    for level in levels:
+        machine = LEVELS[level]
+        program = lower(graph, machine, progress)
+        progress("generate code", 0, 1)
+        library = _link(program, compiler)
+        progress("generate code", 1, 1)
+        files[f"lib/{level}.so"] = library
+        files[f"lib/{level}.weights"] = program.constants.blob()
+        variants.append(
+            {
+                "level": level,
+                "cpu_flags": list(machine.cpu_flags),
+                "library": f"lib/{level}.so",
+                "weights": f"lib/{level}.weights",
+                "arena_bytes": program.arena_bytes,
+                "arena_lower_bound": program.arena_bound,
+                "weight_bytes": len(files[f"lib/{level}.weights"]),
+                "code_bytes": len(library),
+            }
+        )
+        # The report speaks of the last, fastest level.
+        sizes = {
+            "weight_bytes": len(files[f"lib/{level}.weights"]),
+            "arena_bytes": program.arena_bytes,
+            "arena_lower_bound": program.arena_bound,
+            "code_bytes": len(library),
+        }
+    return Lowered(files, {"variants": variants}, sizes)
+
+
+def _levels(asked: str | None) -> list[str]:
+    if not asked or asked == "native":
+        return [host_level()]
+    names = list(LEVELS) if asked == "all" else [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in LEVELS:
+            raise RecipeError(
+                f"`{name}` is no instruction set of the cpu target.", where="--cpu",
+                hint=f"Choose from {', '.join(LEVELS)}, `native` or `all`.",
+            )
+    return [name for name in LEVELS if name in names]
+
+
+def _compiler() -> str:
+    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        if name and shutil.which(name):
+            return name
+    raise UnsupportedError(
+        "no C compiler was found to link the bundle's library.", where="target `cpu`",
+        hint="Install one (`apt install gcc`), or name it in the environment variable CC.",
+    )
+
+
+def _link(program: Program, compiler: str) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        work = Path(folder)
+        (work / "kernels.o").write_bytes(compile_objects(program.kernels(), program.machine.llvm))
+        (work / "entry.c").write_text(entry_source(program))
+        for source in ("qc_runtime.c", "qc_runtime.h"):
+            shutil.copy(_RUNTIME / source, work / source)
+        command = [compiler, *_FLAGS, "-o", "model.so", "entry.c", "qc_runtime.c", "kernels.o"]
+        done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise UnsupportedError(
+                f"the C compiler `{compiler}` failed: {done.stderr.strip()[:500]}", where="target `cpu`",
+                hint="Check that it compiles C11 with pthreads, or name another in CC.",
+            )
+        return (work / "model.so").read_bytes()

@@ -1,0 +1,149 @@
+"""Where every value of an integer graph lies: memory order, borders, and views into the consumer's memory.
+
+Values that convolutions and pools touch lie channels-last, with the border that their readers need. A value whose
+only reader is a Concat, Pad, Transpose or Reshape is written straight into that reader's output.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompiler.formats import parse_format
+from qcompiler.graph.model import attribute
+from qcompiler.targets.shared.geometry import Window, window_of
+from qcompiler.targets.shared.program import Program
+from qcompiler.targets.shared.views import Buffer, View, allocate, channels_last, dense_strides
+
+SPATIAL = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "DepthToSpace"}
+TIED = {"Add", "Mul", "Table", "Requantize", "Concat", "Split", "Slice", "Pad", "ReduceMean", "Softmax", *SPATIAL}
+
+
+def assign(program: Program) -> None:
+    """Fill program.views for every input, output and intermediate value."""
+    graph = program.graph
+    last = _channels_last_values(program)
+    for i, value in enumerate(graph.inputs):
+        shape = program.shape(value)
+        buffer = Buffer("input", 0, str(value.name), index=i)
+        program.views[str(value.name)] = View(buffer, "float32", shape, dense_strides(shape))
+    outputs = {value.name: i for i, value in enumerate(graph.outputs)}
+    for node in reversed(graph.nodes()):
+        for value in node.outputs:
+            if value.name in outputs:
+                shape = program.shape(value)
+                buffer = Buffer("output", 0, str(value.name), index=outputs[value.name])
+                program.views[str(value.name)] = View(buffer, "float32", shape, dense_strides(shape))
+            else:
+                program.views[str(value.name)] = _place(program, value, last)
+
+
+def _place(program: Program, value: ir.Value, last: set[str]) -> View:
+    shape = program.shape(value)
+    rank = len(shape)
+    order = channels_last(rank) if value.name in last else tuple(range(rank))
+    inside = _inside_reader(program, value, order)
+    if inside is not None:
+        return inside
+    border, code = _wanted_border(program, value)
+    dtype = str(parse_format(value.metadata_props["qcompiler.format"]).storage)
+    view = allocate(str(value.name), dtype, shape, order, border, code)
+    program.buffers.append(view.buffer)
+    return view
+
+
+def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) -> View | None:
+    """The part of the sole reader's output that this value becomes, if it can be written there directly."""
+    reader = program.graph.sole_user(value)
+    if reader is None or len([use for use in value.uses()]) != 1:
+        return None
+    target = program.views[str(reader.outputs[0].name)] if reader.outputs[0].name in program.views else None
+    if target is None or target.buffer.kind != "arena":
+        return None
+    shape = program.shape(value)
+    if reader.op_type == "Transpose":
+        perm = attribute(reader, "perm", list(reversed(range(len(shape)))))
+        return View(
+            target.buffer, target.dtype, shape, tuple(target.strides[perm.index(d)] for d in range(len(shape))),
+            target.origin,
+        )
+    if reader.op_type == "Concat":
+        axis = attribute(reader, "axis") % len(shape)
+        before = list(reader.inputs).index(value)
+        starts = [0] * len(shape)
+        starts[axis] = sum(program.shape(v)[axis] for v in reader.inputs[:before] if v is not None)
+        return target.window(starts, shape)
+    if reader.op_type == "Pad" and attribute(reader, "mode", "constant") == "constant":
+        begins, ends = pad_amounts(program, reader)
+        if min(begins + ends) >= 0:
+            return target.window(begins, shape)
+    if reader.op_type == "Reshape" and target.is_dense():
+        size = allocate("", "uint8", shape, order)
+        if size.is_dense():
+            return target.reshaped(shape)
+    return None
+
+
+def pad_amounts(program: Program, node: ir.Node) -> tuple[list[int], list[int]]:
+    """Cells before and after every dimension of a Pad node."""
+    rank = len(program.shape(node.inputs[0]))  # type: ignore[arg-type]
+    pads = [int(p) for p in program.graph.const(node.inputs[1]).tolist()]  # type: ignore[union-attr]
+    axes_input = node.inputs[3] if len(node.inputs) > 3 else None
+    axes = range(rank) if axes_input is None else [int(a) % rank for a in program.graph.const(axes_input)]  # type: ignore
+    begins, ends = [0] * rank, [0] * rank
+    for i, axis in enumerate(axes):
+        begins[axis], ends[axis] = pads[i], pads[i + len(pads) // 2]
+    return begins, ends
+
+
+def _wanted_border(program: Program, value: ir.Value) -> tuple[tuple[tuple[int, int], ...], int]:
+    """The widest border that readers with the first reader's border code want."""
+    wanted: list[tuple[Window, int]] = []
+    for node in sorted({use.node for use in value.uses()}, key=lambda n: str(n.name)):
+        if node.op_type in ("Conv", "MaxPool", "AveragePool") and node.inputs[0] is value:
+            window = window_of(program.graph, node)
+            if any(before or after for before, after in window.border()):
+                wanted.append((window, border_code(node, value)))
+    rank = len(program.shape(value))
+    if not wanted:
+        return ((0, 0),) * rank, 0
+    code = wanted[0][1]
+    borders = [window.border() for window, c in wanted if c == code]
+    merged: list[tuple[int, int]] = [
+        (max(b[d][0] for b in borders), max(b[d][1] for b in borders)) for d in range(rank)
+    ]
+    return tuple(merged), code
+
+
+def border_code(node: ir.Node, value: ir.Value) -> int:
+    """What a padded cell holds for this reader: the real 0, or what never wins a maximum."""
+    if node.op_type == "MaxPool":
+        return int(parse_format(value.metadata_props["qcompiler.format"]).min)
+    return int(attribute(node, "x_zero_point", 0))
+
+
+def _channels_last_values(program: Program) -> set[str]:
+    """Names of values in layout groups that a spatial operator touches."""
+    parent: dict[str, str] = {}
+
+    def find(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    seeds: list[str] = []
+    for node in program.graph.nodes():
+        if node.op_type not in TIED:
+            continue
+        values: list[Any] = [v for v in (*node.inputs, *node.outputs) if v is not None and not v.is_initializer()]
+        values = [v for v in values if len(program.shape(v)) >= 3]
+        for value in values[1:]:
+            parent[find(str(value.name))] = find(str(values[0].name))
+        spatial_mean = node.op_type == "ReduceMean" and 1 not in attribute(node, "axes", []) and len(values) > 1
+        if values and (node.op_type in SPATIAL or spatial_mean and len(program.shape(values[0])) == 4):
+            seeds.append(str(values[0].name))
+    roots = {find(name) for name in seeds}
+    return {name for name in list(parent) if find(name) in roots}

@@ -1,0 +1,95 @@
+"""Integer graph -> program: one rule an operator, in a plain table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import onnx_ir as ir
+
+from qcompiler.errors import UnsupportedError
+from qcompiler.graph.model import Graph
+from qcompiler.targets.shared import layout
+from qcompiler.targets.shared.lower_movement import (
+    lower_concat,
+    lower_depth_to_space,
+    lower_expand,
+    lower_identity,
+    lower_pad,
+    lower_reshape,
+    lower_resize,
+    lower_slice,
+    lower_split,
+    lower_transpose,
+)
+from qcompiler.targets.shared.lower_pointwise import (
+    lower_add,
+    lower_dequantize,
+    lower_mul,
+    lower_quantize,
+    lower_requantize,
+    lower_table,
+)
+from qcompiler.targets.shared.lower_products import lower_conv, lower_conv_transpose, lower_matmul
+from qcompiler.targets.shared.lower_windows import lower_pool, lower_reduce_mean, lower_softmax
+from qcompiler.targets.shared.machine import Machine
+from qcompiler.targets.shared.program import Program
+
+RULES: dict[str, Callable[[Program, ir.Node], None]] = {
+    "qcompiler::Add": lower_add,
+    "qcompiler::AveragePool": lower_pool,
+    "qcompiler::Conv": lower_conv,
+    "qcompiler::ConvTranspose": lower_conv_transpose,
+    "qcompiler::MatMul": lower_matmul,
+    "qcompiler::MaxPool": lower_pool,
+    "qcompiler::Mul": lower_mul,
+    "qcompiler::ReduceMean": lower_reduce_mean,
+    "qcompiler::Requantize": lower_requantize,
+    "qcompiler::Softmax": lower_softmax,
+    "qcompiler::Table": lower_table,
+    "Concat": lower_concat,
+    "DepthToSpace": lower_depth_to_space,
+    "DequantizeLinear": lower_dequantize,
+    "Expand": lower_expand,
+    "Identity": lower_identity,
+    "Pad": lower_pad,
+    "QuantizeLinear": lower_quantize,
+    "Reshape": lower_reshape,
+    "Resize": lower_resize,
+    "Slice": lower_slice,
+    "Split": lower_split,
+    "Transpose": lower_transpose,
+}
+
+
+def operator_key(node: ir.Node) -> str:
+    """`domain::type`, or the bare type for the default domain."""
+    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+
+
+def check_operators(graph: Graph, target: str) -> None:
+    """Raise UnsupportedError, naming every node without a rule, before any work is done."""
+    missing = [node for node in graph.nodes() if operator_key(node) not in RULES]
+    if missing:
+        names = ", ".join(f"{node.op_type} (node `{node.name}`)" for node in missing[:5])
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise UnsupportedError(
+            f"no lowering for {names}{more}.",
+            where=f"target `{target}`",
+            hint="Exclude these nodes from the model or open an issue with the operator's attributes.",
+        )
+
+
+def lower(
+    graph: Graph, machine: Machine, progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+) -> Program:
+    """The finished program of an INTEGER graph for one machine."""
+    program = Program(graph, machine)
+    layout.assign(program)
+    nodes = graph.nodes()
+    for i, node in enumerate(nodes):
+        progress("lower", i, len(nodes))
+        program.node = node.name or node.op_type
+        RULES[operator_key(node)](program, node)
+    program.finish()
+    progress("lower", len(nodes), len(nodes))
+    return program

@@ -1,0 +1,100 @@
+"""Lowering of elementwise operators and of the float boundary."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.formats import parse_format
+from qcompiler.graph.model import attribute
+from qcompiler.targets.shared.lower_products import requantize_inputs, requantize_of
+from qcompiler.targets.shared.program import Program
+from qcompiler.targets.shared.tir.nest import Nest, collapse
+from qcompiler.targets.shared.tir.pointwise import Add, Dequantize, Lookup, Multiply, Quantize, Rescale
+from qcompiler.targets.shared.views import View
+
+
+def nest_of(target: View, *sources: View) -> Nest:
+    """Iterate over `target` in its memory order, sources broadcast to it."""
+    order = sorted(range(len(target.shape)), key=lambda d: -target.strides[d])
+    strides = [target.strides, *(source.broadcast(target.shape) for source in sources)]
+    return collapse([target.shape[d] for d in order], *([s[d] for d in order] for s in strides))
+
+
+def lower_add(program: Program, node: ir.Node) -> None:
+    """Add, and Sub by a negative multiplier."""
+    a, b = (program.view(value) for value in node.inputs[:2] if value is not None)
+    y = program.view(node.outputs[0])
+    program.fill_border(y)
+    nest = nest_of(y, a, b)
+    spec = Add(
+        nest, a.dtype, b.dtype, attribute(node, "a_zero_point", 0), attribute(node, "b_zero_point", 0),
+        attribute(node, "a_multiplier"), attribute(node, "b_multiplier"), attribute(node, "shift"),
+        attribute(node, "zero_point", 0), parse_format(attribute(node, "format")),
+    )
+    program.call(spec, nest.units, y, a, b)
+
+
+def lower_mul(program: Program, node: ir.Node) -> None:
+    """Mul."""
+    a, b = (program.view(value) for value in node.inputs[:2] if value is not None)
+    y = program.view(node.outputs[0])
+    program.fill_border(y)
+    nest = nest_of(y, a, b)
+    zeros = attribute(node, "a_zero_point", 0), attribute(node, "b_zero_point", 0)
+    spec = Multiply(nest, a.dtype, b.dtype, *zeros, requantize_of(node, scalar=True))
+    scales = [program.parameter(p, f"{node.name}/scale") for p in requantize_inputs(program, node, 2)]
+    program.call(spec, nest.units, y, a, b, *scales)
+
+
+def lower_requantize(program: Program, node: ir.Node) -> None:
+    """Requantize."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    program.fill_border(y)
+    nest = nest_of(y, x)
+    spec = Rescale(nest, x.dtype, attribute(node, "x_zero_point", 0), requantize_of(node, scalar=True))
+    scales = [program.parameter(p, f"{node.name}/scale") for p in requantize_inputs(program, node, 1)]
+    program.call(spec, nest.units, y, x, *scales)
+
+
+def lower_table(program: Program, node: ir.Node) -> None:
+    """Table: 8-bit tables are widened to 256 entries, so that every stored byte is an index."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    table = program.graph.const(node.inputs[1])
+    assert table is not None
+    fmt = parse_format(attribute(node, "x_format"))
+    low, entries = fmt.min, len(table)
+    if fmt.storage.itemsize == 1 and entries < 256:
+        full = np.zeros(256, table.dtype)
+        info = np.iinfo(fmt.storage)
+        full[fmt.min - info.min : fmt.min - info.min + entries] = table
+        table, low, entries = full, int(info.min), 256
+    program.fill_border(y)
+    nest = nest_of(y, x)
+    spec = Lookup(nest, x.dtype, low, entries, y.dtype)
+    program.call(spec, nest.units, y, x, program.parameter(table.astype(y.dtype), f"{node.name}/table"))
+
+
+def _boundary(program: Program, node: ir.Node) -> tuple[float, int]:
+    scale = program.graph.const(node.inputs[1])
+    zero = program.graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
+    assert scale is not None
+    return float(np.float32(scale.item())), 0 if zero is None else int(zero.item())
+
+
+def lower_quantize(program: Program, node: ir.Node) -> None:
+    """QuantizeLinear of a graph input."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    program.fill_border(y)
+    nest = nest_of(y, x)
+    fmt = parse_format(node.outputs[0].metadata_props["qcompiler.format"])
+    scale, zero = _boundary(program, node)
+    program.call(Quantize(nest, scale, zero, fmt), nest.units, y, x)
+
+
+def lower_dequantize(program: Program, node: ir.Node) -> None:
+    """DequantizeLinear to a graph output."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    nest = nest_of(y, x)
+    scale, zero = _boundary(program, node)
+    program.call(Dequantize(nest, scale, zero, x.dtype), nest.units, y, x)

@@ -1,0 +1,288 @@
+"""Lowering of Conv, ConvTranspose and MatMul onto the dense and the depthwise kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.formats import Int, parse_format
+from qcompiler.graph.model import attribute
+from qcompiler.targets.shared.geometry import Window, window_of
+from qcompiler.targets.shared.pack import pack_channels, pack_depthwise, pack_matrix
+from qcompiler.targets.shared.program import Argument, Program, as_int32
+from qcompiler.targets.shared.tile import choose_depthwise_tile, choose_tile
+from qcompiler.targets.shared.tir.dot import Dot, choose_dot
+from qcompiler.targets.shared.tir.matrix import Matrix
+from qcompiler.targets.shared.tir.requantize import Requantize
+from qcompiler.targets.shared.tir.window import Depthwise
+from qcompiler.targets.shared.views import View, channels_last
+
+
+def requantize_of(node: ir.Node, *, scalar: bool = False) -> Requantize:
+    """The requantization that a node's attributes name."""
+    fmt = parse_format(attribute(node, "format"))
+    return Requantize(attribute(node, "arithmetic", "float"), fmt, attribute(node, "zero_point", 0), scalar)
+
+
+def requantize_inputs(program: Program, node: ir.Node, first: int) -> list[NDArray]:
+    """The constant arrays of `*r`."""
+    arrays = [program.graph.const(value) for value in node.inputs[first:]]
+    return [np.asarray(a) if a.dtype == np.float32 else as_int32(a) for a in arrays if a is not None]
+
+
+def format_of(value: ir.Value) -> Int:
+    """Format of an integer value."""
+    return parse_format(value.metadata_props["qcompiler.format"])
+
+
+def feed(
+    program: Program, value: ir.Value, dot: Dot, zero_point: int, border: tuple[tuple[int, int], ...]
+) -> tuple[View, int]:
+    """`value` as the dot product reads it, channels contiguous and with its border; and its zero point there."""
+    view = program.view(value)
+    shift = 0 if not dot.centred else zero_point
+    if dot.activation == "uint8" and view.dtype == "int8":
+        shift = -128
+    code = zero_point - shift
+    channel = len(view.shape) - 1 if len(view.shape) == 2 else 1
+    ready = (
+        view.dtype == dot.activation
+        and shift == 0
+        and (view.strides[channel] == 1 or view.shape[channel] == 1)
+        and covers(view, border, code)
+    )
+    if not ready:
+        order = channels_last(len(view.shape)) if len(view.shape) > 2 else (0, 1)
+        fed = program.scratch(f"{value.name}/fed", dot.activation, view.shape, order, border, code)
+        program.fill_border(fed)
+        program.copy(view, fed, shift)
+        view = fed
+    return view, code
+
+
+def covers(view: View, border: tuple[tuple[int, int], ...], code: int) -> bool:
+    """Whether a view has at least this border, holding this code."""
+    if not any(before or after for before, after in border):
+        return True
+    if not view.border or view.border_code != code:
+        return False
+    return all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(view.border, border, strict=True))
+
+
+def target_of(program: Program, value: ir.Value, channel: int) -> View:
+    """Where a product writes: the value's own view if its channels are contiguous there, else scratch."""
+    view = program.view(value)
+    if view.strides[channel] == 1 or view.shape[channel] == 1:
+        program.fill_border(view)
+        return view
+    order = channels_last(len(view.shape)) if len(view.shape) > 2 else (0, 1)
+    return program.scratch(f"{value.name}/dense", view.dtype, view.shape, order)
+
+
+def settle(program: Program, value: ir.Value, written: View) -> None:
+    """Copy from scratch if `target_of` had to take some."""
+    view = program.view(value)
+    if view is not written:
+        program.fill_border(view)
+        program.copy(written, view)
+
+
+def lower_conv(program: Program, node: ir.Node) -> None:
+    """Conv: depthwise kernel, or dense with groups."""
+    value, weights = node.inputs[0], program.graph.const(node.inputs[1])
+    assert value is not None and weights is not None
+    if weights.ndim == 3:
+        weights = weights[:, :, None, :]
+    convolve(program, node, value, weights, window_of(program.graph, node), attribute(node, "group", 1))
+
+
+def convolve(
+    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int,
+    source: View | None = None,
+) -> None:
+    """weights: [M, C/groups, KH, KW]. `source` stands in for the value's view (transposed convolution)."""
+    fmt, zero_point = format_of(value), attribute(node, "x_zero_point", 0)
+    if source is not None:
+        program.views[str(value.name)], own = source, program.views[str(value.name)]
+    depthwise = groups == window.channels == weights.shape[0] and groups > 1 and fmt.bits <= 8
+    if depthwise:
+        _depthwise(program, node, value, weights, window, zero_point)
+    else:
+        _dense(program, node, value, weights, window, groups, fmt, zero_point)
+    if source is not None:
+        program.views[str(value.name)] = own
+
+
+def _four(view: View) -> View:
+    """[N, C, W] as [N, C, 1, W]."""
+    if len(view.shape) == 4:
+        return view
+    n, c, w = view.shape
+    return replace(view, shape=(n, c, 1, w), strides=(*view.strides[:2], 0, view.strides[2]), border=())
+
+
+def _dense(
+    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int, fmt: Int, zero: int
+) -> None:
+    magnitude = int(np.abs(weights.astype(np.int64)).max(initial=1))
+    span = fmt.max - (fmt.min if fmt.signed else 0)
+    dot = choose_dot(program.machine, max(span, 255 if fmt.signed else 1), magnitude, fmt.bits)
+    x, code = feed(program, value, dot, zero, window.border())
+    y = target_of(program, node.outputs[0], 1)
+    x4, y4 = _four(x), _four(y)
+    m, c, (kh, kw) = weights.shape[0], weights.shape[1], window.kernel
+    merged = groups == 1 and window.dilations[1] == 1 and (x4.strides[3] == c or kw == 1)
+    taps = [(kh, window.dilations[0] * x4.strides[2])]
+    if not merged:
+        taps.append((kw, window.dilations[1] * x4.strides[3]))
+    ordered = weights.reshape(groups, m // groups, c, kh, kw).transpose(0, 1, 3, 4, 2)
+    run = kw * c if merged else c
+    rows = [
+        (window.batch, x4.strides[0], y4.strides[0]),
+        (window.output[0], window.strides[0] * x4.strides[2], y4.strides[2]),
+    ]
+    spec = Matrix(
+        groups=groups, group_x=c, channels=m // groups,
+        rows=tuple(row for row in rows if row[0] > 1),
+        pixels=window.output[1], pixel_x=window.strides[1] * x4.strides[3], pixel_y=y4.strides[3],
+        taps=tuple(tap for tap in taps if tap[0] > 1), run=run, dot=dot, requantize=requantize_of(node),
+        tile=1, vectors=1,
+    )
+    start = x4.origin - window.before[0] * x4.strides[2] - window.before[1] * x4.strides[3]
+    emit_matrix(program, node, spec, ordered.reshape(groups, m // groups, -1, run), x, start, y, code)
+    settle(program, node.outputs[0], y)
+
+
+def emit_matrix(
+    program: Program, node: ir.Node, spec: Matrix, weights: NDArray, x: View, start: int, y: View, zero_point: int
+) -> None:
+    """Choose the tile, pack, call. weights: [groups, channels, taps, run]."""
+    machine = program.machine
+    spec = choose_tile(_merge_rows(spec), machine)
+    bias = program.graph.const(node.inputs[2])
+    assert bias is not None
+    bias = bias.astype(np.int64)
+    if not spec.dot.centred:
+        bias = bias - zero_point * weights.astype(np.int64).sum(axis=(2, 3)).ravel()
+    parameters = [bias.astype(spec.dot.accumulator), *requantize_inputs(program, node, 3)]
+    program.call(
+        spec,
+        spec.units(machine),
+        Argument(x.buffer, start * x.itemsize),
+        y,
+        program.parameter(pack_matrix(weights, spec, machine), f"{node.name}/weights"),
+        *(program.parameter(pack_channels(p, spec.groups, machine.lanes), f"{node.name}/parameters") for p in parameters),
+    )
+
+
+def _merge_rows(spec: Matrix) -> Matrix:
+    """One long row where rows follow each other evenly in x and y."""
+    rows = list(spec.rows)
+    while rows:
+        extent, x_stride, y_stride = rows[-1]
+        single = spec.pixels == 1
+        if not single and (x_stride, y_stride) != (spec.pixels * spec.pixel_x, spec.pixels * spec.pixel_y):
+            break
+        pixel_x, pixel_y = (x_stride, y_stride) if single else (spec.pixel_x, spec.pixel_y)
+        spec = replace(spec, pixels=spec.pixels * extent, pixel_x=pixel_x, pixel_y=pixel_y)
+        rows.pop()
+        spec = replace(spec, rows=tuple(rows))
+    return spec
+
+
+def _depthwise(
+    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, zero: int
+) -> None:
+    view = program.view(value)
+    dot = Dot("plain", view.dtype, "int32", 1)
+    dot_zero = zero
+    x, _ = feed(program, value, replace(dot, activation=view.dtype), dot_zero, window.border())
+    y = target_of(program, node.outputs[0], 1)
+    x4, y4 = _four(x), _four(y)
+    rows = [
+        (window.batch, x4.strides[0], y4.strides[0]),
+        (window.output[0], window.strides[0] * x4.strides[2], y4.strides[2]),
+    ]
+    spec = Depthwise(
+        channels=window.channels,
+        rows=tuple(row for row in rows if row[0] > 1) or ((1, 0, 0),),
+        pixels=window.output[1], stride=window.strides[1], column=x4.strides[3], pixel_y=y4.strides[3],
+        kernel=window.kernel, dilation=window.dilations, row=x4.strides[2], storage=x.dtype,
+        requantize=requantize_of(node), tile=choose_depthwise_tile(window.output[1], window.kernel[1], program.machine),
+        byte_weights=bool(weights.min() >= -128 and weights.max() <= 127),
+    )
+    bias = program.graph.const(node.inputs[2])
+    assert bias is not None
+    folded = bias.astype(np.int64) - zero * weights.astype(np.int64).sum(axis=(1, 2, 3))
+    start = x4.origin - window.before[0] * x4.strides[2] - window.before[1] * x4.strides[3]
+    lanes = program.machine.lanes
+    parameters = [folded.astype(np.int32), *requantize_inputs(program, node, 3)]
+    program.call(
+        spec, spec.units(program.machine), Argument(x.buffer, start * x.itemsize), y,
+        program.parameter(pack_depthwise(weights[:, 0], spec, program.machine), f"{node.name}/weights"),
+        *(program.parameter(pack_channels(p, 1, lanes), f"{node.name}/parameters") for p in parameters),
+    )
+    settle(program, node.outputs[0], y)
+
+
+def lower_conv_transpose(program: Program, node: ir.Node) -> None:
+    """Spread the input with zeros between, then a convolution with the kernel turned around."""
+    graph, value = program.graph, node.inputs[0]
+    weights = graph.const(node.inputs[1])
+    assert value is not None and weights is not None
+    groups, view = attribute(node, "group", 1), program.view(value)
+    spatial = len(view.shape) - 2
+    strides = attribute(node, "strides") or [1] * spatial
+    dilations = attribute(node, "dilations") or [1] * spatial
+    pads = attribute(node, "pads") or [0] * (2 * spatial)
+    zero = attribute(node, "x_zero_point", 0)
+    spread = [(extent - 1) * s + 1 for extent, s in zip(view.shape[2:], strides, strict=True)]
+    before = [d * (k - 1) - p for d, k, p in zip(dilations, weights.shape[2:], pads, strict=False)]
+    pair = (lambda v, fill: (fill, v[0])) if spatial == 1 else (lambda v, fill: (v[0], v[1]))
+    window = Window(
+        rank=len(view.shape), batch=view.shape[0], channels=view.shape[1], input=pair(spread, 1),
+        output=pair(list(program.shape(node.outputs[0])[2:]), 1), kernel=pair(list(weights.shape[2:]), 1),
+        strides=(1, 1), dilations=pair(dilations, 1), before=pair(before, 0),
+    )
+    shape = (*view.shape[:2], *spread)
+    wide = program.scratch(f"{value.name}/spread", view.dtype, shape, channels_last(len(shape)), window.border(), zero)
+    program.fill_border(wide)
+    program.fill(replace(wide, border=()), zero)
+    program.copy(view, wide.window([0] * len(shape), view.shape, [1, 1, *strides]))
+    c, per_group = weights.shape[:2]
+    if spatial == 1:
+        weights = weights[:, :, None, :]
+    kernel = weights.shape[2:]
+    turned = weights.reshape(groups, c // groups, per_group, *kernel)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
+    convolve(program, node, value, turned.reshape(groups * per_group, c // groups, *kernel), window, groups, wide)
+
+
+def lower_matmul(program: Program, node: ir.Node) -> None:
+    """x [..., K] @ w [K, N]: the dense kernel with one pixel a row of x."""
+    value, weights = node.inputs[0], program.graph.const(node.inputs[1])
+    assert value is not None and weights is not None
+    fmt, zero = format_of(value), attribute(node, "x_zero_point", 0)
+    magnitude = int(np.abs(weights.astype(np.int64)).max(initial=1))
+    dot = choose_dot(program.machine, 255 if fmt.signed else fmt.max, magnitude, fmt.bits)
+    view = program.view(value)
+    k, n = weights.shape
+    rows = prod(view.shape[:-1])
+    shift = -128 if dot.activation == "uint8" and view.dtype == "int8" else zero if dot.centred else 0
+    if view.dtype != dot.activation or shift or not view.is_dense():
+        fed = program.scratch(f"{value.name}/fed", dot.activation, view.shape, range(len(view.shape)))
+        program.copy(view, fed, shift)
+        view = fed
+    target = program.view(node.outputs[0])
+    y = target
+    if not target.is_dense():
+        y = program.scratch(f"{node.outputs[0].name}/dense", target.dtype, target.shape, range(len(target.shape)))
+    spec = Matrix(
+        groups=1, group_x=0, channels=n, rows=(), pixels=rows, pixel_x=k, pixel_y=n, taps=(), run=k,
+        dot=dot, requantize=requantize_of(node), tile=1, vectors=1,
+    )
+    emit_matrix(program, node, spec, weights.T.reshape(1, n, 1, k), view, view.origin, y, zero - shift)
+    settle(program, node.outputs[0], y)

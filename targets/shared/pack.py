@@ -1,0 +1,71 @@
+"""Weights and tables as kernels read them, in one blob of constants."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.targets.shared.machine import Machine
+from qcompiler.targets.shared.tir.matrix import Matrix, padded_channels
+from qcompiler.targets.shared.tir.window import Depthwise
+from qcompiler.targets.shared.views import ALIGNMENT, SLACK, Buffer
+
+
+class Constants:
+    """The blob: 64-byte aligned arrays, equal ones stored once."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._known: dict[bytes, int] = {}
+
+    def add(self, array: NDArray, name: str) -> Buffer:
+        """Store an array; returns its place."""
+        data = np.ascontiguousarray(array).tobytes()
+        key = hashlib.sha256(data).digest()
+        if key not in self._known:
+            self._known[key] = self._size
+            padding = -len(data) % ALIGNMENT
+            self._parts += [data, bytes(padding)]
+            self._size += len(data) + padding
+        return Buffer("constant", len(data), name, index=self._known[key])
+
+    def blob(self) -> bytes:
+        """All of it."""
+        return b"".join(self._parts) + bytes(SLACK)
+
+
+def pack_matrix(weights: NDArray, spec: Matrix, machine: Machine) -> NDArray:
+    """weights [groups, channels, taps, run] -> panels [group][block][tap][step][vectors * lanes][dot.group]."""
+    lanes, group = machine.lanes, spec.dot.group
+    groups, channels, taps, run = weights.shape
+    padded = np.zeros((groups, padded_channels(channels, lanes), taps, spec.steps * group), spec.dot.weight)
+    padded[:, :channels, :, :run] = weights
+    width = spec.vectors * lanes
+    panels = []
+    for g in range(groups):
+        for begin in range(0, padded.shape[1], width):
+            block = padded[g, begin : begin + width].reshape(-1, taps, spec.steps, group)
+            panels.append(block.transpose(1, 2, 0, 3).ravel())
+    return np.concatenate(panels)
+
+
+def pack_depthwise(weights: NDArray, spec: Depthwise, machine: Machine) -> NDArray:
+    """weights [channels, KH, KW] -> [block][row group][kx][lanes][group]."""
+    lanes, group = machine.lanes, spec.group(machine)
+    channels, height, width = weights.shape
+    groups = -(-height // group)
+    padded = np.zeros((padded_channels(channels, lanes), groups * group, width), spec.weight_type(machine))
+    padded[:channels, :height] = weights
+    blocks = padded.reshape(-1, lanes, groups, group, width)
+    return blocks.transpose(0, 2, 4, 1, 3).ravel()
+
+
+def pack_channels(values: NDArray, groups: int, lanes: int) -> NDArray:
+    """[M] -> per group padded to whole vectors with zeros."""
+    per_group = np.asarray(values).reshape(groups, -1)
+    padded = np.zeros((groups, padded_channels(per_group.shape[1], lanes)), per_group.dtype)
+    padded[:, : per_group.shape[1]] = per_group
+    return padded.ravel()

@@ -1,0 +1,176 @@
+"""A program: kernel calls in order, on an arena, constants, inputs and outputs.
+
+Built by the rules in `lower_*.py`, one call at a time; lifetimes follow from the calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.graph.model import Graph
+from qcompiler.targets.shared import arena
+from qcompiler.targets.shared.machine import Machine
+from qcompiler.targets.shared.pack import Constants
+from qcompiler.targets.shared.tir.nest import collapse
+from qcompiler.targets.shared.tir.pointwise import Convert, Fill
+from qcompiler.targets.shared.views import Buffer, View, allocate, dense_strides
+
+
+class Spec(Protocol):
+    """What a kernel does, as a hashable value: equal specs share code."""
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """The PrimFunc."""
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A pointer: a buffer and an offset in bytes."""
+
+    buffer: Buffer
+    offset: int = 0
+
+
+@dataclass
+class Call:
+    """kernel(lo, hi, arguments...) over `units` pieces of work."""
+
+    spec: Spec
+    units: int
+    arguments: list[Argument]
+    node: str
+    kernel: str = ""
+
+
+@dataclass
+class Program:
+    """Calls, memory and constants under construction."""
+
+    graph: Graph
+    machine: Machine
+    constants: Constants = field(default_factory=Constants)
+    calls: list[Call] = field(default_factory=list)
+    views: dict[str, View] = field(default_factory=dict)
+    buffers: list[Buffer] = field(default_factory=list)
+    node: str = ""
+    """Name of the node being lowered."""
+    arena_bytes: int = 0
+    arena_bound: int = 0
+
+    # -- values ------------------------------------------------------------------------------------------------
+
+    def shape(self, value: ir.Value) -> tuple[int, ...]:
+        """Static shape."""
+        return self.graph.shape(value)
+
+    def view(self, value: ir.Value) -> View:
+        """Where a value lies; constants are put into the blob in logical order."""
+        assert value.name is not None
+        if value.name not in self.views:
+            array = self.graph.const(value)
+            assert array is not None, f"{value.name} has no place"
+            self.views[value.name] = self.constant(array, value.name)
+        return self.views[value.name]
+
+    def constant(self, array: NDArray, name: str) -> View:
+        """A view of an array in the blob."""
+        buffer = self.constants.add(array, name)
+        return View(buffer, str(array.dtype), array.shape, dense_strides(array.shape))
+
+    def scratch(
+        self, name: str, dtype: str, shape: Sequence[int], order: Sequence[int],
+        border: Sequence[tuple[int, int]] = (), border_code: int = 0,
+    ) -> View:
+        """Memory that lives from its first to its last use."""
+        view = allocate(name, dtype, shape, order, border, border_code)
+        self.buffers.append(view.buffer)
+        return view
+
+    # -- calls -------------------------------------------------------------------------------------------------
+
+    def call(self, spec: Spec, units: int, *arguments: Argument | View) -> None:
+        """Append a kernel call; views stand for the address of their first element."""
+        pointers = [
+            Argument(a.buffer, a.origin * a.itemsize) if isinstance(a, View) else a for a in arguments
+        ]
+        for pointer in pointers:
+            pointer.buffer.touch(len(self.calls))
+        self.calls.append(Call(spec, units, pointers, self.node))
+
+    def parameter(self, array: NDArray, name: str) -> Argument:
+        """A constant array as a pointer argument."""
+        return Argument(self.constants.add(array, name))
+
+    def copy(self, source: View, target: View, zero_point: int = 0) -> None:
+        """target = source - zero_point, converting the storage."""
+        order = sorted(range(len(target.shape)), key=lambda d: -target.strides[d])
+        nest = collapse(
+            [target.shape[d] for d in order],
+            [target.strides[d] for d in order],
+            [source.broadcast(target.shape)[d] for d in order],
+        )
+        self.call(Convert(nest, source.dtype, target.dtype, zero_point), nest.units, target, source)
+
+    def fill(self, target: View, code: int) -> None:
+        """Every element = code."""
+        order = sorted(range(len(target.shape)), key=lambda d: -target.strides[d])
+        nest = collapse([target.shape[d] for d in order], [target.strides[d] for d in order])
+        self.call(Fill(nest, target.dtype, code), nest.units, target)
+
+    def fill_border(self, view: View) -> None:
+        """Write border_code into the border cells, slab by slab."""
+        if not any(before or after for before, after in view.border):
+            return
+        starts = [0] * len(view.shape)
+        shape = list(view.shape)
+        # Outer dimensions in memory take whole slabs, inner ones only what those leave.
+        order = sorted(range(len(shape)), key=lambda d: -view.strides[d])
+        full = {d: (-view.border[d][0], view.shape[d] + sum(view.border[d])) for d in order}
+        for d in order:
+            before, after = view.border[d]
+            for begin, extent in ((-before, before), (view.shape[d], after)):
+                if extent:
+                    box_start, box_shape = list(starts), list(shape)
+                    for inner in order[order.index(d) + 1 :]:
+                        box_start[inner], box_shape[inner] = full[inner]
+                    box_start[d], box_shape[d] = begin, extent
+                    self.fill(view.window(box_start, box_shape), view.border_code)
+
+    # -- finishing ---------------------------------------------------------------------------------------------
+
+    def finish(self) -> None:
+        """Name kernels, place the arena."""
+        names: dict[Spec, str] = {}
+        for call in self.calls:
+            if call.spec not in names:
+                names[call.spec] = f"qc_{type(call.spec).__name__.lower()}_{len(names)}"
+            call.kernel = names[call.spec]
+        used = [buffer for buffer in self.buffers if buffer.first >= 0]
+        self.arena_bytes = arena.place(used)
+        self.arena_bound = arena.lower_bound(used)
+
+    def kernels(self) -> dict[str, Any]:
+        """Kernel name -> PrimFunc, every spec once."""
+        functions: dict[str, Any] = {}
+        for call in self.calls:
+            if call.kernel not in functions:
+                functions[call.kernel] = call.spec.build(call.kernel, self.machine)
+        return functions
+
+
+def strides_for(view: View, order: Sequence[int]) -> list[int]:
+    """Strides in memory order."""
+    return [view.strides[d] for d in order]
+
+
+def as_int32(array: NDArray) -> NDArray[np.int32]:
+    """Checked narrowing of parameters."""
+    narrow = np.asarray(array).astype(np.int32)
+    assert np.array_equal(narrow, array), "a parameter does not fit int32"
+    return narrow
