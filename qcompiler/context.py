@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from qcompiler.assignment import Assignment
     from qcompiler.calibrate.data import Samples
     from qcompiler.calibrate.statistics import Statistics
+    from qcompiler.graph.model import Graph
     from qcompiler.target import Capabilities
 
 
@@ -34,6 +36,10 @@ class Context:
     capabilities: Capabilities | None = None
     samples: Samples | None = None
     statistics: Statistics | None = None
+    assignment: Assignment | None = None
+    """Decisions about formats and ranges, until insert_qdq writes them into the graph."""
+    float_graph: Graph | None = None
+    """The float graph that the QDQ graph came from, for passes that compare with it."""
     seed: int = 0
     progress: Callable[[str, int, int], None] = _silent
     """progress(stage, done, total); total 0 when unknown."""

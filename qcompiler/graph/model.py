@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
+import onnx_ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError
@@ -30,7 +30,7 @@ class Graph:
     `path` is where it came from, for error messages.
     """
 
-    def __init__(self, model: ir.Model, path: str | Path = "model") -> None:
+    def __init__(self, model: onnx_ir.Model, path: str | Path = "model") -> None:
         self.model = model
         self.path = str(path)
 
@@ -39,13 +39,13 @@ class Graph:
     @classmethod
     def parse(cls, text: str, **constants: Any) -> Graph:
         """From ONNX's text form; `constants` turn graph inputs of these names into initializers."""
-        graph = cls(ir.from_onnx_text(text))
+        graph = cls(onnx_ir.from_onnx_text(text))
         inputs = {value.name: value for value in graph.inputs}
         for name, array in constants.items():
             value = inputs[name]
             graph.ir.inputs.remove(value)
-            value.const_value = ir.tensor(np.asarray(array), name=name)
-            value.shape = ir.Shape(np.shape(array))
+            value.const_value = onnx_ir.tensor(np.asarray(array), name=name)
+            value.shape = onnx_ir.Shape(np.shape(array))
             graph.ir.register_initializer(value)
         return graph
 
@@ -55,26 +55,26 @@ class Graph:
 
     def to_proto(self) -> onnx.ModelProto:
         """The ONNX ModelProto."""
-        return ir.to_proto(self.model)
+        return onnx_ir.to_proto(self.model)
 
     def save(self, path: str | Path) -> None:
         """Write the .onnx file."""
-        ir.save(self.model, path)
+        onnx_ir.save(self.model, path)
 
     # -- looking -----------------------------------------------------------------------------------------------
 
     @property
-    def ir(self) -> ir.Graph:
+    def ir(self) -> onnx_ir.Graph:
         """The onnx_ir graph."""
         return self.model.graph
 
     @property
-    def inputs(self) -> list[ir.Value]:
+    def inputs(self) -> list[onnx_ir.Value]:
         """Graph inputs that are not initializers."""
         return [value for value in self.ir.inputs if not value.is_initializer()]
 
     @property
-    def outputs(self) -> list[ir.Value]:
+    def outputs(self) -> list[onnx_ir.Value]:
         """Graph outputs."""
         return list(self.ir.outputs)
 
@@ -83,7 +83,7 @@ class Graph:
         """Version of the default operator set."""
         return int(self.ir.opset_imports.get("", 0))
 
-    def nodes(self, *op_types: str, domain: str | None = None) -> list[ir.Node]:
+    def nodes(self, *op_types: str, domain: str | None = None) -> list[onnx_ir.Node]:
         """Nodes in topological order, of the given types if any; a list, so the graph may change meanwhile."""
         return [
             node
@@ -91,32 +91,32 @@ class Graph:
             if (not op_types or node.op_type in op_types) and (domain is None or node.domain == domain)
         ]
 
-    def value(self, name: str) -> ir.Value:
+    def value(self, name: str) -> onnx_ir.Value:
         """The value called `name`. Raises ModelError."""
         for value in self.values():
             if value.name == name:
                 return value
         raise ModelError(f"no value is called `{name}`.", where=self.path)
 
-    def values(self) -> Iterable[ir.Value]:
+    def values(self) -> Iterable[onnx_ir.Value]:
         """Every input, initializer and node output."""
         yield from self.inputs
         yield from self.ir.initializers.values()
         for node in self.ir:
             yield from (value for value in node.outputs if value.name)
 
-    def const(self, value: ir.Value | None) -> NDArray | None:
+    def const(self, value: onnx_ir.Value | None) -> NDArray | None:
         """The array behind an initializer, or None. Do not write into it."""
         if value is None or value.const_value is None or not value.is_initializer():
             return None
         return value.const_value.numpy()
 
-    def sole_user(self, value: ir.Value) -> ir.Node | None:
+    def sole_user(self, value: onnx_ir.Value) -> onnx_ir.Node | None:
         """The one node that reads `value`, or None if there are more, none, or it is a graph output."""
         users = {use.node for use in value.uses()}
         return users.pop() if len(users) == 1 and not value.is_graph_output() else None
 
-    def shape(self, value: ir.Value) -> tuple[int, ...]:
+    def shape(self, value: onnx_ir.Value) -> tuple[int, ...]:
         """The static shape. Raises ModelError when it is unknown or dynamic."""
         if value.shape is None or any(not isinstance(d, int) for d in value.shape):
             raise ModelError(
@@ -137,45 +137,59 @@ class Graph:
             name = f"{base}_{i}"
         return name
 
-    def add_const(self, name: str, array: NDArray) -> ir.Value:
+    def add_const(self, name: str, array: NDArray) -> onnx_ir.Value:
         """A new initializer; `name` is made unique."""
-        return self.add_tensor(name, ir.tensor(np.ascontiguousarray(array)))
+        return self.add_tensor(name, onnx_ir.tensor(np.asarray(array, order="C")))
 
-    def add_tensor(self, name: str, tensor: Any) -> ir.Value:
+    def add_tensor(self, name: str, tensor: Any) -> onnx_ir.Value:
         """A new initializer from an onnx_ir tensor (for element types that numpy lacks)."""
-        value = ir.Value(
+        value = onnx_ir.Value(
             name=self.fresh_name(name),
-            shape=ir.Shape(tensor.shape),
-            type=ir.TensorType(tensor.dtype),
+            shape=onnx_ir.Shape(tensor.shape),
+            type=onnx_ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
         self.ir.register_initializer(value)
         return value
 
-    def set_const(self, value: ir.Value, array: NDArray) -> None:
+    def set_const(self, value: onnx_ir.Value, array: NDArray) -> None:
         """Replace the tensor of an initializer, for all its users."""
-        value.const_value = ir.tensor(np.ascontiguousarray(array), name=value.name)
-        value.shape = ir.Shape(np.shape(array))
-        value.type = ir.TensorType(value.const_value.dtype)
+        value.const_value = onnx_ir.tensor(np.asarray(array, order="C"), name=value.name)
+        value.shape = onnx_ir.Shape(np.shape(array))
+        value.type = onnx_ir.TensorType(value.const_value.dtype)
+
+    def set_input_const(self, node: onnx_ir.Node, index: int, array: NDArray, *, name: str | None = None) -> None:
+        """Let input `index` of `node` be the constant `array`; other readers of the old value keep it.
+
+        The old initializer keeps its name when nothing else reads it; an absent input is added.
+        """
+        if len(node.inputs) <= index:
+            node.resize_inputs(index + 1)
+        old = node.inputs[index]
+        if old is not None and self.const(old) is not None and self.sole_user(old) is node and name is None:
+            self.set_const(old, array)
+        else:
+            base = name or (f"{old.name}_own" if old is not None else f"{node.outputs[0].name}_input{index}")
+            node.replace_input_with(index, self.add_const(base, array))
 
     def add_node(
         self,
         op_type: str,
-        inputs: Sequence[ir.Value | None],
+        inputs: Sequence[onnx_ir.Value | None],
         attributes: Mapping[str, Any] | None = None,
         *,
-        before: ir.Node | None = None,
-        after: ir.Node | None = None,
+        before: onnx_ir.Node | None = None,
+        after: onnx_ir.Node | None = None,
         domain: str = "",
         name: str | None = None,
         outputs: Sequence[str] | int = 1,
-        like: ir.Value | None = None,
-    ) -> ir.Node:
+        like: onnx_ir.Value | None = None,
+    ) -> onnx_ir.Node:
         """A new node, placed before or after another, else at the end.
 
         outputs: names, or how many; `like` gives shape and element type to the first output.
         """
-        node = ir.node(
+        node = onnx_ir.node(
             op_type,
             inputs,
             attributes=attributes,
@@ -184,8 +198,8 @@ class Graph:
             name=name,
         )
         names = [None] * outputs if isinstance(outputs, int) else outputs
-        for value, given in zip(node.outputs, names, strict=True):
-            value.name = self.fresh_name(given or f"{name or op_type}_out")
+        for i, (value, given) in enumerate(zip(node.outputs, names, strict=True)):
+            value.name = self.fresh_name(given or f"{name or op_type}_out{i or ''}")
         if like is not None:
             node.outputs[0].shape, node.outputs[0].type = like.shape, like.type
         if before is not None:
@@ -198,7 +212,7 @@ class Graph:
             self.model.opset_imports[domain] = 1
         return node
 
-    def replace_uses(self, old: ir.Value, new: ir.Value) -> None:
+    def replace_uses(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         """Every reader of `old`, graph outputs included, reads `new` instead; output names stay."""
         if old.is_graph_output():
             if new.is_graph_input() or new.is_initializer() or new.is_graph_output():
@@ -208,11 +222,11 @@ class Graph:
             new.shape, new.type = new.shape or old.shape, new.type or old.type
         old.replace_all_uses_with(new, replace_graph_outputs=True)
 
-    def remove(self, *nodes: ir.Node) -> None:
+    def remove(self, *nodes: onnx_ir.Node) -> None:
         """Remove nodes that nothing reads."""
         self.ir.remove(list(nodes), safe=True)
 
-    def bypass(self, node: ir.Node, value: ir.Value) -> None:
+    def bypass(self, node: onnx_ir.Node, value: onnx_ir.Value) -> None:
         """Readers of `node`'s first output read `value`; the node goes."""
         self.replace_uses(node.outputs[0], value)
         self.remove(node)
@@ -252,7 +266,7 @@ class Graph:
         return digest.hexdigest()
 
 
-def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
+def attribute(node: onnx_ir.Node, name: str, default: Any = None) -> Any:
     """An attribute as a plain Python value (lists as lists, tensors as arrays)."""
     found = node.attributes.get(name)
     if found is None or found.value is None:
@@ -260,9 +274,18 @@ def attribute(node: ir.Node, name: str, default: Any = None) -> Any:
     value = found.value
     if isinstance(value, tuple | list):
         return list(value)
-    return value.numpy() if isinstance(value, ir.TensorProtocol) else value
+    return value.numpy() if isinstance(value, onnx_ir.TensorProtocol) else value
 
 
-def attributes(node: ir.Node) -> dict[str, Any]:
+def set_attributes(node: onnx_ir.Node, **values: Any) -> None:
+    """Set attributes from plain Python values; None removes one."""
+    for name, value in values.items():
+        if value is None:
+            node.attributes.pop(name, None)
+        else:
+            node.attributes[name] = onnx_ir.convenience.convert_attribute(name, value)
+
+
+def attributes(node: onnx_ir.Node) -> dict[str, Any]:
     """All attributes as plain Python values."""
     return {name: attribute(node, name) for name in node.attributes}

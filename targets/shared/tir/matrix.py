@@ -52,6 +52,10 @@ class Matrix:
             size *= extent
         return size
 
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, x, y, w, bias, requantization...)."""
+        return matrix_kernel(name, self, machine)
+
     def units(self, machine: Machine) -> int:
         """How many pieces of work threads may share."""
         blocks = -(-self.channels // (self.vectors * machine.lanes))

@@ -1,0 +1,42 @@
+# Every target works alone on a fresh machine with Python 3.10 to 3.13 and a C compiler: it makes .venv first.
+#   make demo PYTHON=python3.12      to choose the interpreter of a new .venv
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
+INSTALLED := $(VENV)/.installed
+DEVELOPMENT := $(VENV)/.installed-dev
+
+.PHONY: demo test lint types docs
+
+demo: $(INSTALLED)
+	$(RUN) -m examples.ocr_cls.demo $(ARGS)
+
+test: $(INSTALLED)
+	$(RUN) -m pytest tests $(ARGS)
+
+lint: $(DEVELOPMENT) types
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+
+docs: $(INSTALLED)
+	$(RUN) docs/build.py
+
+# mypy and editors see the rooms where they import from: as parts of the package.
+types:
+	@rm -rf build/types && mkdir -p build/types/qcompiler
+	@for part in qcompiler/* passes targets runtime; do \
+	    case $$part in *__pycache__) ;; *) ln -s "$(CURDIR)/$$part" build/types/qcompiler/ ;; esac; done
+
+$(RUN):
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 10) <= sys.version_info < (3, 14) else "Python 3.10 to 3.13 is needed; say make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(RUN)
+	$(PIP) -e '.[test,images]'
+	@touch $@
+
+$(DEVELOPMENT): $(INSTALLED)
+	$(PIP) -e '.[test,images,dev]'
+	@touch $@

@@ -1,0 +1,173 @@
+"""Correct biases so that every layer's output has, on average, the mean of the float model's.
+
+Quantized weights and inputs shift the mean of a layer's output, channel by channel, and the shifts add up along the
+network. For each layer y = W x + b, in topological order, b += E[y_float] - E[y_quantized] over the calibration data
+and all positions, where y_quantized comes from the quantized network whose earlier layers are corrected already.
+
+The layers are taken in `groups` runs over the data; within a group corrections are simultaneous. If the error of the
+network's outputs on the calibration data does not shrink, the biases stay as they were.
+
+Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.2, the
+empirical form of appendix D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler import assignment as decisions
+from qcompiler.calibrate.statistics import with_outputs
+from qcompiler.context import Context
+from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.execute.ort import Session
+from qcompiler.graph import qdq
+from qcompiler.graph.model import Graph
+from qcompiler.graph.stages import Stage
+
+STAGE = (Stage.QDQ, Stage.QDQ)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    groups: int = 64
+    """Runs over the data; more is more exact and slower."""
+    samples: int = 64
+    """Calibration samples that are used."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A node with weights: `output` is the value that holds W x + b, before any Relu."""
+
+    name: str
+    output: str
+    bias_node: ir.Node
+    bias_index: int
+
+
+def run(graph: Graph, options: Options, context: Context) -> Graph:
+    """Change bias constants in place. Raises RecipeError outside a pipeline, CalibrationError without data."""
+    reference = context.float_graph
+    if reference is None:
+        raise RecipeError("it needs the float graph.", where="bias_correction", hint="Run it right after insert_qdq.")
+    if context.samples is None:
+        raise CalibrationError("it needs calibration data.", where="bias_correction")
+    layers = find_layers(graph)
+    known = {value.name for value in reference.values()}
+    layers = [layer for layer in layers if layer.output in known or layer.output.removesuffix("_float") in known]
+    if not layers:
+        return graph
+    wanted = means(reference, [layer.output if layer.output in known else layer.output.removesuffix("_float")
+                               for layer in layers], context, options.samples)
+    targets = dict(zip((layer.output for layer in layers), wanted, strict=True))
+    original = {layer.name: graph.const(_bias_constant(layer)) for layer in layers}
+    before = output_error(graph, reference, context, options.samples)
+    runs = np.array_split(np.arange(len(layers)), min(options.groups, len(layers)))
+    for i, members in enumerate(runs):
+        group = [layers[j] for j in members]
+        for layer, mean in zip(group, means(graph, [g.output for g in group], context, options.samples), strict=True):
+            shift_bias(graph, layer, targets[layer.output] - mean)
+        context.progress("bias correction", i + 1, len(runs))
+    after = output_error(graph, reference, context, options.samples)
+    context.facts["bias_correction"] = {"error_before": before, "error_after": after, "kept": after < before}
+    if not after < before:
+        for layer in layers:
+            array = original[layer.name]
+            assert array is not None
+            graph.set_const(_bias_constant(layer), array)
+        context.note("bias_correction", f"undone: output error would go from {before:.4g} to {after:.4g}")
+    return graph
+
+
+def find_layers(graph: Graph) -> list[Layer]:
+    """Layers of a QDQ graph whose bias is a constant that nothing else reads, in topological order."""
+    layers = []
+    for node in graph.nodes(*decisions.WEIGHTED):
+        if qdq.quantizer_of(graph, node.inputs[1]) is None:
+            continue
+        at, index = node, 2
+        if node.op_type == "MatMul":
+            user = graph.sole_user(node.outputs[0])
+            if user is None or user.op_type != "Add":
+                continue
+            at, index = user, 0 if user.inputs[1] is node.outputs[0] else 1
+        layer = Layer(node.name or "", at.outputs[0].name or "", at, index)
+        if len(at.inputs) <= index or at.inputs[index] is None:
+            continue
+        bias = at.inputs[index]
+        made = bias.producer()
+        if made is None and graph.const(bias) is not None or made is not None and qdq.read_bias(graph, made):
+            layers.append(layer)
+    return layers
+
+
+def _bias_constant(layer: Layer) -> ir.Value:
+    """The initializer that holds a layer's bias: int32 codes or float32 values."""
+    value = layer.bias_node.inputs[layer.bias_index]
+    assert value is not None
+    made = value.producer()
+    return value if made is None else made.inputs[0]
+
+
+def shift_bias(graph: Graph, layer: Layer, shift: NDArray) -> None:
+    """Add `shift` float [M] to a layer's bias, rounded to its codes if it has them."""
+    constant = _bias_constant(layer)
+    array = graph.const(constant)
+    assert array is not None
+    made = layer.bias_node.inputs[layer.bias_index].producer()  # type: ignore[union-attr]
+    if made is None:
+        graph.set_const(constant, (array + shift.reshape(array.shape)).astype(np.float32))
+        return
+    found = qdq.read_bias(graph, made)
+    assert found is not None
+    codes, scale = found
+    moved = codes + np.rint(shift / scale.astype(np.float64))
+    # A layer so far off that its bias would leave 30 bits keeps what fits.
+    graph.set_const(constant, np.clip(moved, -(2**30), 2**30).astype(np.int32))
+
+
+def means(graph: Graph, names: Iterable[str], context: Context, limit: int) -> list[NDArray[np.float64]]:
+    """Mean of values over samples, batch and positions: float64 [C] each (channels are axis 1, or the last of 2-D and
+    of MatMul's outputs)."""
+    names = list(names)
+    copy = with_outputs(graph, names)
+    values = list(copy.ir.outputs)
+    copy.ir.outputs.clear()
+    for value in values:
+        rank = len(graph.shape(value))
+        made = value.producer()
+        last = made is not None and made.op_type in ("Add", "MatMul", "Gemm")
+        axes = [axis for axis in range(rank) if axis != (rank - 1 if last else 1)]
+        constant = copy.add_const(f"{value.name}_axes", np.array(axes, np.int64))
+        node = copy.add_node("ReduceMean", [value, constant], {"keepdims": 0}, name=f"{value.name}/mean")
+        node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+        copy.ir.outputs.append(node.outputs[0])
+    session = Session(copy)
+    sums: list[NDArray[np.float64]] = [np.zeros(()) for _ in names]
+    count = 0
+    assert context.samples is not None
+    for sample in context.samples:
+        if count == limit:
+            break
+        sums = [a + b.astype(np.float64) for a, b in zip(sums, session.run(sample), strict=True)]
+        count += 1
+    return [total / count for total in sums]
+
+
+def output_error(graph: Graph, reference: Graph, context: Context, limit: int) -> float:
+    """Squared error of the outputs over the calibration data, relative to the float outputs' energy."""
+    sessions = Session(graph), Session(reference)
+    error = energy = 0.0
+    assert context.samples is not None
+    for index, sample in enumerate(context.samples):
+        if index == limit:
+            break
+        for got, want in zip(*(session.run(sample) for session in sessions), strict=True):
+            error += float(np.sum((got - want) ** 2, dtype=np.float64))
+            energy += float(np.sum(want**2, dtype=np.float64))
+    return error / max(energy, 1e-30)

@@ -1,0 +1,236 @@
+"""Choose the format of every value by rules; leave an Assignment in the context.
+
+1. `precision` gives the formats of weights (symmetric, per output channel, narrow at 8 bits) and activations
+   (asymmetric, unsigned, per tensor).
+2. Below 8 bits the first and last weighted layers, and the values they read, stay at 8 bits (`keep_first_last`).
+3. Rules refine it; the last one that matches a node wins, key by key. `activation` is the format of what the node
+   writes (for a matched graph input: of that input).
+4. Nodes that `exclude` matches, and the values they read and write, get `exclude_bits`.
+5. Values that must share parameters get the widest format among them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+
+from qcompiler import assignment as decisions
+from qcompiler.assignment import WEIGHTED, Assignment
+from qcompiler.calibrate.ranges import METHODS
+from qcompiler.context import Context
+from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.formats import Int, QuantSpec, parse_format
+from qcompiler.graph.model import Graph
+from qcompiler.graph.stages import Stage
+
+STAGE = (Stage.FLOAT, Stage.FLOAT)
+RULE_KEYS = ("match", "op_type", "weight", "activation", "method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    precision: str = "w8a8"
+    """Bits of weights and activations."""
+    keep_first_last: bool = True
+    """Below 8 bits, keep the first and the last weighted layer at 8 bits."""
+    exclude: tuple[str, ...] = ()
+    """Regular expressions of node names that are not quantized below `exclude_bits`."""
+    exclude_bits: int = 8
+    """8, or 16 (activations only; weights then have 8)."""
+    symmetric: bool = False
+    """Signed activations with zero point 0."""
+    power_of_two: bool = False
+    """Scales of activations and weights are powers of two."""
+    rules: tuple[Mapping[str, Any], ...] = ()
+    """Tables with `match` (regular expression of node names) and/or `op_type`, and `weight`, `activation`, `method`."""
+
+
+def parse_precision(text: str) -> tuple[int, int]:
+    """Bits of weights and activations: 'w4a8' -> (4, 8). Raises RecipeError."""
+    match = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
+    bits = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not all(b in (2, 3, 4, 5, 6, 7, 8, 16) for b in bits):
+        raise RecipeError(
+            f"`{text}` is not a precision.", where="precision", hint="It looks like w8a8, with 2 to 8 or 16 bits each."
+        )
+    return bits
+
+
+def weight_token(bits: int) -> str:
+    """Format of weights of so many bits: narrow at 8, so that the accumulator of two products cannot saturate."""
+    return "int8n" if bits == 8 else f"int{bits}"
+
+
+def activation_token(bits: int, symmetric: bool = False) -> str:
+    """Format of activations of so many bits."""
+    return f"int{bits}" if symmetric else f"uint{bits}"
+
+
+def run(graph: Graph, options: Options, context: Context) -> Graph:
+    """Leave `context.assignment`. Raises RecipeError (bad rule), UnsupportedError (bits that the target lacks)."""
+    weight_bits, activation_bits = parse_precision(options.precision)
+    rules = [_checked(rule, i) for i, rule in enumerate(options.rules)]
+    excluded = [_compiled(pattern, "exclude") for pattern in options.exclude]
+    weighted = [node for node in graph.nodes(*WEIGHTED) if decisions.weight_of(graph, node) is not None]
+    ends = {weighted[0], weighted[-1]} if weighted and options.keep_first_last else set()
+
+    weights: dict[str, str] = {}
+    activations: dict[str, str] = {}
+    result = Assignment()
+    scale_type = "power_of_two" if options.power_of_two else "float32"
+    saturating = not (options.symmetric or options.power_of_two)
+    names = decisions.activations(graph, saturating=saturating)
+    quantized = set(names)
+    for name in names:
+        activations[name] = activation_token(activation_bits, options.symmetric)
+    for node in weighted:
+        weights[_weight_name(graph, node)] = weight_token(weight_bits)
+    for node in ends:
+        _widen(graph, node, weights, activations, quantized, 8, options.symmetric, outputs=False)
+    for subject in (*graph.inputs, *graph.nodes()):
+        _apply_rules(graph, subject, rules, weights, activations, quantized, result)
+    for node in graph.nodes():
+        if any(pattern.search(node.name or "") for pattern in excluded):
+            _widen(graph, node, weights, activations, quantized, options.exclude_bits, options.symmetric, outputs=True)
+
+    result.groups = decisions.shared_groups(graph)
+    for group in result.groups:
+        members = [name for name in group if name in activations]
+        widest = max((activations[name] for name in members), key=lambda token: parse_format(token).bits, default="")
+        activations.update(dict.fromkeys(members, widest))
+    for name, token in activations.items():
+        fmt = parse_format(token)
+        result.activations[name] = QuantSpec(fmt, scale_type=scale_type, symmetric=options.symmetric and fmt.signed)
+    for node in weighted:
+        value = decisions.weight_of(graph, node)
+        assert value is not None
+        spec = decisions.weight_spec(node, len(graph.shape(value)), weights[value.name or ""])
+        result.constants[value.name or ""] = QuantSpec(spec.format, spec.granularity, scale_type, symmetric=True)
+    _assign_operands(graph, weighted, result)
+    _check_capabilities(graph, weighted, result, context)
+    context.assignment = result
+    return graph
+
+
+def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
+    where = f"rule {index + 1}"
+    unknown = sorted(set(rule) - set(RULE_KEYS))
+    if unknown:
+        raise RecipeError(f"no key `{unknown[0]}`.", where=where, hint=f"Keys are {', '.join(RULE_KEYS)}.")
+    if not {"match", "op_type"} & set(rule):
+        raise RecipeError("it matches nothing.", where=where, hint="Give `match` or `op_type`.")
+    for key in ("weight", "activation"):
+        if key in rule:
+            parse_format(rule[key])
+    if rule.get("method", "minmax") not in METHODS:
+        raise RecipeError(f"`{rule['method']}` is no range method.", where=where, hint=f"Known: {', '.join(METHODS)}.")
+    checked = dict(rule)
+    checked["match"] = _compiled(rule.get("match", ""), where)
+    return checked
+
+
+def _compiled(pattern: str, where: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise RecipeError(f"`{pattern}` is not a regular expression ({error}).", where=where) from error
+
+
+def _weight_name(graph: Graph, node: ir.Node) -> str:
+    value = decisions.weight_of(graph, node)
+    return (value.name or "") if value is not None else ""
+
+
+def _written(graph: Graph, node: ir.Node, quantized: set[str]) -> list[str]:
+    """Names of the quantized values that hold what `node` writes: behind its bias and fused clip."""
+    add = decisions.bias_add(graph, node)
+    node = add if add is not None else node
+    clip = decisions.fused_clip(graph, node)
+    names = [value.name or "" for value in node.outputs]
+    if clip is not None:
+        names.append(clip.outputs[0].name or "")
+    return [name for name in names if name in quantized]
+
+
+def _widen(
+    graph: Graph,
+    node: ir.Node,
+    weights: dict[str, str],
+    activations: dict[str, str],
+    quantized: set[str],
+    bits: int,
+    symmetric: bool,
+    *,
+    outputs: bool,
+) -> None:
+    """Give a node's weight at least 8 bits and the values it reads (and writes) at least `bits`."""
+    weight = _weight_name(graph, node)
+    if weight in weights and parse_format(weights[weight]).bits < 8:
+        weights[weight] = weight_token(8)
+    names = [value.name or "" for value in node.inputs if value is not None and value.name in quantized]
+    names += _written(graph, node, quantized) if outputs else []
+    for name in names:
+        if parse_format(activations[name]).bits < bits:
+            activations[name] = activation_token(bits, symmetric)
+
+
+def _apply_rules(
+    graph: Graph,
+    subject: ir.Node | ir.Value,
+    rules: list[dict[str, Any]],
+    weights: dict[str, str],
+    activations: dict[str, str],
+    quantized: set[str],
+    result: Assignment,
+) -> None:
+    is_node = isinstance(subject, ir.Node)
+    for rule in rules:
+        if "op_type" in rule and (not is_node or subject.op_type != rule["op_type"]):  # type: ignore[union-attr]
+            continue
+        if not rule["match"].search(subject.name or ""):
+            continue
+        written = _written(graph, subject, quantized) if is_node else [subject.name or ""]  # type: ignore[arg-type]
+        if "activation" in rule:
+            activations.update({name: rule["activation"] for name in written if name in activations})
+        if "method" in rule:
+            result.methods.update(dict.fromkeys(written, rule["method"]))
+        weight = _weight_name(graph, subject) if is_node else ""  # type: ignore[arg-type]
+        if "weight" in rule and weight in weights:
+            weights[weight] = rule["weight"]
+
+
+def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment) -> None:
+    """Constants beside activations (x + c, x * c, Concat, PRelu's slope stays float): the format of the other side."""
+    for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max", "Pow"):
+        if node in weighted or any(decisions.bias_add(graph, w) is node for w in weighted if w.op_type == "MatMul"):
+            continue
+        formats = [result.activations[v.name] for v in node.inputs if v is not None and v.name in result.activations]
+        for value in node.inputs:
+            if value is None or not decisions.is_float(value) or graph.const(value) is None or not formats:
+                continue
+            widest = max(formats, key=lambda spec: spec.format.bits)
+            fmt = widest.format if widest.format.bits >= 8 else Int(8, signed=widest.format.signed)
+            result.constants[value.name or ""] = QuantSpec(fmt, symmetric=widest.symmetric)
+
+
+def _check_capabilities(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:
+    if context.capabilities is None:
+        return
+    names = {_weight_name(graph, node): node for node in weighted}
+    for what, specs, offered in (
+        ("weights", {n: result.constants[n] for n in names}, context.capabilities.weight_bits),
+        ("activations", result.activations, context.capabilities.activation_bits),
+    ):
+        lacking = {name: spec.format.bits for name, spec in specs.items() if spec.format.bits not in offered}
+        if lacking:
+            name, bits = next(iter(lacking.items()))
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise UnsupportedError(
+                f"the target has no {bits}-bit {what} (`{name}`{more}).",
+                where=graph.path,
+                hint=f"It offers {', '.join(map(str, offered))} bits; choose another --precision.",
+            )

@@ -1,0 +1,155 @@
+"""Respell the quantizers of a QDQ graph for other tools; every form means the same, bit for bit.
+
+qcdq       QuantizeLinear, Clip on the codes, DequantizeLinear, in 8- and 16-bit storage: what insert_qdq writes
+standard   formats of 4 bits (and 2 bits, from operator set 25) as ONNX's own types, the others as qcdq
+functions  one node `qcompiler::FakeQuantize(x, scale, zero_point)` a quantizer, with a function body of standard
+           operators in the model, so that it runs in any runtime; constants stay float, on the grid of their format
+
+Biases are int32 DequantizeLinear in every form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from qcompiler.context import Context
+from qcompiler.errors import RecipeError
+from qcompiler.formats import Int, QuantParams
+from qcompiler.graph import qdq
+from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.graph.stages import Stage
+from qcompiler.quantizer import dequantize
+
+STAGE = (Stage.QDQ, Stage.QDQ)
+FORMS = ("qcdq", "standard", "functions")
+TWO_BIT_OPSET = 25
+
+BODY = f"""
+<domain: "{DOMAIN}", opset_import: ["": 21]>
+{qdq.FAKE_QUANTIZE} <axis, minimum, maximum, format> (x, scale, zero_point) => (y) {{
+    codes = QuantizeLinear <axis: int = @axis> (x, scale, zero_point)
+    low = Constant <value_int: int = @minimum> ()
+    high = Constant <value_int: int = @maximum> ()
+    lowest = CastLike (low, zero_point)
+    highest = CastLike (high, zero_point)
+    saturated = {{clip}}
+    y = DequantizeLinear <axis: int = @axis> (saturated, scale, zero_point)
+}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    form: str = "standard"
+    """qcdq, standard or functions."""
+    two_bit: bool = False
+    """Raise the operator set to 25 to spell 2 bits as ONNX's own type (few runtimes have it)."""
+
+
+def run(graph: Graph, options: Options, context: Context) -> Graph:
+    """Respell in place. Raises RecipeError for an unknown form."""
+    if options.form not in FORMS:
+        raise RecipeError(f"`{options.form}` is no form.", where="export_qdq", hint=f"Forms are {', '.join(FORMS)}.")
+    for node in graph.nodes():
+        if not qdq.is_quantizer(node) or qdq.read_bias(graph, node) is not None:
+            continue
+        read = qdq.read_quantizer(graph, node)
+        if options.form == "functions":
+            _as_function(graph, node, read)
+        elif options.form == "standard" and _own_type(read.params.format, options) is not None:
+            _as_type(graph, node, read, options)
+        else:
+            _as_qcdq(graph, node, read)
+    graph.sweep()
+    return graph
+
+
+def _own_type(fmt: Int, options: Options) -> np.dtype | None:
+    """ONNX's packed type that is the format, None if it has none."""
+    if fmt.narrow or fmt.bits not in ((2, 4) if options.two_bit else (4,)):
+        return None
+    return np.dtype(getattr(ml_dtypes, fmt.token))
+
+
+def _replace(node: ir.Node, new: ir.Value) -> None:
+    old = node.outputs[0]
+    name, is_output = old.name, old.is_graph_output()
+    for use in list(old.uses()):
+        use.node.replace_input_with(use.idx, new)
+    if is_output and old.graph is not None:
+        outputs = old.graph.outputs
+        outputs[outputs.index(old)] = new
+    old.name, new.name = f"{name}_before", name
+
+
+def _prefix(read: qdq.Quantized, node: ir.Node) -> str:
+    return (node.name or read.source.name or "value").removesuffix("/dequantize")
+
+
+def _as_qcdq(graph: Graph, node: ir.Node, read: qdq.Quantized) -> None:
+    if node.op_type == "DequantizeLinear" and (graph.const(node.inputs[1]) is not None) and not _packed(node):
+        return
+    name = _prefix(read, node)
+    if read.codes is None:
+        new = qdq.write_quantizer(graph, read.source, read.params, name=name)
+    else:
+        value = graph.add_const(f"{name}_values", dequantize(read.codes, read.params))
+        new = qdq.write_constant(graph, value, read.params, name=name, codes=read.codes)
+        graph.ir.remove(made := new.producer())  # type: ignore[arg-type]
+        graph.ir.insert_before(node, made)  # type: ignore[arg-type]
+    _replace(node, new)
+
+
+def _packed(node: ir.Node) -> bool:
+    return node.inputs[0] is not None and node.inputs[0].dtype is not None and node.inputs[0].dtype.bitwidth < 8
+
+
+def _as_type(graph: Graph, node: ir.Node, read: qdq.Quantized, options: Options) -> None:
+    dtype = _own_type(read.params.format, options)
+    assert dtype is not None
+    if read.params.format.bits == 2:
+        graph.model.graph.opset_imports[""] = max(graph.opset, TWO_BIT_OPSET)
+    name = _prefix(read, node)
+    params = read.params
+    scale = graph.add_const(f"{name}_scale", params.scale)
+    zero_point = graph.add_tensor(f"{name}_zero_point", ir.tensor(params.zero_point.astype(np.int8).astype(dtype)))
+    axis = {} if params.axis is None else {"axis": params.axis}
+    if read.codes is None:
+        quantize = graph.add_node("QuantizeLinear", [read.source, scale, zero_point], axis, before=node,
+                                  name=f"{name}/quantize", outputs=[f"{name}_codes"])  # fmt: skip
+        codes = quantize.outputs[0]
+        codes.shape, codes.type = read.source.shape, ir.TensorType(zero_point.dtype)  # type: ignore[arg-type]
+    else:
+        codes = graph.add_tensor(f"{name}_codes", ir.tensor(read.codes.astype(dtype)))
+    new = graph.add_node("DequantizeLinear", [codes, scale, zero_point], axis, before=node,
+                         name=f"{name}/dequantize", like=node.outputs[0])  # fmt: skip
+    new.metadata_props[qdq.FORMAT_KEY] = params.format.token
+    _replace(node, new.outputs[0])
+
+
+def _as_function(graph: Graph, node: ir.Node, read: qdq.Quantized) -> None:
+    if node.op_type == qdq.FAKE_QUANTIZE:
+        return
+    wide = read.params.format.bits > 8
+    _define(graph, wide)
+    params, fmt, name = read.params, read.params.format, _prefix(read, node)
+    source = read.source
+    if read.codes is not None:
+        source = graph.add_const(f"{name}_values", dequantize(read.codes, params))
+    inputs = [
+        source,
+        graph.add_const(f"{name}_scale", params.scale),
+        graph.add_const(f"{name}_zero_point", params.zero_point.astype(fmt.storage)),
+    ]
+    attributes = {
+        "axis": 0 if params.axis is None else params.axis, "minimum": fmt.min, "maximum": fmt.max, "format": fmt.token
+    }  # fmt: skip
+    new = graph.add_node(qdq.FAKE_QUANTIZE + ("Wide" if wide else ""), inputs, attributes, before=node, domain=DOMAIN,
+                         name=f"{name}/fake_quantize", like=node.outputs[0])  # fmt: skip
+    new.metadata_props[qdq.FORMAT_KEY] = fmt.token
+    _replace(node, new.outputs[0])

@@ -1,0 +1,218 @@
+"""QDQ graph -> INTEGER graph: every quantizer and the float operators above it become one integer operator.
+
+For each activation quantizer, in topological order: what lies between it and the quantizers above it is
+1. nothing (a graph input): QuantizeLinear;
+2. unary functions of one quantized value: one Table (float64, rounded once);
+3. one operator of `integerize_rules.RULES`, with a Relu or Clip behind it: the operator, whose saturation performs
+   the clip; a clip that cuts inside the range of the codes adds a Table.
+Everything else is refused, all of it in one error, before any work is done.
+
+Quantization is monotonic, so quantize(clip(x)) = clip(quantize(x)): fusing a clip changes no code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.context import Context
+from qcompiler.errors import UnsupportedError
+from qcompiler.formats import Int, QuantParams
+from qcompiler.graph import stages
+from qcompiler.graph.model import DOMAIN, Graph, attributes
+from qcompiler.graph.qdq import is_quantizer, quantizer_of, read_bias, read_quantizer
+from qcompiler.graph.stages import Stage
+from qcompiler.ops.functions import ARITHMETIC, CLIPS, FUNCTIONS
+from qcompiler.passes.integerize_rules import RULES
+from qcompiler.passes.integerize_writer import Writer
+from qcompiler.quantizer import quantize
+
+STAGE = (Stage.QDQ, Stage.INTEGER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    arithmetic: str = "float"
+    """Requantization: float (one float32 multiply) or fixed (int32 multiplier and rounding shift)."""
+
+
+@dataclass
+class Region:
+    """What lies above one quantizer: `functions` from the bottom up, and the operator under them, if any."""
+
+    params: QuantParams
+    value: ir.Value
+    functions: list[ir.Node]
+    core: ir.Node | None
+    source: ir.Value
+    """The quantized value that the functions read, or the core's output."""
+
+
+def run(graph: Graph, options: Options, context: Context) -> Graph:
+    """A new INTEGER graph. Raises UnsupportedError listing every node that has no integer form."""
+    quantizers = [node for node in graph.nodes() if is_quantizer(node) and not _is_constant(graph, node)]
+    regions = {node: _region(graph, node) for node in quantizers}
+    _refuse(graph, list(regions.values()))
+    writer = Writer(graph, options.arithmetic)
+    for done, (node, region) in enumerate(regions.items()):
+        context.progress("integerize", done, len(regions))
+        _write(writer, node, region)
+    writer.finish()
+    context.progress("integerize", len(regions), len(regions))
+    stages.check(writer.target, Stage.INTEGER)
+    return writer.target
+
+
+def _is_constant(graph: Graph, node: ir.Node) -> bool:
+    return read_bias(graph, node) is not None or read_quantizer(graph, node).codes is not None
+
+
+def _region(graph: Graph, node: ir.Node) -> Region:
+    quantized = read_quantizer(graph, node)
+    functions: list[ir.Node] = []
+    at = quantized.source
+    while True:
+        producer = at.producer()
+        if producer is None or quantizer_of(graph, at) is not None:
+            return Region(quantized.params, node.outputs[0], functions[::-1], None, at)
+        below = function_input(graph, producer)
+        if below is None or producer.op_type in ("Identity",) and producer.domain == DOMAIN:
+            return Region(quantized.params, node.outputs[0], functions[::-1], producer, at)
+        functions.append(producer)
+        at = below
+
+
+def function_input(graph: Graph, node: ir.Node) -> ir.Value | None:
+    """The variable input of a unary function (arithmetic with a scalar constant counts), else None."""
+    if node.op_type not in FUNCTIONS or node.domain not in ("", "ai.onnx", DOMAIN):
+        return None
+    if node.op_type in ARITHMETIC:
+        constants = [_scalar(graph, value) for value in node.inputs]
+        if sum(c is not None for c in constants) != 1:
+            return None
+        return node.inputs[constants.index(None)]
+    if any(value is not None and _scalar(graph, value) is None for value in node.inputs[1:]):
+        return None
+    return node.inputs[0]
+
+
+def _scalar(graph: Graph, value: ir.Value | None) -> float | None:
+    """A constant of one element, quantized or not."""
+    array = graph.const(value)
+    if array is None:
+        quantized = quantizer_of(graph, value)
+        if quantized is None or quantized.codes is None or quantized.codes.size != 1:
+            return None
+        params = quantized.params
+        code = float(quantized.codes.reshape(-1)[0]) - float(params.zero_point.reshape(-1)[0])
+        return code * float(params.scale.reshape(-1)[0])
+    return float(array.reshape(-1)[0]) if array.size == 1 else None
+
+
+def apply_functions(graph: Graph, functions: list[ir.Node], x: Any) -> Any:
+    """Values of a chain of unary functions, float64."""
+    for node in functions:
+        values = attributes(node)
+        if node.op_type in ARITHMETIC:
+            first = _scalar(graph, node.inputs[0])
+            values["constant_first"] = first is not None
+            values["constant"] = first if first is not None else _scalar(graph, node.inputs[1])
+        for i, value in enumerate(node.inputs[1:], 1):
+            if value is not None and node.op_type not in ARITHMETIC:
+                values[f"input{i}"] = _scalar(graph, value)
+        x = FUNCTIONS[node.op_type](x, values)
+    return x
+
+
+def _refuse(graph: Graph, regions: list[Region]) -> None:
+    """Raise UnsupportedError for all regions without an integer form, and for outputs that nothing quantizes."""
+    problems: list[tuple[str, str]] = []
+    for region in regions:
+        clips = [node for node in region.functions if node.op_type not in CLIPS]
+        core = region.core
+        if core is None:
+            continue
+        if core.op_type not in RULES or core.domain not in ("", "ai.onnx"):
+            problems.append((f"{core.op_type} (node `{core.name}`)", "has no integer form yet"))
+        elif clips:
+            problems.append((f"{clips[0].op_type} (node `{clips[0].name}`)", "needs a quantizer before it"))
+        else:
+            reason = RULES[core.op_type].refuses(graph, core)
+            if reason:
+                problems.append((f"{core.op_type} (node `{core.name}`)", reason))
+    for value in graph.outputs:
+        if quantizer_of(graph, value) is None:
+            problems.append((f"output `{value.name}`", "is not a quantized float value"))
+    if problems:
+        unique = list(dict.fromkeys(problems))
+        text = "; ".join(f"{what} {why}" for what, why in unique[:8])
+        more = f"; and {len(unique) - 8} more" if len(unique) > 8 else ""
+        raise UnsupportedError(
+            f"{text}{more}.", where=graph.path,
+            hint="Replace these operators in the model, or cut it before them (`qcompile inspect` lists all nodes).",
+        )
+
+
+def _write(writer: Writer, node: ir.Node, region: Region) -> None:
+    graph, params = writer.source, region.params
+    out = node.outputs[0]
+    if region.core is None:
+        if region.source.is_graph_input() and quantizer_of(graph, region.source) is None:
+            boundary = writer.quantize_input(region.source, params if not region.functions else _input_params(params))
+            writer.define(out, boundary, params)
+            return
+        have = writer.codes(region.source)
+        if not region.functions and have.params == params:
+            writer.define(out, have.value, params)
+            return
+        writer.define(out, _table(writer, have.value, have.params, params, region, _name(region, node)), params)
+        return
+    codes = RULES[region.core.op_type].write(writer, region.core, params, _name(region, node))
+    limits = _limits(graph, region, params)
+    if limits is not None:
+        codes = _clamp(writer, codes, params, limits, f"{_name(region, node)}_clipped")
+    writer.define(out, codes, params)
+
+
+def _input_params(params: QuantParams) -> QuantParams:
+    return params
+
+
+def _name(region: Region, node: ir.Node) -> str:
+    """Integer values keep the float value's name."""
+    quantized = region.functions[-1].outputs[0] if region.functions else region.source
+    return str(quantized.name)
+
+
+def _limits(graph: Graph, region: Region, params: QuantParams) -> tuple[int, int] | None:
+    """Codes that a fused clip leaves, if they are fewer than the format has."""
+    if not region.functions:
+        return None
+    bounds = apply_functions(graph, region.functions, np.array([-1e30, 1e30]))
+    low, high = (int(c) for c in quantize(np.asarray(bounds, np.float32), params))
+    return None if (low, high) == (params.format.min, params.format.max) else (low, high)
+
+
+def _table(
+    writer: Writer, codes: ir.Value, have: QuantParams, want: QuantParams, region: Region, name: str
+) -> ir.Value:
+    """want(f(have(code))) for every code."""
+    every = np.arange(have.format.min, have.format.max + 1)
+    real = (every - int(have.zero_point)) * np.float64(have.scale)
+    values = apply_functions(writer.source, region.functions, real) if region.functions else real
+    return writer.table(codes, have, _encode(values, want), want, name)
+
+
+def _encode(values: Any, params: QuantParams) -> Any:
+    """Round half to even once, in float64."""
+    fmt: Int = params.format
+    codes = np.rint(np.asarray(values, np.float64) / np.float64(params.scale)) + int(params.zero_point)
+    return np.clip(codes, fmt.min, fmt.max).astype(fmt.storage)
+
+
+def _clamp(writer: Writer, codes: ir.Value, params: QuantParams, limits: tuple[int, int], name: str) -> ir.Value:
+    every = np.arange(params.format.min, params.format.max + 1)
+    return writer.table(codes, params, np.clip(every, *limits).astype(params.format.storage), params, name)

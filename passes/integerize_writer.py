@@ -1,0 +1,192 @@
+"""The INTEGER graph under construction: values with their codes, and the nodes that rules write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.errors import UnsupportedError
+from qcompiler.formats import Int, QuantParams
+from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.graph.qdq import FORMAT_KEY, quantizer_of
+from qcompiler.ops.requantize import fixed_multiplier
+
+
+@dataclass(frozen=True)
+class Codes:
+    """An integer value of the new graph and what its codes mean."""
+
+    value: ir.Value
+    params: QuantParams
+
+
+class Writer:
+    """Builds `target` beside the QDQ graph `source`."""
+
+    def __init__(self, source: Graph, arithmetic: str) -> None:
+        self.source = source
+        self.arithmetic = arithmetic
+        self._codes: dict[str, Codes] = {}
+        self._emitted: dict[ir.Node, list[ir.Value]] = {}
+        inputs = [
+            ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT)) for value in source.inputs
+        ]
+        graph = ir.Graph(
+            inputs, [], nodes=[], name=source.ir.name or "model", opset_imports={"": max(source.opset, 21), DOMAIN: 1}
+        )
+        model = ir.Model(graph, ir_version=max(source.model.ir_version, 10), producer_name="qcompiler")
+        model.metadata_props.update(source.model.metadata_props)
+        self.target = Graph(model, source.path)
+        self._inputs = {str(value.name): value for value in inputs}
+        self._taken: set[str] = {str(value.name) for value in (*inputs, *source.outputs)}
+
+    # -- values ------------------------------------------------------------------------------------------------
+
+    def define(self, dequantized: ir.Value, codes: ir.Value, params: QuantParams) -> None:
+        """Readers of this dequantized value of the source find these codes."""
+        self._codes[str(dequantized.name)] = Codes(codes, params)
+
+    def codes(self, value: ir.Value) -> Codes:
+        """Codes of a quantized value; constants become initializers on first use."""
+        name = str(value.name)
+        if name not in self._codes:
+            quantized = quantizer_of(self.source, value)
+            if quantized is None or quantized.codes is None:
+                raise UnsupportedError(
+                    f"`{name}` is a float value between integer operators.", where=self.source.path,
+                    hint="Every value needs a quantizer; was the QDQ graph edited by hand?",
+                )
+            constant = self.const(f"{name}_codes", quantized.codes)
+            self.describe(constant, quantized.params)
+            self._codes[name] = Codes(constant, quantized.params)
+        return self._codes[name]
+
+    def const(self, name: str, array: NDArray) -> ir.Value:
+        """A new initializer."""
+        return self._register(name, ir.tensor(np.ascontiguousarray(array)))
+
+    def _register(self, name: str, tensor: Any) -> ir.Value:
+        value = ir.Value(
+            name=self._fresh(name), shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+        self.target.ir.register_initializer(value)
+        return value
+
+    def describe(self, value: ir.Value, params: QuantParams) -> None:
+        """Metadata for boundary, report and debugging."""
+        scale = params.scale.reshape(-1)
+        value.metadata_props.update(
+            {
+                FORMAT_KEY: params.format.token,
+                "qcompiler.scale": repr(float(scale[0])) if scale.size == 1 else ",".join(repr(float(s)) for s in scale),
+                "qcompiler.zero_point": str(int(params.zero_point.reshape(-1)[0])),
+            }
+        )
+
+    # -- nodes -------------------------------------------------------------------------------------------------
+
+    def emit(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], params: QuantParams,
+        shape: Sequence[int], name: str, *, domain: str = DOMAIN,
+    ) -> ir.Value:
+        """A node with one integer output called `name`."""
+        return self.emit_many(op_type, inputs, attributes, [(params, shape, name)], domain=domain)[0]
+
+    def emit_many(
+        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any],
+        outputs: Sequence[tuple[QuantParams, Sequence[int], str]], *, domain: str = DOMAIN,
+    ) -> list[ir.Value]:
+        """A node with several integer outputs."""
+        node = ir.node(op_type, inputs, attributes=dict(attributes), domain=domain, num_outputs=len(outputs))
+        for value, (params, shape, name) in zip(node.outputs, outputs, strict=True):
+            value.name = self._fresh(name)
+            value.shape = ir.Shape(shape)
+            value.type = ir.TensorType(ir.DataType.from_numpy(params.format.storage))
+            self.describe(value, params)
+        node.name = f"{op_type.lower()}/{node.outputs[0].name}"
+        self.target.ir.append(node)
+        return list(node.outputs)
+
+    def table(
+        self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str
+    ) -> ir.Value:
+        """A Table node."""
+        attributes = {"x_format": have.format.token, "zero_point": int(want.zero_point), "format": want.format.token}
+        shape = self.target.shape(codes)
+        return self.emit("Table", [codes, self.const(f"{name}_table", entries)], attributes, want, shape, name)
+
+    def requantize(self, codes: ir.Value, have: QuantParams, want: QuantParams, name: str) -> ir.Value:
+        """Codes of the same value at other parameters: a Table up to 8 bits, else Requantize."""
+        if have == want:
+            return codes
+        fmt: Int = have.format
+        if fmt.bits <= 8:
+            every = np.arange(fmt.min, fmt.max + 1) - int(have.zero_point)
+            ratio = every * np.float64(have.scale) / np.float64(want.scale)
+            entries = np.clip(np.rint(ratio) + int(want.zero_point), want.format.min, want.format.max)
+            return self.table(codes, have, entries.astype(want.format.storage), want, name)
+        scale = np.float64(have.scale) / np.float64(want.scale)
+        attributes = {"x_zero_point": int(have.zero_point), **self.output_attributes(want)}
+        return self.emit(
+            "Requantize", [codes, *self.scale_inputs(scale, name)], attributes, want, self.target.shape(codes), name
+        )
+
+    def output_attributes(self, params: QuantParams) -> dict[str, Any]:
+        """zero_point, format, arithmetic of a requantizing node."""
+        return {
+            "zero_point": int(params.zero_point), "format": params.format.token, "arithmetic": self.arithmetic,
+        }
+
+    def scale_inputs(self, scale: NDArray | np.float64, name: str, acc_bits: int = 31) -> list[ir.Value]:
+        """`*r`: float32 scale, or multiplier and shift. scale: float64 [...]; acc_bits: of the accumulator."""
+        narrow = np.asarray(scale, np.float64).astype(np.float32)
+        if self.arithmetic == "float":
+            return [self.const(f"{name}_requantize", narrow)]
+        pairs = np.array([fixed_multiplier(float(s), acc_bits) for s in narrow.ravel()], np.int32)
+        multiplier, shift = (pairs[:, i].reshape(narrow.shape) for i in (0, 1))
+        return [self.const(f"{name}_multiplier", multiplier), self.const(f"{name}_shift", shift)]
+
+    def quantize_input(self, value: ir.Value, params: QuantParams) -> ir.Value:
+        """QuantizeLinear behind a graph input."""
+        inputs = [
+            self._inputs[str(value.name)],
+            self.const(f"{value.name}_scale", params.scale),
+            self.const(f"{value.name}_zero_point", params.zero_point.astype(params.format.storage)),
+        ]
+        shape = self.source.shape(value)
+        return self.emit("QuantizeLinear", inputs, {}, params, shape, f"{value.name}_quantized", domain="")
+
+    def once(self, node: ir.Node, make: Any) -> list[ir.Value]:
+        """Outputs of a source node that several quantizers read: written the first time."""
+        if node not in self._emitted:
+            self._emitted[node] = make()
+        return self._emitted[node]
+
+    def finish(self) -> None:
+        """DequantizeLinear before every output; drop what nothing reads."""
+        for value in self.source.outputs:
+            have = self.codes(value)
+            inputs = [
+                have.value,
+                self.const(f"{value.name}_scale", have.params.scale),
+                self.const(f"{value.name}_zero_point", have.params.zero_point.astype(have.params.format.storage)),
+            ]
+            node = ir.node("DequantizeLinear", inputs, num_outputs=1, name=f"dequantize/{value.name}")
+            output = node.outputs[0]
+            output.name, output.shape, output.type = value.name, value.shape, ir.TensorType(ir.DataType.FLOAT)
+            self.target.ir.append(node)
+            self.target.ir.outputs.append(output)
+        self.target.sweep()
+
+    def _fresh(self, base: str) -> str:
+        name, i = base, 0
+        while name in self._taken:
+            i += 1
+            name = f"{base}_{i}"
+        self._taken.add(name)
+        return name

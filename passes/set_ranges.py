@@ -1,0 +1,95 @@
+"""Give every value of the assignment its scale and zero point.
+
+Activations: from calibration statistics, by `method`; values that share parameters are searched as one, over the
+statistics of the values that data movement starts from. Softmax outputs have the fixed range 0..1.
+Weights: per channel, by `weight_method`. Other constants: their own range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from qcompiler import assignment as decisions
+from qcompiler.calibrate.observers import Histogram
+from qcompiler.calibrate.ranges import METHODS, PERCENTILE, find_range, find_weight_range
+from qcompiler.calibrate.statistics import Statistics, require
+from qcompiler.context import Context
+from qcompiler.errors import RecipeError
+from qcompiler.formats import QuantParams, QuantSpec
+from qcompiler.graph.model import Graph
+from qcompiler.graph.stages import Stage
+
+STAGE = (Stage.FLOAT, Stage.FLOAT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    method: str = "auto"
+    """Range of activations: minmax, percentile, mse, entropy; auto is mse."""
+    percentile: float = PERCENTILE
+    """Of method percentile: share of elements within the range, in percent."""
+    weight_method: str = "auto"
+    """Range of weights: minmax or mse; auto is minmax at 8 bits or more, mse below."""
+    power: float = 2.4
+    """Exponent of the error that a weight range of method mse minimises."""
+
+
+def run(graph: Graph, options: Options, context: Context) -> Graph:
+    """Fill `context.assignment.params`. Raises RecipeError when nothing was decided, CalibrationError without data."""
+    assignment = context.assignment
+    if assignment is None:
+        raise RecipeError("no formats were chosen yet.", where="set_ranges", hint="Run the pass `decide` before it.")
+    for method in (options.method, options.weight_method):
+        if method not in (*METHODS, "auto"):
+            raise RecipeError(
+                f"`{method}` is no range method.", where="set_ranges", hint=f"Known: auto, {', '.join(METHODS)}."
+            )
+    statistics = require(graph, assignment.activations, context)
+    by_name = {value.name: value for value in graph.values()}
+    probabilities = {node.outputs[0].name for node in graph.nodes("Softmax")}
+
+    done: set[str] = set()
+    for name, spec in assignment.activations.items():
+        if name in done:
+            continue
+        group = assignment.group_of(name)
+        if name in probabilities and len(group) == 1 and not spec.symmetric:
+            params = _probability(spec)
+        else:
+            method = assignment.methods.get(name, options.method)
+            histogram = _merged(graph, group, statistics)
+            params = find_range(histogram, spec, "mse" if method == "auto" else method, options.percentile)
+        for member in group:
+            if member in assignment.activations or member in assignment.constants:
+                assignment.params[member] = params
+                done.add(member)
+    for name, spec in assignment.constants.items():
+        if name in done:
+            continue
+        array = graph.const(by_name[name])
+        assert array is not None
+        method = options.weight_method
+        if method == "auto":
+            method = "minmax" if spec.format.bits >= 8 else "mse"
+        assignment.params[name] = find_weight_range(array, spec, method, options.power)
+    return graph
+
+
+def _probability(spec: QuantSpec) -> QuantParams:
+    fmt = spec.format
+    return QuantParams(fmt, np.float32(2.0**-fmt.bits), np.int64(fmt.min))
+
+
+def _merged(graph: Graph, group: list[str], statistics: Statistics) -> Histogram:
+    if len(group) == 1:
+        return statistics[group[0]]
+    merged = Histogram()
+    by_name = {value.name: value for value in graph.values()}
+    for name in decisions.sources(graph, group):
+        if name in statistics.values:
+            merged.merge(statistics[name])
+        elif (array := graph.const(by_name[name])) is not None:
+            merged.add(array)
+    return merged

@@ -1,0 +1,5 @@
+"""`python -m qcompiler` is `qcompile`."""
+
+from qcompiler.cli import main
+
+main()

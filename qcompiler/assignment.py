@@ -1,0 +1,181 @@
+"""The one carrier of quantization decisions: value name -> QuantSpec, and later -> QuantParams.
+
+Which values get a quantizer follows from the graph's structure (`activations`), what they get is decided by rules or by
+a search (`passes/decide.py`), the numbers come from statistics (`passes/set_ranges.py`), and `passes/insert_qdq.py`
+writes them into the graph. From then on the nodes are the truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.formats import QuantParams, QuantSpec, parse_format, per_channel
+from qcompiler.graph import analysis
+from qcompiler.graph.analysis import moves_only, ties
+from qcompiler.graph.model import Graph, attribute
+
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+"""Operators whose constant second input is a weight, quantized per output channel, with a bias of 32 bits."""
+FUSES_CLIP = (*WEIGHTED, "Add", "Sub", "Mul", "Sum")
+"""Operators that saturate as part of requantization, so that a Relu or Clip behind them needs no quantizer between."""
+
+
+@dataclass(eq=False)
+class Assignment:
+    """Decisions by value name; `activations` and `constants` are the values with a quantizer.
+
+    groups: names that must share parameters (each name is in at most one). methods: range method of a value, when it
+    differs from the default. limits: bounds within which a range must stay, because saturation stands for a clip.
+    """
+
+    activations: dict[str, QuantSpec] = field(default_factory=dict)
+    constants: dict[str, QuantSpec] = field(default_factory=dict)
+    groups: list[list[str]] = field(default_factory=list)
+    methods: dict[str, str] = field(default_factory=dict)
+    params: dict[str, QuantParams] = field(default_factory=dict)
+
+    def group_of(self, name: str) -> list[str]:
+        """The names that share parameters with `name`, itself included."""
+        return next((group for group in self.groups if name in group), [name])
+
+    def describe(self) -> dict[str, str]:
+        """Value name -> format token, for the report."""
+        return {name: spec.format.token for name, spec in (*self.activations.items(), *self.constants.items())}
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """Whether `value` is a float32 tensor (unknown types count as float)."""
+    return value is not None and value.dtype in (None, ir.DataType.FLOAT)
+
+
+def weight_of(graph: Graph, node: ir.Node) -> ir.Value | None:
+    """The constant weight of a Conv, ConvTranspose, Gemm or MatMul, else None."""
+    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
+        return None
+    weight = node.inputs[1]
+    return weight if weight is not None and graph.const(weight) is not None else None
+
+
+def channel_axis(node: ir.Node, rank: int) -> int | None:
+    """The axis of a weight that holds output channels, None if there is none with a scale of its own.
+
+    Conv [M, C/group, ...]: 0. ConvTranspose [C, M/group, ...]: 1, unless grouped. Gemm [K, N]: 1, transposed 0.
+    MatMul [K, N]: 1.
+    """
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "ConvTranspose":
+        return 1 if attribute(node, "group", 1) == 1 else None
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return 1 if rank == 2 else None
+
+
+def weight_spec(node: ir.Node, rank: int, token: str) -> QuantSpec:
+    """Symmetric, per output channel."""
+    axis = channel_axis(node, rank)
+    granularity = QuantSpec(parse_format(token)).granularity if axis is None else per_channel(axis)
+    return QuantSpec(parse_format(token), granularity, symmetric=True)
+
+
+def clip_bounds(graph: Graph, node: ir.Node | None) -> tuple[float, float] | None:
+    """Bounds of a Relu or of a Clip with constant bounds around 0, else None."""
+    if node is None or node.domain not in ("", "ai.onnx"):
+        return None
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type != "Clip":
+        return None
+    bounds = []
+    for i, default in ((1, -np.inf), (2, np.inf)):
+        given = node.inputs[i] if len(node.inputs) > i else None
+        constant = graph.const(given)
+        if given is not None and constant is None:
+            return None
+        bounds.append(default if constant is None else float(constant.reshape(-1)[0]))
+    low, high = bounds
+    return (low, high) if low <= 0.0 <= high else None
+
+
+def fused_clip(graph: Graph, node: ir.Node) -> ir.Node | None:
+    """The Relu or Clip that requantization behind `node` can perform, else None."""
+    if node.op_type not in FUSES_CLIP or node.domain not in ("", "ai.onnx"):
+        return None
+    user = graph.sole_user(node.outputs[0])
+    return user if user is not None and clip_bounds(graph, user) is not None else None
+
+
+def bias_add(graph: Graph, node: ir.Node) -> ir.Node | None:
+    """The Add of a constant [N] right behind a MatMul with constant weight: its bias. Else None."""
+    weight = weight_of(graph, node)
+    if node.op_type != "MatMul" or weight is None:
+        return None
+    add = graph.sole_user(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None
+    other = next((value for value in add.inputs if value is not node.outputs[0]), None)
+    bias = graph.const(other)
+    columns = graph.shape(weight)[-1]
+    return add if bias is not None and bias.size == columns and bias.shape[-1:] == (columns,) else None
+
+
+def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
+    """Names of the float values that get a quantizer, in topological order: graph inputs and every node output, except
+    the output of a node whose Relu or Clip is performed by saturation, and of a MatMul before its bias.
+
+    saturating: whether ranges end at the bounds of a clip (not so for symmetric formats).
+    """
+    mixed = _mixed_groups(graph) if saturating else set()
+    names = [value.name for value in graph.inputs if is_float(value)]
+    for node in graph.nodes():
+        if bias_add(graph, node) is not None:
+            continue
+        clip = fused_clip(graph, node) if saturating else None
+        if clip is not None and clip.outputs[0].name not in mixed:
+            continue
+        names += [value.name for value in node.outputs if is_float(value) and value.name]
+    return [name for name in names if name is not None]
+
+
+def shared_groups(graph: Graph) -> list[list[str]]:
+    """Names of values that must share parameters, since some operator moves codes between them; in graph order.
+
+    All inputs of a Concat share, whoever else reads them, constants too.
+    """
+    pairs = ties(graph, concat_single_reader=False)
+    for node in graph.nodes("Concat"):
+        constants = [v for v in node.inputs if is_float(v) and graph.const(v) is not None]
+        pairs += [(str(value.name), str(node.outputs[0].name)) for value in constants if value is not None]
+    by_name = {value.name: value for value in graph.values()}
+    pairs = [(a, b) for a, b in pairs if is_float(by_name.get(a)) and is_float(by_name.get(b))]
+    order = {value.name: i for i, value in enumerate(graph.values())}
+    return [sorted(group, key=lambda name: order.get(name, 0)) for group in analysis.shared_groups(graph, pairs)]
+
+
+def sources(graph: Graph, group: Iterable[str]) -> list[str]:
+    """Members of a group that data movement does not make: their ranges decide."""
+    group = list(group)
+    moved = {
+        value.name
+        for node in graph.nodes()
+        if node.op_type == "Concat" or moves_only(node)
+        for value in node.outputs
+    }
+    return [name for name in group if name not in moved] or group[:1]
+
+
+def _mixed_groups(graph: Graph) -> set[str]:
+    """Values behind a clip whose group also holds values with other bounds: the shared range leaves the bounds."""
+    bounds: dict[str, tuple[float, float] | None] = {}
+    for node in graph.nodes("Relu", "Clip"):
+        bounds[node.outputs[0].name or ""] = clip_bounds(graph, node)
+    mixed: set[str] = set()
+    for group in shared_groups(graph):
+        of_group = {bounds.get(name) for name in sources(graph, group)}
+        if len(of_group) > 1:
+            mixed.update(name for name in group if bounds.get(name) is not None)
+    return mixed

@@ -1,0 +1,201 @@
+"""A bundle: a directory that runs on its target, with the manifest, the recipe, the graphs and the report.
+
+Files are written beside the destination and renamed into place, so there is never half a bundle. Everything but the
+report (which tells of one run: paths, seconds, latencies) is identical byte for byte between two compiles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler import __version__
+from qcompiler.errors import BundleError
+from qcompiler.graph.model import Graph
+
+SCHEMA = 1
+_REPORT = ("report.json", "report.html")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: str | Path) -> Bundle:
+        """Read the manifest and compare every file's sha256. Raises BundleError."""
+        from qcompiler.runtime.loader import BundleLoadError, read_manifest
+
+        try:
+            return cls(Path(path), read_manifest(path))
+        except BundleLoadError as error:
+            raise BundleError(str(error)) from error
+
+    @property
+    def target(self) -> str:
+        """Name of the target."""
+        return str(self.manifest["target"])
+
+    def integer_graph(self) -> Graph:
+        """The INTEGER graph that defines every bit."""
+        import onnx_ir as ir
+
+        return Graph(ir.load(self.path / "integer.onnx"), self.path / "integer.onnx")
+
+    def qdq_graph(self) -> Graph:
+        """The QDQ graph."""
+        import onnx_ir as ir
+
+        return Graph(ir.load(self.path / "qdq.onnx"), self.path / "qdq.onnx")
+
+    def report(self) -> dict[str, Any]:
+        """report.json."""
+        return dict(json.loads((self.path / "report.json").read_text()))
+
+    def load(self, *, threads: int = 1) -> Any:
+        """A qcompiler.runtime Session."""
+        from qcompiler.runtime.loader import BundleLoadError, load
+
+        try:
+            return load(self.path, threads=threads)
+        except BundleLoadError as error:
+            raise BundleError(str(error)) from error
+
+
+def check_destination(path: Path, overwrite: bool) -> None:
+    """Raise BundleError unless a bundle may be written at `path`."""
+    if path.exists() and not overwrite:
+        raise BundleError("exists already.", where=str(path), hint="Choose another --output, or pass --overwrite.")
+    if path.exists() and not ((path / "manifest.json").is_file() or path.is_dir() and not any(path.iterdir())):
+        raise BundleError(
+            "exists and is no bundle, so it is not overwritten.", where=str(path), hint="Choose another --output."
+        )
+    parent = path.resolve().parent
+    if not parent.is_dir():
+        raise BundleError(f"the folder `{parent}` does not exist.", where=str(path), hint="Create it first.")
+
+
+def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Inputs and outputs for the manifest: name, shape, dtype and the quantization at the boundary."""
+
+    def entry(value: Any, inner: Any) -> dict[str, Any]:
+        meta = inner.metadata_props
+        return {
+            "name": value.name,
+            "shape": list(graph.shape(value)),
+            "dtype": "float32",
+            "format": meta["qcompiler.format"],
+            "scale": float(meta["qcompiler.scale"]),
+            "zero_point": int(meta["qcompiler.zero_point"]),
+        }
+
+    inputs = []
+    for value in graph.inputs:
+        (use,) = value.uses()
+        inputs.append(entry(value, use.node.outputs[0]))
+    outputs = [entry(value, value.producer().inputs[0]) for value in graph.outputs]
+    return inputs, outputs
+
+
+def self_test(inputs: Mapping[str, NDArray], outputs: Sequence[NDArray]) -> bytes:
+    """One sample and the oracle's answer, as an .npz (whose zip entries carry no clock)."""
+    arrays = {f"in_{i}": np.asarray(a) for i, a in enumerate(inputs.values())}
+    arrays |= {f"out_{i}": np.asarray(a) for i, a in enumerate(outputs)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what took part."""
+    found = {"qcompiler": __version__}
+    for name in ("apache-tvm", "numpy", "onnx", "onnx-ir", "onnxruntime"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def manifest_of(
+    target: str, arithmetic: str, graph: Graph, files: Mapping[str, bytes], target_facts: Mapping[str, Any],
+    sizes: Mapping[str, int],
+) -> dict[str, Any]:
+    """The manifest's content for these files."""
+    inputs, outputs = describe_values(graph)
+    return {
+        "schema": SCHEMA,
+        "target": target,
+        "arithmetic": arithmetic,
+        "inputs": inputs,
+        "outputs": outputs,
+        "size": dict(sizes),
+        "versions": versions(),
+        "self_test": "selftest.npz",
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in sorted(files.items())},
+        target: dict(target_facts),
+    }
+
+
+def write_bundle(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any], overwrite: bool) -> Bundle:
+    """Write all files beside `path` and rename. Raises BundleError; leaves nothing behind on failure."""
+    check_destination(path, overwrite)
+    parent = path.resolve().parent
+    try:
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=parent))
+    except OSError as error:
+        raise BundleError(f"cannot write there ({error.strerror}).", where=str(path)) from error
+    try:
+        for name, data in {**files, "manifest.json": to_json(manifest)}.items():
+            file = staging / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+        staging.chmod(0o755)
+        _swap(staging, path)
+    except OSError as error:
+        raise BundleError(f"writing failed ({error.strerror}); nothing was left there.", where=str(path)) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return Bundle(path, dict(manifest))
+
+
+def add_report(bundle: Bundle, report: Mapping[str, Any], html: str) -> None:
+    """Put the report into a bundle (it is not listed in the manifest)."""
+    for name, data in zip(_REPORT, (to_json(report), html.encode()), strict=True):
+        (bundle.path / name).write_bytes(data)
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON with a final newline."""
+    return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def _swap(staging: Path, path: Path) -> None:
+    """Put `staging` at `path`; an old bundle goes only once the new one stands."""
+    if not path.exists():
+        os.rename(staging, path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.resolve().parent))
+    os.rename(path, old / "bundle")
+    try:
+        os.rename(staging, path)
+    except OSError:
+        os.rename(old / "bundle", path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)

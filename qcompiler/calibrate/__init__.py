@@ -1,0 +1,1 @@
+"""Calibration: data, streaming statistics, ranges."""

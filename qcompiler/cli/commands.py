@@ -1,0 +1,264 @@
+"""What the commands do, once their options are parsed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from qcompiler import evaluate, latency
+from qcompiler.bundle import Bundle
+from qcompiler.calibrate.data import Samples, load_samples
+from qcompiler.calibrate.preprocess import Preprocess
+from qcompiler.cli.app import GOAL_MISSED, TOO_SLOW
+from qcompiler.cli.console import Console, size, table
+from qcompiler.driver import compile
+from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.graph.io import load_graph
+from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import strip_quantizers
+from qcompiler.targets import NAMES, get_target
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileRequest:
+    """The options of `compile`."""
+
+    model: Path
+    target: str
+    output: Path | None
+    calib: str | None
+    recipe: str
+    precision: str | None
+    exclude: tuple[str, ...]
+    arithmetic: str | None
+    samples: int | None
+    cpu: str | None
+    seed: int
+    overwrite: bool
+    bench: bool
+    require_speedup: bool
+    min_sqnr: float | None
+    max_drop: float | None
+    eval_data: str | None
+    labels: str | None
+    metric: str
+    shapes: Mapping[str, Sequence[int]]
+    dims: Mapping[str, int]
+    preprocess: Mapping[str, Any] | None
+
+
+def run_compile(request: CompileRequest, console: Console) -> int:
+    """Compile; exit code 0, 4 (goal missed) or 5 (slower than float)."""
+    if request.max_drop is not None and request.eval_data is None:
+        raise RecipeError("needs data to measure on.", where="--max-drop", hint="Pass --eval-data and --labels.")
+    if request.arithmetic not in (None, "float", "fixed"):
+        raise RecipeError(f"`{request.arithmetic}` is not float or fixed.", where="--arithmetic")
+    overrides: dict[str, Any] = {}
+    if request.precision:
+        overrides["precision"] = request.precision
+    if request.exclude:
+        overrides["exclude"] = list(request.exclude)
+    bundle = compile(
+        request.model,
+        request.target,
+        request.calib,
+        request.recipe,
+        output=request.output,
+        overwrite=request.overwrite,
+        target_options={"cpu": request.cpu} if request.cpu else None,
+        bench=request.bench or request.require_speedup,
+        progress=console.progress,
+        shapes=request.shapes,
+        dims=request.dims,
+        preprocess=request.preprocess,
+        samples=request.samples,
+        arithmetic=request.arithmetic,
+        options=overrides,
+        seed=request.seed,
+    )
+    report = bundle.report()
+    code, goals = _goals(request, bundle, report)
+    document = {**report, "goals": goals, "exit_code": code}
+    console.result(document, _summary(report, goals))
+    return code
+
+
+def _goals(request: CompileRequest, bundle: Bundle, report: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    goals: list[dict[str, Any]] = []
+    if request.min_sqnr is not None:
+        value = report["quality"]["sqnr_db"]
+        goals.append({"goal": f"SQNR >= {request.min_sqnr} dB", "value": value, "met": value >= request.min_sqnr})
+    if request.max_drop is not None:
+        drop = _drop(request, bundle)
+        goals.append({"goal": f"{request.metric} loss <= {request.max_drop}", "value": drop, "met": drop <= request.max_drop})
+    code = 0 if all(goal["met"] for goal in goals) else GOAL_MISSED
+    if request.require_speedup:
+        ours, peer = _pair(report["latency"])
+        goals.append({"goal": "faster than onnxruntime float32", "value": peer / ours, "met": ours <= peer})
+        if ours > peer and code == 0:
+            code = TOO_SLOW
+    return code, goals
+
+
+def _drop(request: CompileRequest, bundle: Bundle) -> float:
+    """How much the metric falls, in points for shares; for mse the rise."""
+    graph = load_graph(request.model, shapes=request.shapes, dims=request.dims)
+    samples = _samples(str(request.eval_data), graph, request.preprocess, None)
+    labels = evaluate.load_labels(request.labels, request.eval_data) if request.labels else None
+    values = [
+        evaluate.metric(request.metric, evaluate.predict(evaluate.runner(source), samples), labels)
+        for source in (graph, bundle)
+    ]
+    drop = values[0] - values[1]
+    if request.metric == "top1":
+        return 100 * drop
+    return -drop if request.metric == "mse" else drop
+
+
+def _pair(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Median milliseconds of ours and of onnxruntime float32."""
+    by = {(row["runtime"], row["precision"]): row["median_ms"] for row in rows}
+    ours = next(ms for (name, _), ms in by.items() if name == "qcompiler")
+    return ours, by["onnxruntime", "float32"]
+
+
+def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> str:
+    quality, sizes = report["quality"], report["size"]
+    agreement = f", top-1 agreement {quality['top1_agreement']:.1%}" if "top1_agreement" in quality else ""
+    lines = [
+        f"{report['verdict']}",
+        f"  bundle   {report['bundle']}",
+        f"  quality  SQNR {quality['sqnr_db']:.1f} dB against float on {quality['samples']} samples{agreement}",
+        f"  size     weights {size(sizes['weight_bytes'])} (float {size(sizes['float_bytes'])}), arena "
+        f"{size(sizes['arena_bytes'])}",
+        f"  time     {sum(report['seconds'].values()):.1f} s",
+    ]
+    for row in report.get("latency", []):
+        lines.append(f"  latency  {row['runtime']} {row['precision']}: {row['median_ms']:.3f} ms")
+    for goal in goals:
+        lines.append(f"  goal     {goal['goal']}: {goal['value']:.3g}, {'met' if goal['met'] else 'MISSED'}")
+    lines.append(f"  report   {Path(report['bundle']) / 'report.html'}")
+    return "\n".join(lines)
+
+
+def run_verify(
+    path: Path, data: str, limit: int | None, threads: Sequence[int], preprocess: Mapping[str, Any] | None, console: Console
+) -> int:
+    """Target against oracle."""
+    bundle = Bundle.open(path)
+    graph = bundle.integer_graph()
+    samples = _samples(data, graph, preprocess, limit)
+    total = len(samples)
+    runs = [evaluate.runner(bundle, threads=count) for count in threads]
+    names = [f"{count} thread{'s' * (count > 1)}" for count in threads]
+    oracle = evaluate.runner(graph)
+    found = evaluate.verify(oracle, runs, names, samples, lambda i: console.progress("verify", i, total))
+    if not found.samples:
+        raise CalibrationError("there are no samples.", where=data)
+    verdict = "bit-exact" if found.bit_exact else f"NOT bit-exact: {found.mismatches} mismatches, {found.first}"
+    console.result(found.document(), f"{path}: {verdict} on {found.samples} samples ({', '.join(names)})")
+    return 0 if found.bit_exact else 1
+
+
+def run_eval(
+    source: Path, data: str, labels: str | None, metric: str, against: Path | None, limit: int | None, threads: int,
+    shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], preprocess: Mapping[str, Any] | None, console: Console,
+) -> int:
+    """One metric of one model."""
+    opened: Graph | Bundle
+    if source.is_dir():
+        opened = Bundle.open(source)
+        graph = opened.integer_graph()
+    else:
+        opened = graph = load_graph(source, shapes=shapes, dims=dims)
+    samples = _samples(data, graph, preprocess, limit)
+    total = len(samples)
+    run = evaluate.runner(opened, threads=threads)
+    outputs = evaluate.predict(run, samples, lambda i: console.progress("evaluate", i, total))
+    reference: NDArray | None = None
+    if against is not None:
+        peer = load_graph(against, shapes=shapes, dims=dims)
+        run = evaluate.runner(peer, threads=threads)
+        reference = evaluate.predict(run, samples, lambda i: console.progress("reference", i, total))
+    elif labels is not None:
+        reference = evaluate.load_labels(labels, data)
+    value = evaluate.metric(metric, outputs, reference)
+    document = {"metric": metric, "value": value, "samples": len(outputs)}
+    console.result(document, f"{source}: {metric} {value:.6g} on {len(outputs)} samples")
+    return 0
+
+
+def run_bench(
+    path: Path, peers: Sequence[str], threads: int, seconds: float, require_speedup: bool, console: Console
+) -> int:
+    """Latency beside peers."""
+    bundle = Bundle.open(path)
+    qdq = bundle.qdq_graph()
+    sample = next(iter(load_samples("random", qdq, None, 1)))
+    session = bundle.load(threads=threads)
+    precision = bundle.report().get("precision", "int8") if (path / "report.json").is_file() else "int8"
+    names = list(dict.fromkeys([*peers, "onnxruntime"] if require_speedup else peers))
+    contenders = [
+        ("qcompiler", precision, lambda: session.run(sample)),
+        *latency.peer_calls(names, strip_quantizers(qdq.clone()), qdq, sample, threads),
+    ]
+    rows = [row.document() for row in latency.measure(contenders, seconds=seconds)]
+    best = rows[0]["median_ms"]
+    lines = [(r["runtime"], r["precision"], r["median_ms"], r["min_ms"], f"{r['median_ms'] / best:.2f}x") for r in rows]
+    text = table(["runtime", "precision", "median ms", "min ms", "ratio"], lines)
+    console.result({"threads": threads, "results": rows}, text)
+    if require_speedup:
+        ours, peer = _pair(rows)
+        return 0 if ours <= peer else TOO_SLOW
+    return 0
+
+
+def run_targets(console: Console) -> int:
+    """Capabilities of every target."""
+    rows = []
+    for name in NAMES:
+        can = get_target(name).capabilities
+        rows.append(
+            {
+                "target": name,
+                "weight_bits": list(can.weight_bits),
+                "activation_bits": list(can.activation_bits),
+                "arithmetic": list(can.arithmetic),
+                "options": get_target(name).options,
+            }
+        )
+    text = table(
+        ["target", "weight bits", "activation bits", "arithmetic"],
+        [
+            [row["target"], *(" ".join(map(str, row[key])) for key in ("weight_bits", "activation_bits", "arithmetic"))]  # type: ignore[call-overload]
+            for row in rows
+        ],
+    )
+    console.result({"targets": rows}, text)
+    return 0
+
+
+def run_inspect(
+    model: Path, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], console: Console
+) -> int:
+    """What a model contains."""
+    from qcompiler.inspect import inspect_graph
+
+    found = inspect_graph(load_graph(model, shapes=shapes, dims=dims))
+    rows = [[n["name"], n["operator"], n["becomes"], n["macs"], n["reason"]] for n in found["nodes"]]
+    text = (
+        f"{model}: {len(found['nodes'])} nodes, {found['macs'] / 1e6:.2f} M MACs, {found['parameters']} parameters\n"
+        + table(["node", "operator", "becomes", "MACs", "reason"], rows)
+    )
+    console.result(found, text)
+    return 0
+
+
+def _samples(
+    data: str, graph: Graph, preprocess: Mapping[str, Any] | None, limit: int | None
+) -> Samples:
+    return load_samples(data, graph, Preprocess.parse(preprocess) if preprocess else None, limit)

@@ -1,0 +1,174 @@
+"""Run a model, a graph or a bundle over samples, and measure how good its outputs are."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.bundle import Bundle
+from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.graph.model import DOMAIN, Graph
+
+Runner = Callable[[Mapping[str, NDArray]], list[NDArray]]
+
+METRICS = ("top1", "mse", "psnr", "cosine", "sqnr")
+
+
+def runner(source: Graph | Bundle, *, threads: int = 1) -> Runner:
+    """What runs `source`: the oracle for INTEGER graphs, onnxruntime without optimizations for others, the runtime
+    for bundles."""
+    if isinstance(source, Bundle):
+        return source.load(threads=threads).run  # type: ignore[no-any-return]
+    if is_integer(source):
+        from qcompiler.execute.oracle import Oracle
+
+        return Oracle(source).run
+    from qcompiler.execute.ort import Session
+
+    return Session(source, threads=threads).run
+
+
+def is_integer(graph: Graph) -> bool:
+    """Whether a graph is in the INTEGER stage (it has nodes that carry an arithmetic or integer operators of ours)."""
+    return any(node.domain == DOMAIN and "format" in node.attributes and node.op_type != "FakeQuantize" for node in graph.nodes())
+
+
+def predict(run: Runner, samples: Iterable[Mapping[str, NDArray]], progress: Callable[[int], None] | None = None) -> NDArray:
+    """First outputs over all samples, [n, ...]. Raises CalibrationError when there are none."""
+    outputs = []
+    for i, sample in enumerate(samples):
+        outputs.append(run(sample)[0])
+        if progress:
+            progress(i + 1)
+    if not outputs:
+        raise CalibrationError("there are no samples.", hint="Give a data set with at least one.")
+    return np.concatenate(outputs)
+
+
+def load_labels(spec: str, data: str | Path | None) -> NDArray:
+    """Labels: a key of the .npz with the data, or the path of a .npy file. Raises CalibrationError."""
+    if spec.endswith(".npy"):
+        if not Path(spec).is_file():
+            raise CalibrationError("no such file.", where=spec, hint="--labels takes a key of the data file or a .npy.")
+        return np.asarray(np.load(spec, allow_pickle=False))
+    if data is None or not str(data).endswith(".npz"):
+        raise CalibrationError(
+            f"labels `{spec}` need a .npz with that key.", where=str(data), hint="Or pass --labels labels.npy."
+        )
+    with np.load(data, allow_pickle=False) as arrays:
+        if spec not in arrays.files:
+            keys = ", ".join(f"`{key}`" for key in arrays.files)
+            raise CalibrationError(f"there is no key `{spec}`; it has {keys}.", where=str(data))
+        return np.asarray(arrays[spec])
+
+
+def metric(name: str, outputs: NDArray, labels: NDArray | None) -> float:
+    """One figure. outputs: float32 [n, ...].
+
+    top1: labels int [n]; share of samples whose largest output is the label. mse, psnr (peak 1, mean over samples,
+    dB, outputs clipped to 0..1), cosine (mean over samples), sqnr (dB over all): labels as outputs.
+    `module:function` is called with (outputs, labels). Raises RecipeError and CalibrationError.
+    """
+    if ":" in name:
+        return float(_function(name)(outputs, labels))
+    if name not in METRICS:
+        raise RecipeError(
+            f"`{name}` is no metric.", where="--metric", hint=f"Choose from {', '.join(METRICS)} or module:function."
+        )
+    if labels is None:
+        raise CalibrationError(
+            f"metric {name} compares with labels or reference outputs, and there are none.", where="--metric",
+            hint="Pass --labels KEY (a key of the data file, or a .npy), or --against MODEL.onnx as the reference.",
+        )
+    if len(labels) < len(outputs):
+        raise CalibrationError(f"there are {len(labels)} labels for {len(outputs)} samples.", where="--labels")
+    labels = labels[: len(outputs)]
+    if name == "top1":
+        if labels.ndim > 1:  # reference outputs: agreement
+            labels = labels.reshape(len(labels), -1).argmax(1)
+        return float((outputs.reshape(len(outputs), -1).argmax(1) == labels).mean())
+    if labels.size != outputs.size:
+        raise CalibrationError(f"labels have shape {labels.shape}, outputs {outputs.shape}.", where="--labels")
+    out = outputs.reshape(len(outputs), -1).astype(np.float64)
+    ref = labels.reshape(len(outputs), -1).astype(np.float64)
+    if name == "mse":
+        return float(((out - ref) ** 2).mean())
+    if name == "psnr":
+        return float((-10 * np.log10(((out.clip(0, 1) - ref) ** 2).mean(1))).mean())
+    if name == "cosine":
+        norms = np.linalg.norm(out, axis=1) * np.linalg.norm(ref, axis=1)
+        return float(((out * ref).sum(1) / np.maximum(norms, 1e-30)).mean())
+    return sqnr(ref, out)
+
+
+def sqnr(reference: NDArray, outputs: NDArray) -> float:
+    """Signal to quantization noise in dB: 10 log10(sum ref^2 / sum (ref - out)^2); at most 200."""
+    reference, outputs = reference.astype(np.float64), outputs.astype(np.float64)
+    noise = float(((reference - outputs) ** 2).sum())
+    signal = float((reference**2).sum())
+    if noise == 0:
+        return 200.0
+    return 10 * float(np.log10(max(signal, 1e-30) / noise))
+
+
+def _function(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"cannot import it ({error}).", where=f"--metric {name}") from error
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Target against oracle."""
+
+    samples: int
+    mismatches: int
+    first: str = ""
+    """Where the first mismatch is."""
+
+    @property
+    def bit_exact(self) -> bool:
+        """No output of any sample differs in any bit."""
+        return self.mismatches == 0
+
+    def document(self) -> dict[str, Any]:
+        """The JSON that others rely on."""
+        found: dict[str, Any] = {"bit_exact": self.bit_exact, "samples": self.samples, "mismatches": self.mismatches}
+        return found | ({"first_mismatch": self.first} if self.first else {})
+
+
+def verify(
+    expected: Runner, actual: Sequence[Runner], names: Sequence[str], samples: Iterable[Mapping[str, NDArray]],
+    progress: Callable[[int], None] | None = None,
+) -> Verification:
+    """Compare runners with the oracle, bit for bit. A mismatch is a (sample, runner) pair with any other bit."""
+    count = mismatches = 0
+    first = ""
+    for count, sample in enumerate(samples, 1):
+        want = expected(sample)
+        for name, run in zip(names, actual, strict=True):
+            for i, (w, g) in enumerate(zip(want, run(sample), strict=True)):
+                if w.shape != g.shape or not np.array_equal(w.view(np.uint32), np.asarray(g, w.dtype).view(np.uint32)):
+                    mismatches += 1
+                    differing = int((w != g).sum())
+                    first = first or f"sample {count - 1}, output {i}, {name}: {differing} of {w.size} values differ"
+                    break
+        if progress:
+            progress(count)
+    return Verification(count, mismatches, first)
+
+
+def take(samples: Iterable[Any], count: int) -> Iterator[Any]:
+    """The first `count`."""
+    for i, sample in enumerate(samples):
+        if i == count:
+            return
+        yield sample

@@ -1,0 +1,54 @@
+"""The integer operators: one definition each, exactly as docs/integer_operators.md says."""
+
+from qcompiler.ops.boundary import DEQUANTIZE, QUANTIZE
+from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
+from qcompiler.ops.elementwise import ADD, MUL, REQUANTIZE, TABLE
+from qcompiler.ops.matmul import MATMUL
+from qcompiler.ops.movement import (
+    CONCAT,
+    DEPTH_TO_SPACE,
+    EXPAND,
+    IDENTITY,
+    PAD,
+    RESHAPE,
+    RESIZE,
+    SLICE,
+    SPLIT,
+    TRANSPOSE,
+)
+from qcompiler.ops.operator import Operator
+from qcompiler.ops.pool import AVERAGE_POOL, MAX_POOL
+from qcompiler.ops.reduce import REDUCE_MEAN
+from qcompiler.ops.softmax import SOFTMAX
+
+OPERATORS: dict[str, Operator] = {
+    operator.key: operator
+    for operator in (
+        ADD,
+        AVERAGE_POOL,
+        CONCAT,
+        CONV,
+        CONV_TRANSPOSE,
+        DEPTH_TO_SPACE,
+        DEQUANTIZE,
+        EXPAND,
+        IDENTITY,
+        MATMUL,
+        MAX_POOL,
+        MUL,
+        PAD,
+        QUANTIZE,
+        REDUCE_MEAN,
+        REQUANTIZE,
+        RESHAPE,
+        RESIZE,
+        SLICE,
+        SOFTMAX,
+        SPLIT,
+        TABLE,
+        TRANSPOSE,
+    )
+}
+"""Every operator of the integer graph by `domain::name` (default domain: bare name)."""
+
+__all__ = ["OPERATORS", "Operator"]
