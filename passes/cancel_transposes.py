@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.context import Context
-from qcompiler.graph.model import DOMAIN, Graph, attribute, attributes, set_attributes
+from qcompiler.graph.model import DOMAIN, Graph, attribute, attributes, operand, set_attributes
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -78,13 +78,13 @@ def _merge(graph: Graph) -> None:
     """Rules 1 and 4 where the outer Transpose can go."""
     for node in graph.nodes("Transpose"):
         perm = _perm(node)
-        inner = node.inputs[0].producer()
+        inner = operand(node).producer()
         first = _perm(inner)
         if perm is None or first is None or inner is None:
             continue
         both = [first[p] for p in perm]
         if both == sorted(both):
-            graph.bypass(node, inner.inputs[0])
+            graph.bypass(node, operand(inner))
         else:
             node.replace_input_with(0, inner.inputs[0])
             set_attributes(node, perm=both)

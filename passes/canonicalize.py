@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.context import Context
-from qcompiler.graph.model import Graph, attribute, set_attributes
+from qcompiler.graph.model import Graph, attribute, operand, set_attributes
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -107,8 +107,9 @@ _NOTHING = frozenset({
 def _sum(graph: Graph, node: ir.Node) -> None:
     if node.op_type != "Sum":
         return
-    total = node.inputs[0]
-    for i, term in enumerate(node.inputs[1:], 1):
+    total = operand(node)
+    for i in range(1, len(node.inputs)):
+        term = operand(node, i)
         last = i == len(node.inputs) - 1
         shape = np.broadcast_shapes(graph.shape(total), graph.shape(term))
         add = graph.add_node("Add", [total, term], before=node, name=node.name if last else f"{node.name}_{i}")
@@ -131,7 +132,7 @@ def _sub_div(graph: Graph, node: ir.Node) -> None:
     if node.op_type == "Div" and not (constant != 0).all():
         return
     other = -constant if node.op_type == "Sub" else (1 / constant.astype(np.float64)).astype(np.float32)
-    value = graph.add_const(f"{node.inputs[1].name}_{'negated' if node.op_type == 'Sub' else 'inverse'}", other)
+    value = graph.add_const(f"{operand(node, 1).name}_{'negated' if node.op_type == 'Sub' else 'inverse'}", other)
     new = graph.add_node(
         "Add" if node.op_type == "Sub" else "Mul",
         [node.inputs[0], value],
@@ -158,7 +159,7 @@ def _bounds(graph: Graph, node: ir.Node) -> None:
     if node.op_type not in ("Max", "Min", "Clip") or node.outputs[0].dtype != ir.DataType.FLOAT:
         return
     if node.op_type == "Clip":
-        x: ir.Value | None = node.inputs[0]
+        x = operand(node)
         low, high = _bound(graph, node, 1, -math.inf), _bound(graph, node, 2, math.inf)
         if low is None or high is None:
             return
@@ -166,7 +167,9 @@ def _bounds(graph: Graph, node: ir.Node) -> None:
     else:
         if len(node.inputs) != 2:
             return
-        x, constant = node.inputs if graph.const(node.inputs[1]) is not None else reversed(node.inputs)
+        x, constant = operand(node, 0), operand(node, 1)
+        if graph.const(constant) is None:
+            x, constant = constant, x
         c = graph.const(constant)
         if c is None or c.size != 1 or graph.const(x) is not None or graph.shape(x) != graph.shape(node.outputs[0]):
             return
@@ -178,7 +181,7 @@ def _bounds(graph: Graph, node: ir.Node) -> None:
         b = math.inf if inner.op_type == "Relu" else _bound(graph, inner, 2, math.inf)
         if a is not None and b is not None:  # clip(clip(x, a, b), low, high), inner first
             low, high = min(max(a, low), high), min(max(b, low), high)
-            x, canonical = inner.inputs[0], False
+            x, canonical = operand(inner), False
     if low == 0 and high == math.inf:
         new = graph.add_node("Relu", [x], before=node, name=node.name, like=node.outputs[0])
     elif not canonical:
@@ -201,7 +204,7 @@ def _gemm(graph: Graph, node: ir.Node) -> None:
     alpha, beta = attribute(node, "alpha", 1.0), attribute(node, "beta", 1.0)
     weight = graph.const(node.inputs[1])
     if attribute(node, "transA", 0):
-        a = node.inputs[0]
+        a = operand(node)
         turned = graph.add_node("Transpose", [a], {"perm": [1, 0]}, before=node, name=f"{node.name}_transA")
         turned.outputs[0].shape, turned.outputs[0].type = ir.Shape(graph.shape(a)[::-1]), a.type
         node.replace_input_with(0, turned.outputs[0])

@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Int, QuantParams
+from qcompiler.formats import Int
 from qcompiler.graph import qdq
 from qcompiler.graph.model import DOMAIN, Graph
 from qcompiler.graph.stages import Stage
@@ -35,9 +35,9 @@ BODY = f"""
     codes = QuantizeLinear <axis: int = @axis> (x, scale, zero_point)
     low = Constant <value_int: int = @minimum> ()
     high = Constant <value_int: int = @maximum> ()
-    lowest = CastLike (low, zero_point)
-    highest = CastLike (high, zero_point)
-    saturated = {{clip}}
+    wide = Cast <to = {ir.DataType.INT64.value}> (codes)
+    clipped = Clip (wide, low, high)
+    saturated = CastLike (clipped, zero_point)
     y = DequantizeLinear <axis: int = @axis> (saturated, scale, zero_point)
 }}
 """
@@ -76,6 +76,13 @@ def _own_type(fmt: Int, options: Options) -> np.dtype | None:
     return np.dtype(getattr(ml_dtypes, fmt.token))
 
 
+def _define(graph: Graph) -> None:
+    """Put the function body into the model, once."""
+    function = ir.from_proto(onnx.parser.parse_function(BODY))
+    if function.identifier() not in graph.model.functions:
+        graph.model.functions[function.identifier()] = function
+
+
 def _replace(node: ir.Node, new: ir.Value) -> None:
     old = node.outputs[0]
     name, is_output = old.name, old.is_graph_output()
@@ -92,21 +99,20 @@ def _prefix(read: qdq.Quantized, node: ir.Node) -> str:
 
 
 def _as_qcdq(graph: Graph, node: ir.Node, read: qdq.Quantized) -> None:
-    if node.op_type == "DequantizeLinear" and (graph.const(node.inputs[1]) is not None) and not _packed(node):
+    if node.op_type == "DequantizeLinear" and not _packed(node):
         return
     name = _prefix(read, node)
     if read.codes is None:
         new = qdq.write_quantizer(graph, read.source, read.params, name=name)
     else:
         value = graph.add_const(f"{name}_values", dequantize(read.codes, read.params))
-        new = qdq.write_constant(graph, value, read.params, name=name, codes=read.codes)
-        graph.ir.remove(made := new.producer())  # type: ignore[arg-type]
-        graph.ir.insert_before(node, made)  # type: ignore[arg-type]
+        new = qdq.write_constant(graph, value, read.params, name=name, codes=read.codes, before=node)
     _replace(node, new)
 
 
 def _packed(node: ir.Node) -> bool:
-    return node.inputs[0] is not None and node.inputs[0].dtype is not None and node.inputs[0].dtype.bitwidth < 8
+    stored = node.inputs[0].dtype if node.inputs[0] is not None else None
+    return stored is not None and stored.bitwidth < 8
 
 
 def _as_type(graph: Graph, node: ir.Node, read: qdq.Quantized, options: Options) -> None:
@@ -135,8 +141,7 @@ def _as_type(graph: Graph, node: ir.Node, read: qdq.Quantized, options: Options)
 def _as_function(graph: Graph, node: ir.Node, read: qdq.Quantized) -> None:
     if node.op_type == qdq.FAKE_QUANTIZE:
         return
-    wide = read.params.format.bits > 8
-    _define(graph, wide)
+    _define(graph)
     params, fmt, name = read.params, read.params.format, _prefix(read, node)
     source = read.source
     if read.codes is not None:
@@ -149,7 +154,7 @@ def _as_function(graph: Graph, node: ir.Node, read: qdq.Quantized) -> None:
     attributes = {
         "axis": 0 if params.axis is None else params.axis, "minimum": fmt.min, "maximum": fmt.max, "format": fmt.token
     }  # fmt: skip
-    new = graph.add_node(qdq.FAKE_QUANTIZE + ("Wide" if wide else ""), inputs, attributes, before=node, domain=DOMAIN,
+    new = graph.add_node(qdq.FAKE_QUANTIZE, inputs, attributes, before=node, domain=DOMAIN,
                          name=f"{name}/fake_quantize", like=node.outputs[0])  # fmt: skip
     new.metadata_props[qdq.FORMAT_KEY] = fmt.token
     _replace(node, new.outputs[0])

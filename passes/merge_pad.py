@@ -4,7 +4,8 @@ Only Pad of mode `constant` whose pads are constant, not negative, and zero on b
 
 1. Conv: any;
 2. AveragePool without ceil_mode: with count_include_pad, or with no pads of its own and then with
-   count_include_pad set, because every padded cell was counted;
+   count_include_pad set, because every padded cell was counted; as many cells at the end as at the begin of each axis
+   (onnxruntime 1.23 miscounts windows otherwise, and the file must mean the same everywhere);
 3. MaxPool: the padding value is -inf, or it is 0, x is never negative and each window keeps a cell of x.
 
 A Pad with other readers stays for them. Outputs are bit-identical (up to the order of sums in the runtime).
@@ -96,6 +97,9 @@ def _refuse(graph: Graph, pad: ir.Node, node: ir.Node, pads: list[int], value: f
         if value != 0:
             return f"it pads with {value:g}"
         counted = attribute(node, "count_include_pad", 0) or not any(own)
+        both = [p + q for p, q in zip(own or [0] * len(pads), pads, strict=True)]
+        if both[: len(both) // 2] != both[len(both) // 2 :]:
+            return "begin and end differ"
         return "" if counted and _small(node, pads) else "the pool would count other cells"
     if value == -math.inf:
         return "" if _small(node, pads) else "a window holds padding only"

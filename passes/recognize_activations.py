@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qcompiler.context import Context
-from qcompiler.graph.model import DOMAIN, Graph, attribute
+from qcompiler.graph.model import DOMAIN, Graph, attribute, operand
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -76,18 +76,18 @@ def _clipped(graph: Graph, value: ir.Value) -> Clipped | None:
     low, high = _scalar(graph, clip.inputs[1]), _scalar(graph, clip.inputs[2])
     if low != 0 or high is None or high <= 0:
         return None
-    x, shift = clip.inputs[0], 0.0
+    x, shift = operand(clip), 0.0
     add = x.producer()
     if add is not None and add.op_type == "Add" and not add.domain:
         constant = _scalar(graph, add.inputs[1])
         if constant is not None:
-            x, shift = add.inputs[0], constant
+            x, shift = operand(add), constant
     x, slope = _scaled(graph, x)
     return Clipped(x, slope, shift, high)
 
 
 def _factors(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
-    a, b = node.inputs
+    a, b = operand(node, 0), operand(node, 1)
     yield a, b
     yield b, a
 

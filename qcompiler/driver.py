@@ -216,7 +216,7 @@ def _layer_quality(result: Result, progress: Progress) -> list[dict[str, Any]]:
     """Name, operator, format and SQNR of every integer value whose float counterpart still has its name."""
     from qcompiler.calibrate.statistics import with_outputs
     from qcompiler.execute.ort import Session
-    from qcompiler.graph.analysis import dequantized_values
+    from qcompiler.graph.qdq import dequantized_values
 
     pairs = dequantized_values(result.qdq_graph)
     known = {value.name for value in result.float_graph.values()}

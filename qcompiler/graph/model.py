@@ -111,13 +111,17 @@ class Graph:
             return None
         return value.const_value.numpy()
 
-    def sole_user(self, value: onnx_ir.Value) -> onnx_ir.Node | None:
+    def sole_user(self, value: onnx_ir.Value | None) -> onnx_ir.Node | None:
         """The one node that reads `value`, or None if there are more, none, or it is a graph output."""
+        if value is None:
+            return None
         users = {use.node for use in value.uses()}
         return users.pop() if len(users) == 1 and not value.is_graph_output() else None
 
-    def shape(self, value: onnx_ir.Value) -> tuple[int, ...]:
+    def shape(self, value: onnx_ir.Value | None) -> tuple[int, ...]:
         """The static shape. Raises ModelError when it is unknown or dynamic."""
+        if value is None:
+            raise ModelError("an operator lacks an input that it needs.", where=self.path)
         if value.shape is None or any(not isinstance(d, int) for d in value.shape):
             raise ModelError(
                 f"the shape of `{value.name}` is {value.shape or 'unknown'}, not static.",
@@ -137,7 +141,7 @@ class Graph:
             name = f"{base}_{i}"
         return name
 
-    def add_const(self, name: str, array: NDArray) -> onnx_ir.Value:
+    def add_const(self, name: str, array: NDArray | np.generic) -> onnx_ir.Value:
         """A new initializer; `name` is made unique."""
         return self.add_tensor(name, onnx_ir.tensor(np.asarray(array, order="C")))
 
@@ -264,6 +268,14 @@ class Graph:
             add(node.domain, node.op_type, [v and v.name for v in node.inputs], [v.name for v in node.outputs])
             add(sorted((k, str(a.value)) for k, a in node.attributes.items()))
         return digest.hexdigest()
+
+
+def operand(node: onnx_ir.Node, index: int = 0) -> onnx_ir.Value:
+    """Input `index`, which must be there. Raises ModelError."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise ModelError(f"node `{node.name or node.op_type}` lacks its input {index}.", hint="Export the model again.")
+    return value
 
 
 def attribute(node: onnx_ir.Node, name: str, default: Any = None) -> Any:

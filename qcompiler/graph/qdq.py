@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import ModelError, UnsupportedError
 from qcompiler.formats import Int, QuantParams, parse_format
 from qcompiler.graph.model import DOMAIN, Graph, attribute
-from qcompiler.quantizer import quantize
+from qcompiler.quantizer import dequantize, quantize
 
 FORMAT_KEY = "qcompiler.format"
 """Metadata key of a DequantizeLinear: the format's token."""
@@ -94,11 +94,18 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
 
 
 def write_constant(
-    graph: Graph, value: ir.Value, params: QuantParams, *, name: str | None = None, codes: NDArray | None = None
+    graph: Graph,
+    value: ir.Value,
+    params: QuantParams,
+    *,
+    name: str | None = None,
+    codes: NDArray | None = None,
+    before: ir.Node | None = None,
 ) -> ir.Value:
     """Codes of the initializer `value` and a DequantizeLinear; returns its output, readers are not rewired.
 
-    value: float32 initializer [...]; codes: given by passes that learn rounding, else quantize(value).
+    value: float32 initializer [...]; codes: given by passes that learn rounding, else quantize(value);
+    before: where the node goes, by default before the first reader of `value`.
     """
     array = graph.const(value)
     if array is None:
@@ -111,7 +118,7 @@ def write_constant(
         "DequantizeLinear",
         [stored, scale, zero_point],
         _axis(params),
-        before=_first_user(graph, value),
+        before=before or _first_user(graph, value),
         name=f"{name}/dequantize",
         outputs=[f"{name}_dequantized"],
     )
@@ -202,6 +209,23 @@ def quantizer_of(graph: Graph, value: ir.Value | None) -> Quantized | None:
     return read_quantizer(graph, node)
 
 
+def dequantized_values(graph: Graph) -> dict[str, str]:
+    """Name of each quantized activation -> name of the value that holds it quantized and dequantized.
+
+    A graph output goes by its own name, which the dequantized value has taken over.
+    """
+    found = {}
+    for node in graph.nodes():
+        if not is_quantizer(node):
+            continue
+        output = node.outputs[0]
+        read = quantizer_of(graph, output)
+        if read is not None and read.codes is None:
+            name = output.name if output.is_graph_output() else read.source.name
+            found[str(name)] = str(output.name)
+    return found
+
+
 def _fills_storage(fmt: Int) -> bool:
     return fmt.bits in (8, 16) and not fmt.narrow
 
@@ -259,3 +283,34 @@ def _read_params(graph: Graph, node: ir.Node) -> QuantParams:
     scale = scale.reshape(()) if axis is None else scale
     zero_point = zero_point.astype(np.int64)
     return QuantParams(fmt, scale, zero_point.reshape(()) if zero_point.size == 1 else zero_point, axis)
+
+
+def dequantized_values(graph: Graph) -> dict[str, str]:
+    """Name of every quantized float value -> name of its dequantized one, in topological order."""
+    pairs: dict[str, str] = {}
+    for node in graph.nodes():
+        if is_quantizer(node) and read_bias(graph, node) is None:
+            quantized = read_quantizer(graph, node)
+            if quantized.codes is None:
+                pairs[str(quantized.source.name)] = str(node.outputs[0].name)
+    return pairs
+
+
+def strip_quantizers(graph: Graph) -> Graph:
+    """Take all quantizers out, in place: a float graph of the same structure, with the dequantized weights."""
+    for node in graph.nodes():
+        if not is_quantizer(node):
+            continue
+        bias = read_bias(graph, node)
+        if bias is not None:
+            constant = graph.add_const(f"{node.outputs[0].name}_float", (bias[0] * bias[1]).astype(np.float32))
+            graph.bypass(node, constant)
+            continue
+        quantized = read_quantizer(graph, node)
+        if quantized.codes is None:
+            graph.bypass(node, quantized.source)
+        else:
+            array = dequantize(quantized.codes, quantized.params)
+            graph.bypass(node, graph.add_const(f"{node.outputs[0].name}_float", array))
+    graph.sweep()
+    return graph

@@ -44,7 +44,7 @@ def requantize_float(acc: NDArray, scale: NDArray[np.float32], zero_point: int, 
 def requantize_fixed(acc: NDArray, multiplier: NDArray, shift: NDArray, zero_point: int, fmt: Int) -> NDArray:
     """clip(((acc * multiplier + 2^(shift-1)) >> shift) + z, min, max): round half up, in int64.
 
-    acc: integers [...]; multiplier: int32, 0 or in [2^30, 2^31), smaller where acc may leave int32 (`fixed_multiplier`);
+    acc: integers [...]; multiplier: int32, 0 or in [2^30, 2^31), less if acc may leave int32 (`fixed_multiplier`);
     shift: int32 1..62; both broadcast against acc. Products and sums fit int64. Returns fmt.storage [...].
     """
     shift = np.asarray(shift, np.int64)

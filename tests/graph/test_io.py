@@ -36,7 +36,13 @@ def test_every_operator_set_loads_and_computes_the_same(opset):
     graph = load_graph(tiny(opset), dims={"N": 2})
     assert graph.opset == max(opset, OPSET)
     w = graph.const(graph.value("w"))
-    np.testing.assert_allclose(graph.run(x=x), np.maximum(x @ w, 0), rtol=1e-6)
+    try:
+        session = Session(graph)
+    except ModelError as error:
+        if "till opset" not in str(error):
+            raise
+        pytest.skip("this onnxruntime does not know the operator set yet (the pin for Python 3.10)")
+    np.testing.assert_allclose(session.run({"x": x})[0], np.maximum(x @ w, 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("opset", [6, 26])

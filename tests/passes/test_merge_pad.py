@@ -31,10 +31,12 @@ def test_named_axes_are_understood(make, unchanged):
     assert [node.op_type for node in after.nodes()] == ["Conv"]
 
 
-@pytest.mark.parametrize("flags", ["", ", count_include_pad = 1, pads = [1, 1, 0, 0]"])
-def test_average_pools_count_what_they_counted(make, unchanged, flags):
+@pytest.mark.parametrize(
+    ("flags", "amounts"), [("", (1, 2, 1, 2)), (", count_include_pad = 1, pads = [1, 1, 0, 0]", (0, 0, 1, 1))]
+)
+def test_average_pools_count_what_they_counted(make, unchanged, flags, amounts):
     body = f"p = Pad(x, pads)  y = AveragePool<kernel_shape = [3, 3]{flags}>(p)"
-    after, _ = unchanged(make(HEADER, body, pads=pads(1, 0, 1, 1)), merge_pad)
+    after, _ = unchanged(make(HEADER, body, pads=pads(*amounts)), merge_pad)
     assert [node.op_type for node in after.nodes()] == ["AveragePool"]
 
 
@@ -54,6 +56,7 @@ def test_max_pools_take_zeros_behind_relu_and_minus_infinity(make, unchanged):
         ('p = Pad<mode = "reflect">(x, a)  y = Conv(p, w)', pads(1, 1, 1, 1)),
         ("p = Pad(x, a)  y = Conv(p, w)", pads(-1, 0, 0, 0)),
         ("p = Pad(x, a)  y = MaxPool<kernel_shape = [3, 3]>(p)", pads(1, 1, 1, 1)),
+        ("p = Pad(x, a)  y = AveragePool<kernel_shape = [3, 3]>(p)", pads(1, 0, 1, 1)),
         ("p = Pad(x, a)  y = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(p)", pads(1, 1, 1, 1)),
         ("p = Pad(x, a)  y = AveragePool<kernel_shape = [3, 3], ceil_mode = 1, strides = [2, 2]>(p)", pads(1, 1, 1, 1)),
         ("p = Pad(x, a)  y = Relu(p)", pads(1, 1, 1, 1)),

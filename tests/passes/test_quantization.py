@@ -8,8 +8,10 @@ import pytest
 
 from qcompiler.assignment import activations, clip_bounds, shared_groups
 from qcompiler.calibrate.data import load_samples
+from qcompiler.calibrate.statistics import with_outputs
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.execute.ort import Session
 from qcompiler.formats import QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.io import load_graph
@@ -252,16 +254,28 @@ def test_bias_correction_does_not_raise_the_output_error(precision):
 
 
 def test_bias_correction_restores_the_means_that_coarse_weights_shift():
-    graph, context = quantized(precision="w3a8", keep_first_last=False)
-    layers = [layer.output for layer in bias_correction.find_layers(graph)]
-    assert layers == ["h1", "h2", "h3", "y_float"]
-    wanted = bias_correction.means(context.float_graph, ["h1", "h2", "h3", "y"], context, 16)
-    before = bias_correction.means(graph, layers, context, 16)
+    graph, context = quantized(precision="w4a8", keep_first_last=False)
+    layers = bias_correction.find_layers(graph)
+    assert [layer.output for layer in layers] == ["h1", "h2", "h3", "y_float"]
+    assert [layer.seen for layer in layers] == ["a1", "a2", "h3", "y_float"]
+    wanted = bias_correction.means(context.float_graph, [(n, None) for n in ("a1", "a2", "h3", "y")], context, 16)
+    before = bias_correction.means(graph, [(layer.seen, None) for layer in layers], context, 16)
     bias_correction.run(graph, bias_correction.Options(), context)
-    after = bias_correction.means(graph, layers, context, 16)
-    if context.facts["bias_correction"]["kept"]:
-        for want, b, a in zip(wanted, before, after, strict=True):
-            assert np.abs(a - want).sum() < 0.5 * np.abs(b - want).sum()
+    after = bias_correction.means(graph, [(layer.seen, None) for layer in layers], context, 16)
+    assert context.facts["bias_correction"]["kept"]
+    for (want, _), (b, _), (a, _) in zip(wanted, before, after, strict=True):
+        assert np.abs(a - want).sum() < 0.5 * np.abs(b - want).sum()
+
+
+def test_means_count_what_a_clip_leaves():
+    graph, context = network(), context_of(network())
+    (mean, active), (plain, one) = bias_correction.means(graph, [("a2", "h2"), ("h3", None)], context, 16)
+    session = Session(with_outputs(graph, ["h2", "a2", "h3"]))
+    h2, a2, h3 = (np.concatenate(x) for x in zip(*(session.run(s, ["h2", "a2", "h3"]) for s in context.samples)))
+    np.testing.assert_allclose(mean, a2.mean(axis=(0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(active, (h2 == a2).mean(axis=(0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(plain, h3.mean(axis=(0, 2, 3)), rtol=1e-4)
+    assert (one == 1).all()
 
 
 def test_bias_correction_needs_the_float_graph():

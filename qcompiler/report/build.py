@@ -1,0 +1,111 @@
+"""The report's content, JSON-able: verdict first, then quality, size, layers, notes, seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import onnx_ir as ir
+
+from qcompiler.graph.model import Graph, attributes
+from qcompiler.ops import OPERATORS
+
+if TYPE_CHECKING:
+    from qcompiler.driver import Result
+
+
+def build_report(
+    result: Result, manifest: Mapping[str, Any], bundle: str, facts: Mapping[str, Any], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """Everything that the terminal and the page show. `facts` come from the driver's evaluation."""
+    sizes = {"float_bytes": float_bytes(result.float_graph), **manifest["size"]}
+    report = {
+        "verdict": "",
+        "bundle": bundle,
+        "model": result.float_graph.path,
+        "target": manifest["target"],
+        "recipe": result.recipe.name,
+        "precision": precision(result.integer_graph),
+        "arithmetic": manifest["arithmetic"],
+        "calibration": {"source": result.samples.source, "samples": len(result.samples)},
+        "quality": facts["quality"],
+        "size": sizes,
+        "macs": macs(result.integer_graph),
+        "operators": operators(result.integer_graph),
+        "verification": facts.get("verification"),
+        "latency": facts.get("latency", []),
+        "worst_layers": sorted(facts["layers"], key=lambda row: row["sqnr_db"])[:10],
+        "layers": facts["layers"],
+        "notes": [{"pass": n.source, "where": n.where, "text": n.text} for n in result.context.notes],
+        "facts": result.context.facts,
+        "seconds": dict(seconds),
+        "versions": manifest["versions"],
+    }
+    return {**report, "verdict": verdict(report)}
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """One sentence on what was lost and won."""
+    sizes, quality = report["size"], report["quality"]
+    ratio = sizes["float_bytes"] / max(sizes["weight_bytes"], 1)
+    checked = report["verification"]
+    exact = ""
+    if checked is not None:
+        exact = ", bit-exact with the oracle" if checked["bit_exact"] else ", NOT BIT-EXACT: do not ship, report a bug"
+    agreement = f", {quality['top1_agreement']:.1%} of decisions unchanged" if "top1_agreement" in quality else ""
+    speed = ""
+    by = {(row["runtime"], row["precision"]): row["median_ms"] for row in report["latency"]}
+    if ("onnxruntime", "float32") in by:
+        ours = next(ms for (name, _), ms in by.items() if name == "qcompiler")
+        speed = f", {by['onnxruntime', 'float32'] / ours:.1f}x the speed of onnxruntime float32"
+    random = " Calibrated on RANDOM data: accuracy says nothing." if report["calibration"]["source"].startswith("random") else ""
+    return (
+        f"{report['precision']} on {report['target']}: weights {ratio:.1f}x smaller, output SQNR "
+        f"{quality['sqnr_db']:.1f} dB{agreement}{speed}{exact}.{random}"
+    )
+
+
+def float_bytes(graph: Graph) -> int:
+    """Bytes of the float model's constants."""
+    total = 0
+    for value in graph.ir.initializers.values():
+        if value.const_value is not None and value.dtype is not None and value.dtype.is_floating_point():
+            total += int(value.const_value.nbytes)
+    return total
+
+
+def precision(graph: Graph) -> str:
+    """w8a8 where all agree, else the widths found, as w4+8a8."""
+    weights, activations = set(), set()
+    for node in graph.nodes():
+        if node.op_type in ("Conv", "ConvTranspose", "MatMul") and node.inputs[1] is not None:
+            weights.add(_bits(node.inputs[1]))
+            activations.add(_bits(node.inputs[0]))
+    return "w" + "+".join(map(str, sorted(weights - {0}))) + "a" + "+".join(map(str, sorted(activations - {0})))
+
+
+def _bits(value: ir.Value | None) -> int:
+    from qcompiler.formats import parse_format
+
+    token = value.metadata_props.get("qcompiler.format") if value is not None else None
+    return parse_format(token).bits if token else 0
+
+
+def macs(graph: Graph) -> int:
+    """Multiply-accumulates of one inference."""
+    total = 0
+    for node in graph.nodes():
+        key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        inputs = [graph.shape(value) if value is not None else () for value in node.inputs]
+        total += OPERATORS[key].macs(inputs, [graph.shape(value) for value in node.outputs], attributes(node))
+    return total
+
+
+def operators(graph: Graph) -> dict[str, int]:
+    """How many nodes of each kind."""
+    counts: dict[str, int] = {}
+    for node in graph.nodes():
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return dict(sorted(counts.items()))
+
+

@@ -1,0 +1,132 @@
+"""One self-contained page: no script, no font, no image from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+_STYLE = """
+:root { --ink: #1b2430; --soft: #5b6776; --line: #dfe4ea; --good: #16794c; --fair: #b7791f; --bad: #b42318; --bar: #3b6fb6; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+.verdict { font-size: 1.1rem; border-left: 4px solid var(--good); padding: .6rem 1rem; background: #f4f8f6; }
+.verdict.bad { border-color: var(--bad); background: #fdf3f2; }
+.cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
+.card { border: 1px solid var(--line); border-radius: 8px; padding: .6rem 1rem; min-width: 150px; }
+.card b { display: block; font-size: 1.25rem; } .card span { color: var(--soft); font-size: .85rem; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; }
+th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); padding: .3rem .5rem; }
+td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { background: #eef2f6; border-radius: 3px; height: 10px; width: 160px; display: inline-block; vertical-align: middle; }
+.bar i { display: block; height: 10px; border-radius: 3px; background: var(--bar); }
+.bar.fair i { background: var(--fair); } .bar.bad i { background: var(--bad); }
+code { font-size: .85em; word-break: break-all; } .soft { color: var(--soft); }
+"""
+
+FULL_DB, FAIR_DB, BAD_DB = 50.0, 25.0, 12.0
+"""Bars are full at 50 dB, and change colour below 25 and 12 dB."""
+
+
+def render_html(report: Mapping[str, Any]) -> str:
+    """The page of a report (see report/build.py)."""
+    checked = report.get("verification")
+    bad = checked is not None and not checked["bit_exact"]
+    sections = [
+        f"<h1>{escape(str(report['model']).rsplit('/', 1)[-1])} &rarr; {escape(report['target'])}</h1>",
+        f"<p class='verdict{' bad' if bad else ''}'>{escape(report['verdict'])}</p>",
+        _cards(report),
+        _latency(report.get("latency") or []),
+        "<h2>Worst layers</h2>",
+        "<p class='soft'>Signal to quantization noise of a value against the float model; every layer inherits the noise "
+        "of those before it.</p>",
+        _layers(report["worst_layers"]),
+        "<h2>All layers</h2>",
+        _layers(report["layers"]),
+        _notes(report["notes"]),
+        _seconds(report["seconds"]),
+        "<h2>Made with</h2><p>" + ", ".join(f"{escape(k)} {escape(v)}" for k, v in report["versions"].items()) + "</p>",
+    ]
+    title = escape(f"qcompiler report: {report['model']}")
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head><body>"
+        + "\n".join(section for section in sections if section)
+        + "</body></html>\n"
+    )
+
+
+def _cards(report: Mapping[str, Any]) -> str:
+    sizes, quality = report["size"], report["quality"]
+    cards = [
+        (f"{quality['sqnr_db']:.1f} dB", f"output SQNR on {quality['samples']} samples"),
+        (report["precision"], f"{report['arithmetic']} requantization"),
+        (_bytes(sizes["weight_bytes"]), f"weights, float {_bytes(sizes['float_bytes'])}"),
+        (_bytes(sizes["arena_bytes"]), f"arena, lower bound {_bytes(sizes.get('arena_lower_bound', 0))}"),
+        (f"{report['macs'] / 1e6:.2f} M", "multiply-accumulates"),
+    ]
+    if "top1_agreement" in quality:
+        cards.insert(1, (f"{quality['top1_agreement']:.1%}", "decisions as in float"))
+    if report.get("verification"):
+        ok = report["verification"]["bit_exact"]
+        cards.append(("bit-exact" if ok else "MISMATCH", f"target against oracle, {report['verification']['samples']} samples"))
+    items = "".join(f"<div class='card'><b>{escape(str(b))}</b><span>{escape(s)}</span></div>" for b, s in cards)
+    source = escape(f"{report['calibration']['samples']} samples from {report['calibration']['source']}")
+    return f"<div class='cards'>{items}</div><p class='soft'>Recipe {escape(report['recipe'])}, calibrated on {source}.</p>"
+
+
+def _latency(rows: Sequence[Mapping[str, Any]]) -> str:
+    if not rows:
+        return ""
+    slowest = max(row["median_ms"] for row in rows)
+    body = "".join(
+        f"<tr><td>{escape(row['runtime'])}</td><td>{escape(row['precision'])}</td>"
+        f"<td class='n'>{row['median_ms']:.3f}</td><td class='n'>{row['min_ms']:.3f}</td>"
+        f"<td>{_bar(row['median_ms'] / slowest, '')}</td></tr>"
+        for row in rows
+    )
+    head = "<tr><th>runtime</th><th>precision</th><th>median ms</th><th>min ms</th><th></th></tr>"
+    return f"<h2>Latency, one thread, interleaved</h2><table>{head}{body}</table>"
+
+
+def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
+    body = ""
+    for row in rows:
+        db = row["sqnr_db"]
+        colour = "bad" if db < BAD_DB else "fair" if db < FAIR_DB else ""
+        body += (
+            f"<tr><td><code>{escape(row['name'])}</code></td><td>{escape(row['operator'])}</td>"
+            f"<td>{escape(row['weight_format'])}</td><td>{escape(row['format'])}</td><td class='n'>{db:.1f}</td>"
+            f"<td>{_bar(db / FULL_DB, colour)}</td></tr>"
+        )
+    head = "<tr><th>value</th><th>operator</th><th>weights</th><th>codes</th><th>SQNR dB</th><th></th></tr>"
+    return f"<table>{head}{body}</table>"
+
+
+def _bar(share: float, colour: str) -> str:
+    width = 100 * min(1.0, max(0.0, share))
+    return f"<span class='bar {colour}'><i style='width:{width:.0f}%'></i></span>"
+
+
+def _notes(notes: Sequence[Mapping[str, str]]) -> str:
+    if not notes:
+        return ""
+    rows = "".join(
+        f"<tr><td>{escape(n['pass'])}</td><td><code>{escape(n['where'])}</code></td><td>{escape(n['text'])}</td></tr>"
+        for n in notes
+    )
+    return f"<h2>What the passes noted</h2><table><tr><th>pass</th><th>where</th><th>note</th></tr>{rows}</table>"
+
+
+def _seconds(seconds: Mapping[str, float]) -> str:
+    total = max(sum(seconds.values()), 1e-9)
+    rows = "".join(
+        f"<tr><td>{escape(stage)}</td><td class='n'>{s:.2f}</td><td>{_bar(s / total, '')}</td></tr>"
+        for stage, s in seconds.items()
+    )
+    return f"<h2>Where the time went: {total:.1f} s</h2><table><tr><th>stage</th><th>s</th><th></th></tr>{rows}</table>"
+
+
+def _bytes(count: int) -> str:
+    return f"{count} B" if count < 1024 else f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"
