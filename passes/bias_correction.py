@@ -53,11 +53,13 @@ LEAST_ACTIVE = 0.2
 
 @dataclass(frozen=True)
 class Layer:
-    """A node with weights: `output` is the value that holds W x + b, `seen` the one behind its Relu or Clip, if any."""
+    """A node with weights: `output` holds W x + b, `seen` is the value behind its Relu or Clip, if any; channels are
+    `axis`."""
 
     name: str
     output: str
     seen: str
+    axis: int
     bias_node: ir.Node
     bias_index: int
 
@@ -73,15 +75,17 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     layers = [layer for layer in find_layers(graph) if _float_name(layer, known) in known]
     if not layers:
         return graph
-    wanted = means(reference, [(_float_name(layer, known), None) for layer in layers], context, options.samples)
-    targets = {layer.name: mean for layer, (mean, _) in zip(layers, wanted, strict=True)}
+    names = [(_float_name(layer, known), None, layer.axis) for layer in layers]
+    measured = means(reference, names, context, options.samples)
+    targets = {layer.name: mean for layer, (mean, _) in zip(layers, measured, strict=True)}
     original = {layer.name: graph.const(_bias_constant(layer)) for layer in layers}
     before = output_error(graph, reference, context, options.samples)
     runs = np.array_split(np.arange(len(layers)), min(max(options.groups, 1), len(layers)))
     for i, members in enumerate(runs):
         group = [layers[j] for j in members]
-        pairs = [(layer.seen, layer.output if layer.seen != layer.output else None) for layer in group]
-        for layer, (mean, active) in zip(group, means(graph, pairs, context, options.samples), strict=True):
+        unclipped = [layer.output if layer.seen != layer.output else None for layer in group]
+        wanted = [(layer.seen, value, layer.axis) for layer, value in zip(group, unclipped, strict=True)]
+        for layer, (mean, active) in zip(group, means(graph, wanted, context, options.samples), strict=True):
             shift_bias(graph, layer, (targets[layer.name] - mean) / np.maximum(active, LEAST_ACTIVE))
         context.progress("bias correction", i + 1, len(runs))
     after = output_error(graph, reference, context, options.samples)
@@ -109,7 +113,8 @@ def find_layers(graph: Graph) -> list[Layer]:
             at, index = user, 0 if user.inputs[1] is node.outputs[0] else 1
         clip = graph.sole_user(at.outputs[0])
         seen = clip if clip is not None and decisions.clip_bounds(graph, clip) is not None else at
-        layer = Layer(node.name or "", at.outputs[0].name or "", seen.outputs[0].name or "", at, index)
+        axis = 1 if "Conv" in node.op_type else -1
+        layer = Layer(node.name or "", at.outputs[0].name or "", seen.outputs[0].name or "", axis, at, index)
         if len(at.inputs) <= index or at.inputs[index] is None:
             continue
         bias = at.inputs[index]
@@ -150,29 +155,27 @@ def _float_name(layer: Layer, known: set[str | None]) -> str:
 
 
 def means(
-    graph: Graph, pairs: Iterable[tuple[str, str | None]], context: Context, limit: int
+    graph: Graph, wanted: Iterable[tuple[str, str | None, int]], context: Context, limit: int
 ) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
     """Means of values over samples, batch and positions, and the share of elements that equal another value's.
 
-    pairs: name of a value, and of the value before its clip, or None (share 1). Returns float64 [C] and [C] each;
-    channels are axis 1, or the last axis of matrix products.
+    wanted: name of a value, name of the value before its clip or None (share 1), axis of channels. Returns float64
+    [C] and [C] each.
     """
-    pairs = list(pairs)
-    copy = with_outputs(graph, [name for pair in pairs for name in pair if name is not None])
+    wanted = list(wanted)
+    copy = with_outputs(graph, [name for one in wanted for name in one[:2] if name is not None])
     values = {value.name: value for value in copy.ir.outputs}
     copy.ir.outputs.clear()
-    for name, unclipped in pairs:
+    for name, unclipped, kept in wanted:
         value = values[name]
-        source = values[unclipped or name].producer()
         rank = len(graph.shape(value))
-        last = source is not None and source.op_type in ("Add", "MatMul", "Gemm")
-        kept = rank - 1 if last else 1
-        axes = copy.add_const(f"{name}_axes", np.array([axis for axis in range(rank) if axis != kept], np.int64))
+        axes = copy.add_const(f"{name}_axes", np.delete(np.arange(rank, dtype=np.int64), kept))
         measured = [value]
         if unclipped is not None:
             same = copy.add_node("Equal", [value, values[unclipped]], name=f"{name}/same", like=value).outputs[0]
             same.type = ir.TensorType(ir.DataType.BOOL)
-            measured += copy.add_node("Cast", [same], {"to": ir.DataType.FLOAT}, name=f"{name}/active", like=value).outputs
+            cast = copy.add_node("Cast", [same], {"to": ir.DataType.FLOAT}, name=f"{name}/active", like=value)
+            measured.append(cast.outputs[0])
         for one in measured:
             node = copy.add_node("ReduceMean", [one, axes], {"keepdims": 0}, name=f"{one.name}/mean")
             node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
@@ -190,7 +193,7 @@ def means(
     results = iter([total / count for total in sums])
     return [
         (mean, np.ones_like(mean) if unclipped is None else next(results))
-        for (_, unclipped), mean in ((pair, next(results)) for pair in pairs)
+        for (_, unclipped, _), mean in ((one, next(results)) for one in wanted)
     ]
 
 

@@ -416,13 +416,6 @@ def _write_mean(writer: Writer, node: ir.Node, params: QuantParams, name: str) -
     return writer.emit("ReduceMean", inputs, attributes, params, graph.shape(node.outputs[0]), name)
 
 
-def _refuses_softmax(graph: Graph, node: ir.Node) -> str:
-    found = quantizer_of(graph, node.inputs[0])
-    if found is not None and found.params.format.bits > 8:
-        return "reads more than 8 bits"
-    return _one_input(graph, node)
-
-
 def _write_softmax(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
     graph = writer.source
@@ -456,7 +449,7 @@ RULES: dict[str, Rule] = {
     "Mul": Rule(_write_mul, _refuses_pair),
     "ReduceMean": Rule(_write_mean, _refuses_mean),
     "ReduceSum": Rule(_write_mean, _refuses_mean),
-    "Softmax": Rule(_write_softmax, _refuses_softmax),
+    "Softmax": Rule(_write_softmax, _one_input),
     "Sub": Rule(_write_add, _refuses_pair),
     **{name: Rule(movement.write, movement.refuses) for name in movement.MOVEMENT},
 }

@@ -68,7 +68,7 @@ class Writer:
 
     def const(self, name: str, array: NDArray) -> ir.Value:
         """A new initializer."""
-        return self._register(name, ir.tensor(np.ascontiguousarray(array)))
+        return self._register(name, ir.tensor(np.asarray(array, order="C")))
 
     def _register(self, name: str, tensor: Any) -> ir.Value:
         value = ir.Value(

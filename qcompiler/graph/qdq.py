@@ -285,17 +285,6 @@ def _read_params(graph: Graph, node: ir.Node) -> QuantParams:
     return QuantParams(fmt, scale, zero_point.reshape(()) if zero_point.size == 1 else zero_point, axis)
 
 
-def dequantized_values(graph: Graph) -> dict[str, str]:
-    """Name of every quantized float value -> name of its dequantized one, in topological order."""
-    pairs: dict[str, str] = {}
-    for node in graph.nodes():
-        if is_quantizer(node) and read_bias(graph, node) is None:
-            quantized = read_quantizer(graph, node)
-            if quantized.codes is None:
-                pairs[str(quantized.source.name)] = str(node.outputs[0].name)
-    return pairs
-
-
 def strip_quantizers(graph: Graph) -> Graph:
     """Take all quantizers out, in place: a float graph of the same structure, with the dequantized weights."""
     for node in graph.nodes():

@@ -258,10 +258,11 @@ def test_bias_correction_restores_the_means_that_coarse_weights_shift():
     layers = bias_correction.find_layers(graph)
     assert [layer.output for layer in layers] == ["h1", "h2", "h3", "y_float"]
     assert [layer.seen for layer in layers] == ["a1", "a2", "h3", "y_float"]
-    wanted = bias_correction.means(context.float_graph, [(n, None) for n in ("a1", "a2", "h3", "y")], context, 16)
-    before = bias_correction.means(graph, [(layer.seen, None) for layer in layers], context, 16)
+    names = [("a1", None, 1), ("a2", None, 1), ("h3", None, 1), ("y", None, -1)]
+    wanted = bias_correction.means(context.float_graph, names, context, 16)
+    before = bias_correction.means(graph, [(layer.seen, None, layer.axis) for layer in layers], context, 16)
     bias_correction.run(graph, bias_correction.Options(), context)
-    after = bias_correction.means(graph, [(layer.seen, None) for layer in layers], context, 16)
+    after = bias_correction.means(graph, [(layer.seen, None, layer.axis) for layer in layers], context, 16)
     assert context.facts["bias_correction"]["kept"]
     for (want, _), (b, _), (a, _) in zip(wanted, before, after, strict=True):
         assert np.abs(a - want).sum() < 0.5 * np.abs(b - want).sum()
@@ -269,9 +270,11 @@ def test_bias_correction_restores_the_means_that_coarse_weights_shift():
 
 def test_means_count_what_a_clip_leaves():
     graph, context = network(), context_of(network())
-    (mean, active), (plain, one) = bias_correction.means(graph, [("a2", "h2"), ("h3", None)], context, 16)
+    wanted = [("a2", "h2", 1), ("h3", None, 1)]
+    (mean, active), (plain, one) = bias_correction.means(graph, wanted, context, 16)
     session = Session(with_outputs(graph, ["h2", "a2", "h3"]))
-    h2, a2, h3 = (np.concatenate(x) for x in zip(*(session.run(s, ["h2", "a2", "h3"]) for s in context.samples)))
+    runs = [session.run(sample, ["h2", "a2", "h3"]) for sample in context.samples]
+    h2, a2, h3 = (np.concatenate([run[i] for run in runs]) for i in range(3))
     np.testing.assert_allclose(mean, a2.mean(axis=(0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(active, (h2 == a2).mean(axis=(0, 2, 3)), rtol=1e-5)
     np.testing.assert_allclose(plain, h3.mean(axis=(0, 2, 3)), rtol=1e-4)

@@ -195,8 +195,8 @@ class Lookup:
             def step(i: Expr, n: int) -> None:
                 # Below a whole vector, lanes beyond n hold anything and are not stored.
                 raw = kernel.reinterpret(x.load(x_at + i, n), "uint8", n)
-                if n < 64:
-                    raw = kernel.shuffle([raw], [j % n for j in range(64)])
+                if n < 64:  # a Shuffle cannot have more lanes than its operands together
+                    raw = kernel.shuffle([kernel.let(raw)] * (64 // n), range(64)) if n > 1 else kernel.broadcast(raw, 64)
                 flip = kernel.const(0x80 if self.x_min < 0 else 0, "uint8", 64)
                 index = kernel.let(raw ^ flip if self.x_min < 0 else raw)
                 low = kernel.intrinsic("uint8", 64, machine.permute_bytes, half[0][0], index, half[0][1])

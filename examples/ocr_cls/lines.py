@@ -1,0 +1,54 @@
+"""Text lines as a scanner would cut them out: rendered with Pillow's own scalable font, half of them upside down.
+
+The font comes with Pillow, so the lines are the same on every machine with that Pillow.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+HEIGHT, WIDTH = 48, 192
+WORDS = (
+    "invoice receipt delivery order customer number date total amount due paid bank transfer account street avenue "
+    "Paris Berlin London Tokyo Lisbon phone office monday friday january august morning evening station platform "
+    "ticket seat window return single adult child bread coffee water paper garden music school doctor winter summer "
+    "north south bridge river market price list page chapter section figure table note warning open closed please "
+    "keep right left upper lower handle with care this side fragile made in best before net weight batch serial"
+).split()
+
+
+def render(rng: np.random.Generator) -> Image.Image:
+    """One line of one to four words or figures: dark on light, of some size, colour and noise."""
+    words = [str(rng.choice(WORDS)) if rng.random() < 0.8 else str(rng.integers(10, 100_000)) for _ in range(rng.integers(1, 5))]
+    text = " ".join(words)
+    style = rng.random()
+    text = text.upper() if style < 0.25 else text.title() if style < 0.5 else text
+    font = ImageFont.load_default(int(rng.integers(20, 45)))
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(text))
+    margin = int(rng.integers(3, 9))
+    paper, ink = (tuple(int(c) for c in rng.integers(low, high, 3)) for low, high in ((150, 256), (0, 100)))
+    image = Image.new("RGB", (right - left + 2 * margin, bottom - top + 2 * margin), paper)
+    ImageDraw.Draw(image).text((margin - left, margin - top), text, font=font, fill=ink)
+    pixels = np.asarray(image, np.float32)
+    pixels = pixels + rng.normal(0, rng.uniform(0, 12), pixels.shape)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def preprocess(image: Image.Image) -> NDArray[np.float32]:
+    """What the classifier takes: float32 [3, 48, 192], BGR in -1..1, scaled to the height, padded at the right with 0."""
+    width = min(WIDTH, max(1, -(-HEIGHT * image.width // image.height)))
+    pixels = np.asarray(image.resize((width, HEIGHT), Image.Resampling.BILINEAR), np.float32)
+    padded = np.zeros((3, HEIGHT, WIDTH), np.float32)
+    padded[:, :, :width] = (pixels[:, :, ::-1].transpose(2, 0, 1) / 255 - 0.5) / 0.5
+    return padded
+
+
+def dataset(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`count` lines, float32 [count, 3, 48, 192], and labels, int64 [count]: 1 is upside down, every other line is."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int64) % 2
+    lines = [render(rng) for _ in range(count)]
+    turned = [line.rotate(180) if label else line for line, label in zip(lines, labels, strict=True)]
+    return np.stack([preprocess(line) for line in turned]), labels
