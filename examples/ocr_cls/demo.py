@@ -20,6 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[2]
 CALIBRATION, TEST = 128, 400
+CALIBRATION_SEED, TEST_SEED = 1, 2
 VERIFIED = 100
 
 
@@ -34,8 +35,8 @@ def run(output: Path, model: Path, *, seconds: float = 1.0, recipe: str = "defau
 
     start = time.perf_counter()
     shapes = {"x": (1, 3, 48, 192)}
-    calibration, _ = dataset(CALIBRATION, seed=1)
-    lines, labels = dataset(TEST, seed=2)
+    calibration, _ = dataset(CALIBRATION, CALIBRATION_SEED)
+    lines, labels = dataset(TEST, TEST_SEED)
     rendered = time.perf_counter()
     bundle = qcompiler.compile(
         str(model), target="cpu", calibration={"x": calibration}, recipe=recipe, output=output, overwrite=True,

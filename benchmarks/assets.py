@@ -1,0 +1,219 @@
+"""The networks that the benchmarks run on: models, calibration and test arrays, preprocessed.
+
+Most come from the folder of shared test assets (QCOMPILER_ASSETS, or ../shared/assets beside the repository), whose
+manifest.json says how each data file is preprocessed. The digits CNN is committed; PP-OCR's classifier is the demo's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).resolve().parent.parent
+CALIBRATION = 256
+CALIBRATION_LARGE = 64
+"""Calibration samples: of 224 x 224 pictures there are fewer."""
+
+GOALS: dict[str, tuple[str, float]] = {
+    "resnet20_cifar10_jpeg": ("loss", 0.005),
+    "resnet20_cifar10": ("none", 0.0),
+    "mobilenetv2_cifar10_jpeg": ("loss", 0.005),
+    "mlperf_tiny_resnet8": ("loss", 0.010),
+    "mlperf_tiny_resnet8 (jpeg set)": ("loss", 0.010),
+    "mlperf_tiny_kws": ("loss", 0.010),
+    "mlperf_tiny_vww": ("none", 0.0),
+    "mlperf_tiny_ad": ("none", 0.0),
+    "mobilenet_v1_025_224 (ImageNet)": ("least", 0.570),
+    "mobilenet_v2_100_224 (ImageNet)": ("least", 0.800),
+    "espcn_x2 (super-resolution)": ("loss", 0.3),
+}
+"""Evaluation of the assets' manifest -> what W8A8 must hold: largest loss against float, or least value."""
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One network with its data. Arrays are float32 [n, ...] as the model takes them, read when first asked for."""
+
+    name: str
+    model: Path
+    entry: Mapping[str, Any]
+    goal: tuple[str, float] = ("none", 0.0)
+
+    @property
+    def metric(self) -> str:
+        """top1 or psnr (more is better), mse (against the input; less is better), agreement (with float)."""
+        return {"mse_to_input": "mse", "mean_max": "agreement"}.get(self.entry["metric"], self.entry["metric"])
+
+    @cached_property
+    def input(self) -> str:
+        """Name of the model's input."""
+        import onnx
+
+        graph = onnx.load(self.model, load_external_data=False).graph
+        constants = {tensor.name for tensor in graph.initializer}
+        return next(str(value.name) for value in graph.input if value.name not in constants)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Static input shape, batch 1."""
+        return {self.input: (1, *self.calibration.shape[1:])}
+
+    @cached_property
+    def calibration(self) -> NDArray[np.float32]:
+        """Calibration samples."""
+        return self._arrays("calib")[0]
+
+    @cached_property
+    def test(self) -> NDArray[np.float32]:
+        """Test samples."""
+        return self._arrays("test")[0]
+
+    @cached_property
+    def labels(self) -> NDArray | None:
+        """int64 [n], or what the outputs are compared with."""
+        return self._arrays("test")[1]
+
+    def score(self, outputs: NDArray, float_outputs: NDArray) -> float:
+        """The metric of first outputs [n, ...]."""
+        from qcompiler.evaluate import metric
+
+        if self.metric == "agreement":
+            return metric("top1", outputs, float_outputs)
+        reference = self.test[: len(outputs)] if self.metric == "mse" else self.labels
+        return metric(self.metric, outputs, reference)
+
+    def _arrays(self, split: str) -> tuple[NDArray, NDArray | None]:
+        if "arrays" in self.entry:
+            return self.entry["arrays"](split)  # type: ignore[no-any-return]
+        data = find_assets() / self.entry["data"]
+        x, labels = _read(data, self.entry["split"] if split == "test" else split)
+        if split == "calib":
+            x = x[: CALIBRATION_LARGE if data.stem == "imagenet224" else CALIBRATION]
+        return _preprocess(x, self.entry["preprocess"]), labels
+
+
+def find_assets() -> Path:
+    """The folder of shared assets; exits with a message when there is none."""
+    folder = Path(os.environ.get("QCOMPILER_ASSETS") or ROOT.parent / "shared" / "assets")
+    if not (folder / "manifest.json").is_file():
+        sys.exit("there are no test assets in ../shared/assets; set QCOMPILER_ASSETS")
+    return folder
+
+
+def cases(only: str = "") -> Iterator[Case]:
+    """Cases whose name contains one of the comma-separated parts `only`, small networks first."""
+    assets = find_assets()
+    entries = {entry["name"]: entry for entry in json.loads((assets / "manifest.json").read_text())["evaluations"]}
+    found = [Case(name, assets / entries[name]["model"], entries[name], goal) for name, goal in GOALS.items()]
+    for case in sorted([_digits(), _classifier(), *found], key=lambda one: one.model.stat().st_size):
+        if not only or any(part and part in case.name for part in only.split(",")):
+            yield case
+
+
+def networks(only: str = "") -> Iterator[Case]:
+    """As `cases`, one a model."""
+    seen = set()
+    for case in cases(only):
+        if case.model not in seen:
+            seen.add(case.model)
+            yield case
+
+
+def arguments(description: str | None, **more: Mapping[str, Any]) -> argparse.Namespace:
+    """The command line that all benchmarks share, and `more` options by name."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--only", default="", help="parts of names of networks, separated by commas")
+    parser.add_argument("--json", type=Path, default=None, help="write the rows to this file")
+    for name, options in more.items():
+        parser.add_argument(f"--{name}", **options)
+    return parser.parse_args()
+
+
+def write_json(path: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows with the machine and the day, if a file was asked for."""
+    if path is not None:
+        document = {"machine": machine(), "date": date.today().isoformat(), "command": " ".join(sys.argv[1:]), "rows": rows}
+        path.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def machine() -> str:
+    """Processor, the instruction sets that matter here, and how many cores."""
+    from qcompiler.runtime.loader import cpu_flags
+
+    model = platform.machine()
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    flags = [flag for flag in ("avx2", "avx_vnni", "avx512_vnni", "avx512vbmi") if flag in cpu_flags()]
+    return f"{model} ({', '.join(flags)}), {os.cpu_count()} cores"
+
+
+def _read(path: Path, split: str) -> tuple[NDArray, NDArray | None]:
+    """Stored inputs and labels (or target pictures as float32 NCHW in 0..1) of one split."""
+    with np.load(path) as stored:
+        if f"jpeg_{split}" in stored:
+            from PIL import Image
+
+            blob, edges = stored[f"jpeg_{split}"], stored[f"offset_{split}"]
+            pictures = [io.BytesIO(blob[a:b].tobytes()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+            x = np.stack([np.asarray(Image.open(picture).convert("RGB")) for picture in pictures])
+        else:
+            x = stored[f"x_{split}"]
+        if "zero_point" in stored:  # kept as codes
+            x = (x.astype(np.float32) - np.float32(stored["zero_point"])) * np.float32(stored["scale"])
+        if f"y_{split}" in stored:
+            return x, stored[f"y_{split}"].astype(np.int64)
+        if f"t_{split}" in stored:
+            return x, stored[f"t_{split}"].transpose(0, 3, 1, 2).astype(np.float32) / 255
+    return x, None
+
+
+def _preprocess(x: NDArray, how: Mapping[str, Any]) -> NDArray[np.float32]:
+    """What the manifest's preprocessing entry says. x: [n, ...], pictures NHWC."""
+    if how["kind"] == "float":
+        return x.astype(np.float32)
+    if "resize" in how:
+        from PIL import Image
+
+        side = (how["resize"], how["resize"])
+        x = np.stack([np.asarray(Image.fromarray(one).resize(side, Image.Resampling.BILINEAR)) for one in x])
+    scaled = x.astype(np.float32) / np.float32(how.get("divide", 1))
+    if "mean" in how:
+        scaled = (scaled - np.asarray(how["mean"], np.float32)) / np.asarray(how["std"], np.float32)
+    return np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)) if how["layout"] == "NCHW" else scaled
+
+
+def _digits() -> Case:
+    folder = ROOT / "examples" / "digits"
+
+    def arrays(split: str) -> tuple[NDArray, NDArray]:
+        with np.load(folder / "digits.npz") as stored:
+            return stored[f"x_{split}"], stored[f"y_{split}"]
+
+    return Case("digits cnn", folder / "cnn.onnx", {"metric": "top1", "arrays": arrays})
+
+
+def _classifier() -> Case:
+    from examples.ocr_cls.demo import CALIBRATION, CALIBRATION_SEED, TEST, TEST_SEED
+    from examples.ocr_cls.lines import dataset
+    from examples.ocr_cls.model import fetch
+
+    def arrays(split: str) -> tuple[NDArray, NDArray]:
+        return dataset(CALIBRATION, CALIBRATION_SEED) if split == "calib" else dataset(TEST, TEST_SEED)
+
+    return Case("PP-OCR cls", fetch(), {"metric": "top1", "arrays": arrays}, ("loss", 0.005))
