@@ -151,7 +151,8 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
         text = "; ".join(f"{what} {why}" for what, why in unique[:8])
         more = f"; and {len(unique) - 8} more" if len(unique) > 8 else ""
         raise UnsupportedError(
-            f"{text}{more}.", where=graph.path,
+            f"{text}{more}.",
+            where=graph.path,
             hint="Replace these operators in the model, or cut it before them (`qcompile inspect` lists all nodes).",
         )
 

@@ -17,7 +17,11 @@ RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 def _one_input(graph: Graph, node: ir.Node) -> str:
     value = node.inputs[0]
-    return "" if quantizer_of(graph, value) is not None else f"reads `{value.name if value else ''}`, which has no quantizer"
+    return (
+        ""
+        if quantizer_of(graph, value) is not None
+        else f"reads `{value.name if value else ''}`, which has no quantizer"
+    )
 
 
 def refuses(graph: Graph, node: ir.Node) -> str:
@@ -71,7 +75,8 @@ def _arguments(
         assert pads is not None
         constant = _pad_code(graph, node, x)
         inputs: list[ir.Value | None] = [
-            writer.const(f"{name}_pads", pads), writer.const(f"{name}_pad", np.asarray(constant, x.format.storage))
+            writer.const(f"{name}_pads", pads),
+            writer.const(f"{name}_pad", np.asarray(constant, x.format.storage)),
         ]
         if len(node.inputs) > 3 and node.inputs[3] is not None:
             inputs.append(writer.const(f"{name}_axes", np.asarray(graph.const(node.inputs[3]))))

@@ -43,7 +43,9 @@ def _needs_weight(graph: Graph, node: ir.Node) -> str:
     if _weight(graph, node) is None:
         return "needs constant weights (products of two activations come with the transformer operators)"
     if quantizer_of(graph, node.inputs[0]) is None:
-        return f"reads `{node.inputs[0].name}`, which has no quantizer" if node.inputs[0] is not None else "has no input"
+        return (
+            f"reads `{node.inputs[0].name}`, which has no quantizer" if node.inputs[0] is not None else "has no input"
+        )
     if node.op_type in ("Conv", "ConvTranspose") and len(graph.shape(node.inputs[1])) > 4:  # type: ignore[arg-type]
         return "has more than two spatial dimensions"
     return ""
@@ -53,8 +55,16 @@ def _needs_weight(graph: Graph, node: ir.Node) -> str:
 
 
 def _product_inputs(
-    writer: Writer, node: ir.Node, params: QuantParams, name: str, weights: NDArray, scale: NDArray, channel: int,
-    bias: NDArray | None, bias_scale: NDArray | None, groups: int = 1,
+    writer: Writer,
+    node: ir.Node,
+    params: QuantParams,
+    name: str,
+    weights: NDArray,
+    scale: NDArray,
+    channel: int,
+    bias: NDArray | None,
+    bias_scale: NDArray | None,
+    groups: int = 1,
 ) -> tuple[list[ir.Value], Codes]:
     """x, w, bias, *r of a product. weights: centred codes; scale: float64 [M]; `channel`: its output axis."""
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
@@ -78,7 +88,14 @@ def _product_inputs(
 
 
 def _prove(
-    writer: Writer, node: ir.Node, weights: NDArray, bias: NDArray, x: QuantParams, channel: int, narrow: bool, groups: int
+    writer: Writer,
+    node: ir.Node,
+    weights: NDArray,
+    bias: NDArray,
+    x: QuantParams,
+    channel: int,
+    narrow: bool,
+    groups: int,
 ) -> int:
     """No code of x can overflow the accumulator, channel by channel; returns the bits that it needs (at least 31)."""
     axes = tuple(a for a in range(weights.ndim) if a != channel)
@@ -92,7 +109,8 @@ def _prove(
     if worst >= (INT32_LIMIT if narrow else 2**62):
         raise UnsupportedError(
             f"the accumulator of `{node.name}` can reach {worst:.3g} and would overflow {32 if narrow else 64} bits.",
-            where=writer.source.path, hint="Give its weights fewer bits, or calibrate with data that reaches this layer.",
+            where=writer.source.path,
+            hint="Give its weights fewer bits, or calibrate with data that reaches this layer.",
         )
     return max(31, worst.bit_length())
 
@@ -140,8 +158,16 @@ def _write_conv(writer: Writer, node: ir.Node, params: QuantParams, name: str) -
         scale = np.tile(scale, groups)
     bias, bias_scale = _bias_of(graph, node.inputs[2] if len(node.inputs) > 2 else None)
     inputs, x = _product_inputs(
-        writer, node, params, name, _centred(codes, weight_params), np.broadcast_to(scale, (channels,)),
-        1 if transposed else 0, bias, bias_scale, groups,
+        writer,
+        node,
+        params,
+        name,
+        _centred(codes, weight_params),
+        np.broadcast_to(scale, (channels,)),
+        1 if transposed else 0,
+        bias,
+        bias_scale,
+        groups,
     )
     spatial = codes.ndim - 2
     attributes = {
@@ -189,7 +215,15 @@ def _matmul(
     if bias is not None and bias.size != columns:
         bias = np.broadcast_to(bias, (columns,))
     inputs, x = _product_inputs(
-        writer, node, params, name, np.ascontiguousarray(weights), _per_channel(weight_params, columns), 1, bias, bias_scale
+        writer,
+        node,
+        params,
+        name,
+        np.ascontiguousarray(weights),
+        _per_channel(weight_params, columns),
+        1,
+        bias,
+        bias_scale,
     )
     attributes = {"x_zero_point": int(x.params.zero_point), **writer.output_attributes(params)}
     return writer.emit("MatMul", inputs, attributes, params, graph.shape(output), name)
@@ -250,9 +284,13 @@ def _write_add(writer: Writer, node: ir.Node, params: QuantParams, name: str) ->
     ratios = [np.float64(v.params.scale) / np.float64(params.scale) for v in (a, b)]
     ma, mb, shift = add_multipliers(ratios, [_reach(a.params), _reach(b.params)], 2**62 if wide else INT32_LIMIT)
     attributes = {
-        "a_zero_point": int(a.params.zero_point), "b_zero_point": int(b.params.zero_point),
-        "a_multiplier": ma, "b_multiplier": -mb if node.op_type == "Sub" else mb, "shift": shift,
-        "zero_point": int(params.zero_point), "format": params.format.token,
+        "a_zero_point": int(a.params.zero_point),
+        "b_zero_point": int(b.params.zero_point),
+        "a_multiplier": ma,
+        "b_multiplier": -mb if node.op_type == "Sub" else mb,
+        "shift": shift,
+        "zero_point": int(params.zero_point),
+        "format": params.format.token,
     }
     return writer.emit("Add", [a.value, b.value], attributes, params, graph.shape(node.outputs[0]), name)
 
@@ -276,7 +314,8 @@ def _write_mul(writer: Writer, node: ir.Node, params: QuantParams, name: str) ->
     a, b = (writer.codes(value) for value in node.inputs)  # type: ignore[arg-type]
     scale = np.float64(a.params.scale) * np.float64(b.params.scale) / np.float64(params.scale)
     attributes = {
-        "a_zero_point": int(a.params.zero_point), "b_zero_point": int(b.params.zero_point),
+        "a_zero_point": int(a.params.zero_point),
+        "b_zero_point": int(b.params.zero_point),
         **writer.output_attributes(params),
     }
     inputs = [a.value, b.value, *writer.scale_inputs(scale, name)]
@@ -312,7 +351,11 @@ def _write_div(writer: Writer, node: ir.Node, params: QuantParams, name: str) ->
 
 def _one_input(graph: Graph, node: ir.Node) -> str:
     value = node.inputs[0]
-    return "" if quantizer_of(graph, value) is not None else f"reads `{value.name if value else ''}`, which has no quantizer"
+    return (
+        ""
+        if quantizer_of(graph, value) is not None
+        else f"reads `{value.name if value else ''}`, which has no quantizer"
+    )
 
 
 def _pads_with_end(graph: Graph, node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]]:
@@ -324,7 +367,8 @@ def _pads_with_end(graph: Graph, node: ir.Node) -> tuple[list[int], list[int], l
     dilations = attribute(node, "dilations") or [1] * count
     pads = attribute(node, "pads") or [0] * (2 * count)
     end = [
-        max(0, (y[d + 2] - 1) * strides[d] + (kernel[d] - 1) * dilations[d] + 1 - x[d + 2] - pads[d]) for d in range(count)
+        max(0, (y[d + 2] - 1) * strides[d] + (kernel[d] - 1) * dilations[d] + 1 - x[d + 2] - pads[d])
+        for d in range(count)
     ]
     return kernel, strides, dilations, [*pads[:count], *end]
 
@@ -358,8 +402,12 @@ def _write_average_pool(writer: Writer, node: ir.Node, params: QuantParams, name
     if (counts == counts.flat[0]).all():
         scale = scale.flat[0]
     attributes = {
-        "kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads,
-        "x_zero_point": int(x.params.zero_point), **writer.output_attributes(params),
+        "kernel_shape": kernel,
+        "strides": strides,
+        "dilations": dilations,
+        "pads": pads,
+        "x_zero_point": int(x.params.zero_point),
+        **writer.output_attributes(params),
     }
     inputs = [x.value, *writer.scale_inputs(scale, name)]
     return writer.emit("AveragePool", inputs, attributes, params, graph.shape(node.outputs[0]), name)
@@ -408,8 +456,10 @@ def _write_mean(writer: Writer, node: ir.Node, params: QuantParams, name: str) -
     axes = _mean_axes(graph, node) or []
     count = 1 if node.op_type == "ReduceSum" else prod(shape[a] for a in axes)
     attributes = {
-        "axes": axes, "keepdims": 1 if node.op_type == "GlobalAveragePool" else attribute(node, "keepdims", 1),
-        "x_zero_point": int(x.params.zero_point), **writer.output_attributes(params),
+        "axes": axes,
+        "keepdims": 1 if node.op_type == "GlobalAveragePool" else attribute(node, "keepdims", 1),
+        "x_zero_point": int(x.params.zero_point),
+        **writer.output_attributes(params),
     }
     scale = np.float64(x.params.scale) / np.float64(params.scale) / count
     inputs = [x.value, *writer.scale_inputs(scale, name)]
@@ -424,12 +474,18 @@ def _write_softmax(writer: Writer, node: ir.Node, params: QuantParams, name: str
     own = params if fitting else QuantParams(Int(8, signed=False), np.float32(1 / 256))
     attributes = {
         "axis": attribute(node, "axis", -1) % len(graph.shape(node.inputs[0])),  # type: ignore[arg-type]
-        "x_format": x.params.format.token, "numerator": numerator if fitting else 256,
-        "zero_point": int(own.zero_point), "format": own.format.token,
+        "x_format": x.params.format.token,
+        "numerator": numerator if fitting else 256,
+        "zero_point": int(own.zero_point),
+        "format": own.format.token,
     }
     table = exponentials(x.params.format, float(x.params.scale))
     codes = writer.emit(
-        "Softmax", [x.value, writer.const(f"{name}_exp", table)], attributes, own, graph.shape(node.outputs[0]),
+        "Softmax",
+        [x.value, writer.const(f"{name}_exp", table)],
+        attributes,
+        own,
+        graph.shape(node.outputs[0]),
         name if fitting else f"{name}_softmax",
     )
     return writer.requantize(codes, own, params, name)

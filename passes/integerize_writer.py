@@ -34,7 +34,8 @@ class Writer:
         self._codes: dict[str, Codes] = {}
         self._emitted: dict[ir.Node, list[ir.Value]] = {}
         inputs = [
-            ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT)) for value in source.inputs
+            ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+            for value in source.inputs
         ]
         graph = ir.Graph(
             inputs, [], nodes=[], name=source.ir.name or "model", opset_imports={"": max(source.opset, 21), DOMAIN: 1}
@@ -58,7 +59,8 @@ class Writer:
             quantized = quantizer_of(self.source, value)
             if quantized is None or quantized.codes is None:
                 raise UnsupportedError(
-                    f"`{name}` is a float value between integer operators.", where=self.source.path,
+                    f"`{name}` is a float value between integer operators.",
+                    where=self.source.path,
                     hint="Every value needs a quantizer; was the QDQ graph edited by hand?",
                 )
             constant = self.const(f"{name}_codes", quantized.codes)
@@ -83,7 +85,9 @@ class Writer:
         value.metadata_props.update(
             {
                 FORMAT_KEY: params.format.token,
-                "qcompiler.scale": repr(float(scale[0])) if scale.size == 1 else ",".join(repr(float(s)) for s in scale),
+                "qcompiler.scale": repr(float(scale[0]))
+                if scale.size == 1
+                else ",".join(repr(float(s)) for s in scale),
                 "qcompiler.zero_point": str(int(params.zero_point.reshape(-1)[0])),
             }
         )
@@ -91,15 +95,27 @@ class Writer:
     # -- nodes -------------------------------------------------------------------------------------------------
 
     def emit(
-        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any], params: QuantParams,
-        shape: Sequence[int], name: str, *, domain: str = DOMAIN,
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        params: QuantParams,
+        shape: Sequence[int],
+        name: str,
+        *,
+        domain: str = DOMAIN,
     ) -> ir.Value:
         """A node with one integer output called `name`."""
         return self.emit_many(op_type, inputs, attributes, [(params, shape, name)], domain=domain)[0]
 
     def emit_many(
-        self, op_type: str, inputs: Sequence[ir.Value | None], attributes: Mapping[str, Any],
-        outputs: Sequence[tuple[QuantParams, Sequence[int], str]], *, domain: str = DOMAIN,
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        outputs: Sequence[tuple[QuantParams, Sequence[int], str]],
+        *,
+        domain: str = DOMAIN,
     ) -> list[ir.Value]:
         """A node with several integer outputs."""
         node = ir.node(op_type, inputs, attributes=dict(attributes), domain=domain, num_outputs=len(outputs))
@@ -112,9 +128,7 @@ class Writer:
         self.target.ir.append(node)
         return list(node.outputs)
 
-    def table(
-        self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str
-    ) -> ir.Value:
+    def table(self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str) -> ir.Value:
         """A Table node."""
         attributes = {"x_format": have.format.token, "zero_point": int(want.zero_point), "format": want.format.token}
         shape = self.target.shape(codes)
@@ -139,7 +153,9 @@ class Writer:
     def output_attributes(self, params: QuantParams) -> dict[str, Any]:
         """zero_point, format, arithmetic of a requantizing node."""
         return {
-            "zero_point": int(params.zero_point), "format": params.format.token, "arithmetic": self.arithmetic,
+            "zero_point": int(params.zero_point),
+            "format": params.format.token,
+            "arithmetic": self.arithmetic,
         }
 
     def scale_inputs(self, scale: NDArray | np.float64, name: str, acc_bits: int = 31) -> list[ir.Value]:

@@ -51,7 +51,9 @@ def read_manifest(path: str | os.PathLike[str], *, check: bool = True) -> dict[s
     except (ValueError, KeyError, TypeError) as error:
         raise BundleLoadError(f"{root}/manifest.json is damaged ({error}). Compile the model again.") from error
     if schema > SCHEMA:
-        raise BundleLoadError(f"{root}: bundle schema {schema} is newer than this loader's {SCHEMA}. Use its own loader.")
+        raise BundleLoadError(
+            f"{root}: bundle schema {schema} is newer than this loader's {SCHEMA}. Use its own loader."
+        )
     for name, digest in files.items() if check else ():
         file = root / name
         if not file.is_file():

@@ -71,7 +71,8 @@ def _levels(asked: str | None) -> list[str]:
     for name in names:
         if name not in LEVELS:
             raise RecipeError(
-                f"`{name}` is no instruction set of the cpu target.", where="--cpu",
+                f"`{name}` is no instruction set of the cpu target.",
+                where="--cpu",
                 hint=f"Choose from {', '.join(LEVELS)}, `native` or `all`.",
             )
     return [name for name in LEVELS if name in names]
@@ -82,7 +83,8 @@ def _compiler() -> str:
         if name and shutil.which(name):
             return name
     raise UnsupportedError(
-        "no C compiler was found to link the bundle's library.", where="target `cpu`",
+        "no C compiler was found to link the bundle's library.",
+        where="target `cpu`",
         hint="Install one (`apt install gcc`), or name it in the environment variable CC.",
     )
 
@@ -98,7 +100,8 @@ def _link(program: Program, compiler: str) -> bytes:
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnsupportedError(
-                f"the C compiler `{compiler}` failed: {done.stderr.strip()[:500]}", where="target `cpu`",
+                f"the C compiler `{compiler}` failed: {done.stderr.strip()[:500]}",
+                where="target `cpu`",
                 hint="Check that it compiles C11 with pthreads, or name another in CC.",
             )
         return (work / "model.so").read_bytes()

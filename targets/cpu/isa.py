@@ -52,8 +52,7 @@ def host_level() -> str:
     fitting = [name for name, machine in LEVELS.items() if have.issuperset(machine.cpu_flags)]
     if not fitting:
         raise UnsupportedError(
-            "this processor has none of the instruction sets that the cpu target builds for "
-            f"({', '.join(LEVELS)}).",
+            f"this processor has none of the instruction sets that the cpu target builds for ({', '.join(LEVELS)}).",
             where="target `cpu`",
             hint="Name the deployment processor's with --cpu, for example --cpu x86-64-v3.",
         )

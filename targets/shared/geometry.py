@@ -28,7 +28,10 @@ class Window:
         """Cells that the last window reads behind the input (not the declared padding, which may be more)."""
         y, x = (
             (self.output[d] - 1) * self.strides[d]
-            + (self.kernel[d] - 1) * self.dilations[d] + 1 - self.input[d] - self.before[d]
+            + (self.kernel[d] - 1) * self.dilations[d]
+            + 1
+            - self.input[d]
+            - self.before[d]
             for d in (0, 1)
         )
         return max(0, y), max(0, x)

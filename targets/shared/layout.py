@@ -65,7 +65,10 @@ def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) ->
     if reader.op_type == "Transpose":
         perm = attribute(reader, "perm", list(reversed(range(len(shape)))))
         return View(
-            target.buffer, target.dtype, shape, tuple(target.strides[perm.index(d)] for d in range(len(shape))),
+            target.buffer,
+            target.dtype,
+            shape,
+            tuple(target.strides[perm.index(d)] for d in range(len(shape))),
             target.origin,
         )
     if reader.op_type == "Concat":

@@ -214,5 +214,3 @@ def lower_depth_to_space(program: Program, node: ir.Node) -> None:
     goal = replace(target, shape=shape, strides=(tn, th * block, th, tw * block, tw, tc), border=())
     program.fill_border(target)
     program.copy(source, goal)
-
-

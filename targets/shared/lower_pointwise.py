@@ -28,9 +28,16 @@ def lower_add(program: Program, node: ir.Node) -> None:
     program.fill_border(y)
     nest = nest_of(y, a, b)
     spec = Add(
-        nest, a.dtype, b.dtype, attribute(node, "a_zero_point", 0), attribute(node, "b_zero_point", 0),
-        attribute(node, "a_multiplier"), attribute(node, "b_multiplier"), attribute(node, "shift"),
-        attribute(node, "zero_point", 0), parse_format(attribute(node, "format")),
+        nest,
+        a.dtype,
+        b.dtype,
+        attribute(node, "a_zero_point", 0),
+        attribute(node, "b_zero_point", 0),
+        attribute(node, "a_multiplier"),
+        attribute(node, "b_multiplier"),
+        attribute(node, "shift"),
+        attribute(node, "zero_point", 0),
+        parse_format(attribute(node, "format")),
     )
     program.call(spec, nest.units, y, a, b)
 

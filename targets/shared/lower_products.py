@@ -19,7 +19,7 @@ from qcompiler.targets.shared.tir.dot import Dot, choose_dot
 from qcompiler.targets.shared.tir.matrix import Matrix
 from qcompiler.targets.shared.tir.requantize import Requantize
 from qcompiler.targets.shared.tir.window import Depthwise
-from qcompiler.targets.shared.views import View, channels_last
+from qcompiler.targets.shared.views import View, as_image, channels_last
 
 
 def requantize_of(node: ir.Node, *, scalar: bool = False) -> Requantize:
@@ -40,28 +40,27 @@ def format_of(value: ir.Value) -> Int:
 
 
 def feed(
-    program: Program, value: ir.Value, dot: Dot, zero_point: int, border: tuple[tuple[int, int], ...]
-) -> tuple[View, int]:
-    """`value` as the dot product reads it, channels contiguous and with its border; and its zero point there."""
+    program: Program, value: ir.Value, storage: str, shift: int, border: tuple[tuple[int, int], ...], code: int
+) -> View:
+    """`value` - shift in another storage, channels contiguous, with a border that holds `code`.
+
+    The value's own memory if it is all that already, else a copy that lives as long as the reader.
+    """
     view = program.view(value)
-    shift = 0 if not dot.centred else zero_point
-    if dot.activation == "uint8" and view.dtype == "int8":
-        shift = -128
-    code = zero_point - shift
-    channel = len(view.shape) - 1 if len(view.shape) == 2 else 1
-    ready = (
-        view.dtype == dot.activation
-        and shift == 0
-        and (view.strides[channel] == 1 or view.shape[channel] == 1)
-        and covers(view, border, code)
-    )
-    if not ready:
-        order = channels_last(len(view.shape)) if len(view.shape) > 2 else (0, 1)
-        fed = program.scratch(f"{value.name}/fed", dot.activation, view.shape, order, border, code)
-        program.fill_border(fed)
-        program.copy(view, fed, shift)
-        view = fed
-    return view, code
+    contiguous = view.strides[1] == 1 or view.shape[1] == 1
+    if view.dtype == storage and shift == 0 and contiguous and covers(view, border, code):
+        return view
+    fed = program.scratch(f"{value.name}/fed", storage, view.shape, channels_last(len(view.shape)), border, code)
+    program.fill_border(fed)
+    program.copy(view, fed, shift)
+    return fed
+
+
+def dot_shift(dot: Dot, storage: str, zero_point: int) -> int:
+    """What is subtracted from codes on their way to the dot product: the zero point, or int8 becomes uint8."""
+    if dot.centred:
+        return zero_point
+    return -128 if dot.activation == "uint8" and storage == "int8" else 0
 
 
 def covers(view: View, border: tuple[tuple[int, int], ...], code: int) -> bool:
@@ -101,7 +100,12 @@ def lower_conv(program: Program, node: ir.Node) -> None:
 
 
 def convolve(
-    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int,
+    program: Program,
+    node: ir.Node,
+    value: ir.Value,
+    weights: NDArray,
+    window: Window,
+    groups: int,
     source: View | None = None,
 ) -> None:
     """weights: [M, C/groups, KH, KW]. `source` stands in for the value's view (transposed convolution)."""
@@ -117,23 +121,17 @@ def convolve(
         program.views[str(value.name)] = own
 
 
-def _four(view: View) -> View:
-    """[N, C, W] as [N, C, 1, W]."""
-    if len(view.shape) == 4:
-        return view
-    n, c, w = view.shape
-    return replace(view, shape=(n, c, 1, w), strides=(*view.strides[:2], 0, view.strides[2]), border=())
-
-
 def _dense(
     program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int, fmt: Int, zero: int
 ) -> None:
     magnitude = int(np.abs(weights.astype(np.int64)).max(initial=1))
     span = fmt.max - (fmt.min if fmt.signed else 0)
     dot = choose_dot(program.machine, max(span, 255 if fmt.signed else 1), magnitude, fmt.bits)
-    x, code = feed(program, value, dot, zero, window.border())
+    shift = dot_shift(dot, program.view(value).dtype, zero)
+    code = zero - shift
+    x = feed(program, value, dot.activation, shift, window.border(), code)
     y = target_of(program, node.outputs[0], 1)
-    x4, y4 = _four(x), _four(y)
+    x4, y4 = as_image(x), as_image(y)
     m, c, (kh, kw) = weights.shape[0], weights.shape[1], window.kernel
     merged = groups == 1 and window.dilations[1] == 1 and (x4.strides[3] == c or kw == 1)
     taps = [(kh, window.dilations[0] * x4.strides[2])]
@@ -146,11 +144,19 @@ def _dense(
         (window.output[0], window.strides[0] * x4.strides[2], y4.strides[2]),
     ]
     spec = Matrix(
-        groups=groups, group_x=c, channels=m // groups,
+        groups=groups,
+        group_x=c,
+        channels=m // groups,
         rows=tuple(row for row in rows if row[0] > 1),
-        pixels=window.output[1], pixel_x=window.strides[1] * x4.strides[3], pixel_y=y4.strides[3],
-        taps=tuple(tap for tap in taps if tap[0] > 1), run=run, dot=dot, requantize=requantize_of(node),
-        tile=1, vectors=1,
+        pixels=window.output[1],
+        pixel_x=window.strides[1] * x4.strides[3],
+        pixel_y=y4.strides[3],
+        taps=tuple(tap for tap in taps if tap[0] > 1),
+        run=run,
+        dot=dot,
+        requantize=requantize_of(node),
+        tile=1,
+        vectors=1,
     )
     start = x4.origin - window.before[0] * x4.strides[2] - window.before[1] * x4.strides[3]
     emit_matrix(program, node, spec, ordered.reshape(groups, m // groups, -1, run), x, start, y, code)
@@ -175,7 +181,10 @@ def emit_matrix(
         Argument(x.buffer, start * x.itemsize),
         y,
         program.parameter(pack_matrix(weights, spec, machine), f"{node.name}/weights"),
-        *(program.parameter(pack_channels(p, spec.groups, machine.lanes), f"{node.name}/parameters") for p in parameters),
+        *(
+            program.parameter(pack_channels(p, spec.groups, machine.lanes), f"{node.name}/parameters")
+            for p in parameters
+        ),
     )
 
 
@@ -194,15 +203,10 @@ def _merge_rows(spec: Matrix) -> Matrix:
     return spec
 
 
-def _depthwise(
-    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, zero: int
-) -> None:
-    view = program.view(value)
-    dot = Dot("plain", view.dtype, "int32", 1)
-    dot_zero = zero
-    x, _ = feed(program, value, replace(dot, activation=view.dtype), dot_zero, window.border())
+def _depthwise(program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, zero: int) -> None:
+    x = feed(program, value, program.view(value).dtype, 0, window.border(), zero)
     y = target_of(program, node.outputs[0], 1)
-    x4, y4 = _four(x), _four(y)
+    x4, y4 = as_image(x), as_image(y)
     rows = [
         (window.batch, x4.strides[0], y4.strides[0]),
         (window.output[0], window.strides[0] * x4.strides[2], y4.strides[2]),
@@ -210,9 +214,16 @@ def _depthwise(
     spec = Depthwise(
         channels=window.channels,
         rows=tuple(row for row in rows if row[0] > 1) or ((1, 0, 0),),
-        pixels=window.output[1], stride=window.strides[1], column=x4.strides[3], pixel_y=y4.strides[3],
-        kernel=window.kernel, dilation=window.dilations, row=x4.strides[2], storage=x.dtype,
-        requantize=requantize_of(node), tile=choose_depthwise_tile(window.output[1], window.kernel[1], program.machine),
+        pixels=window.output[1],
+        stride=window.strides[1],
+        column=x4.strides[3],
+        pixel_y=y4.strides[3],
+        kernel=window.kernel,
+        dilation=window.dilations,
+        row=x4.strides[2],
+        storage=x.dtype,
+        requantize=requantize_of(node),
+        tile=choose_depthwise_tile(window.output[1], window.kernel[1], program.machine),
         byte_weights=bool(weights.min() >= -128 and weights.max() <= 127),
     )
     bias = program.graph.const(node.inputs[2])
@@ -222,7 +233,10 @@ def _depthwise(
     lanes = program.machine.lanes
     parameters = [folded.astype(np.int32), *requantize_inputs(program, node, 3)]
     program.call(
-        spec, spec.units(program.machine), Argument(x.buffer, start * x.itemsize), y,
+        spec,
+        spec.units(program.machine),
+        Argument(x.buffer, start * x.itemsize),
+        y,
         program.parameter(pack_depthwise(weights[:, 0], spec, program.machine), f"{node.name}/weights"),
         *(program.parameter(pack_channels(p, 1, lanes), f"{node.name}/parameters") for p in parameters),
     )
@@ -244,9 +258,15 @@ def lower_conv_transpose(program: Program, node: ir.Node) -> None:
     before = [d * (k - 1) - p for d, k, p in zip(dilations, weights.shape[2:], pads, strict=False)]
     pair = (lambda v, fill: (fill, v[0])) if spatial == 1 else (lambda v, fill: (v[0], v[1]))
     window = Window(
-        rank=len(view.shape), batch=view.shape[0], channels=view.shape[1], input=pair(spread, 1),
-        output=pair(list(program.shape(node.outputs[0])[2:]), 1), kernel=pair(list(weights.shape[2:]), 1),
-        strides=(1, 1), dilations=pair(dilations, 1), before=pair(before, 0),
+        rank=len(view.shape),
+        batch=view.shape[0],
+        channels=view.shape[1],
+        input=pair(spread, 1),
+        output=pair(list(program.shape(node.outputs[0])[2:]), 1),
+        kernel=pair(list(weights.shape[2:]), 1),
+        strides=(1, 1),
+        dilations=pair(dilations, 1),
+        before=pair(before, 0),
     )
     shape = (*view.shape[:2], *spread)
     wide = program.scratch(f"{value.name}/spread", view.dtype, shape, channels_last(len(shape)), window.border(), zero)
@@ -271,7 +291,7 @@ def lower_matmul(program: Program, node: ir.Node) -> None:
     view = program.view(value)
     k, n = weights.shape
     rows = prod(view.shape[:-1])
-    shift = -128 if dot.activation == "uint8" and view.dtype == "int8" else zero if dot.centred else 0
+    shift = dot_shift(dot, view.dtype, zero)
     if view.dtype != dot.activation or shift or not view.is_dense():
         fed = program.scratch(f"{value.name}/fed", dot.activation, view.shape, range(len(view.shape)))
         program.copy(view, fed, shift)
@@ -281,8 +301,19 @@ def lower_matmul(program: Program, node: ir.Node) -> None:
     if not target.is_dense():
         y = program.scratch(f"{node.outputs[0].name}/dense", target.dtype, target.shape, range(len(target.shape)))
     spec = Matrix(
-        groups=1, group_x=0, channels=n, rows=(), pixels=rows, pixel_x=k, pixel_y=n, taps=(), run=k,
-        dot=dot, requantize=requantize_of(node), tile=1, vectors=1,
+        groups=1,
+        group_x=0,
+        channels=n,
+        rows=(),
+        pixels=rows,
+        pixel_x=k,
+        pixel_y=n,
+        taps=(),
+        run=k,
+        dot=dot,
+        requantize=requantize_of(node),
+        tile=1,
+        vectors=1,
     )
     emit_matrix(program, node, spec, weights.T.reshape(1, n, 1, k), view, view.origin, y, zero - shift)
     settle(program, node.outputs[0], y)

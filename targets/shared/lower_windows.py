@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -13,7 +12,7 @@ from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import window_of
 from qcompiler.targets.shared.layout import border_code
 from qcompiler.targets.shared.lower_products import (
-    covers,
+    feed,
     requantize_inputs,
     requantize_of,
     settle,
@@ -23,30 +22,17 @@ from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.tir.nest import Nest, collapse
 from qcompiler.targets.shared.tir.softmax import Softmax
 from qcompiler.targets.shared.tir.window import Pool, Reduce
-from qcompiler.targets.shared.views import View, channels_last
-
-
-def _four(view: View) -> View:
-    if len(view.shape) == 4:
-        return view
-    n, c, w = view.shape
-    return replace(view, shape=(n, c, 1, w), strides=(*view.strides[:2], 0, view.strides[2]), border=())
+from qcompiler.targets.shared.views import as_image
 
 
 def lower_pool(program: Program, node: ir.Node) -> None:
     """MaxPool and AveragePool: padding is a border that never wins, or the real 0."""
     value = node.inputs[0]
     assert value is not None
-    window, x = window_of(program.graph, node), program.view(value)
-    code = border_code(node, value)
-    if not covers(x, window.border(), code) or (x.strides[1] != 1 and x.shape[1] != 1):
-        order = channels_last(len(x.shape))
-        fed = program.scratch(f"{value.name}/fed", x.dtype, x.shape, order, window.border(), code)
-        program.fill_border(fed)
-        program.copy(x, fed)
-        x = fed
+    window, storage = window_of(program.graph, node), program.view(value).dtype
+    x = feed(program, value, storage, 0, window.border(), border_code(node, value))
     y = target_of(program, node.outputs[0], 1)
-    x4, y4 = _four(x), _four(y)
+    x4, y4 = as_image(x), as_image(y)
     average = node.op_type == "AveragePool"
     parameters = requantize_inputs(program, node, 1) if average else []
     per_position = bool(parameters) and parameters[0].ndim > 0 and parameters[0].size > 1
@@ -60,10 +46,17 @@ def lower_pool(program: Program, node: ir.Node) -> None:
         (window.output[0], window.strides[0] * x4.strides[2], y4.strides[2]),
     ]
     spec = Pool(
-        channels=window.channels, rows=tuple(rows), pixels=window.output[1],
-        pixel_x=window.strides[1] * x4.strides[3], pixel_y=y4.strides[3], taps=taps, storage=x.dtype,
+        channels=window.channels,
+        rows=tuple(rows),
+        pixels=window.output[1],
+        pixel_x=window.strides[1] * x4.strides[3],
+        pixel_y=y4.strides[3],
+        taps=taps,
+        storage=x.dtype,
         requantize=requantize_of(node, scalar=not per_position) if average else None,
-        zero_point=attribute(node, "x_zero_point", 0), per_position=per_position, positions=prod(window.output),
+        zero_point=attribute(node, "x_zero_point", 0),
+        per_position=per_position,
+        positions=prod(window.output),
     )
     start = x4.origin - window.before[0] * x4.strides[2] - window.before[1] * x4.strides[3]
     arguments = [program.parameter(p.ravel(), f"{node.name}/scale") for p in parameters]
@@ -100,7 +93,13 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
         (*(x.shape[d] for d in kept), 1), ((*(y.strides[d] for d in kept), 1), (*(x.strides[d] for d in kept), 1))
     )
     spec = Softmax(
-        nest, x.shape[axis], y.strides[axis], x.strides[axis], x.dtype, attribute(node, "numerator"),
-        attribute(node, "zero_point", 0), parse_format(attribute(node, "format")),
+        nest,
+        x.shape[axis],
+        y.strides[axis],
+        x.strides[axis],
+        x.dtype,
+        attribute(node, "numerator"),
+        attribute(node, "zero_point", 0),
+        parse_format(attribute(node, "format")),
     )
     program.call(spec, nest.units, y, x, program.parameter(table.astype(np.int32), f"{node.name}/table"))

@@ -84,8 +84,13 @@ class Program:
         return View(buffer, str(array.dtype), array.shape, dense_strides(array.shape))
 
     def scratch(
-        self, name: str, dtype: str, shape: Sequence[int], order: Sequence[int],
-        border: Sequence[tuple[int, int]] = (), border_code: int = 0,
+        self,
+        name: str,
+        dtype: str,
+        shape: Sequence[int],
+        order: Sequence[int],
+        border: Sequence[tuple[int, int]] = (),
+        border_code: int = 0,
     ) -> View:
         """Memory that lives from its first to its last use."""
         view = allocate(name, dtype, shape, order, border, border_code)
@@ -96,9 +101,7 @@ class Program:
 
     def call(self, spec: Spec, units: int, *arguments: Argument | View) -> None:
         """Append a kernel call; views stand for the address of their first element."""
-        pointers = [
-            Argument(a.buffer, a.origin * a.itemsize) if isinstance(a, View) else a for a in arguments
-        ]
+        pointers = [Argument(a.buffer, a.origin * a.itemsize) if isinstance(a, View) else a for a in arguments]
         for pointer in pointers:
             pointer.buffer.touch(len(self.calls))
         self.calls.append(Call(spec, units, pointers, self.node))

@@ -50,7 +50,12 @@ def _registers(spec: Matrix, tile: int, vectors: int) -> int:
     chained = spec.dot.kind == "madd_u8s8"
     weights = vectors * (spec.dot.chain if chained else 1) if tile > 1 else 1
     wide = 2 if spec.dot.kind == "wide" else 1
-    return tile * vectors * wide + min(weights, 6) + (3 if chained else 1) + (2 if spec.dot.kind in ("plain", "wide") else 0)
+    return (
+        tile * vectors * wide
+        + min(weights, 6)
+        + (3 if chained else 1)
+        + (2 if spec.dot.kind in ("plain", "wide") else 0)
+    )
 
 
 def _split_rows(spec: Matrix) -> Matrix:

@@ -122,3 +122,11 @@ def allocate(
 def channels_last(rank: int) -> tuple[int, ...]:
     """Memory order of [N, C, spatial...] with channels innermost."""
     return (0, *range(2, rank), 1)
+
+
+def as_image(view: View) -> View:
+    """[N, C, W] as [N, C, 1, W]; four dimensions stay."""
+    if len(view.shape) == 4:
+        return view
+    n, c, w = view.shape
+    return replace(view, shape=(n, c, 1, w), strides=(*view.strides[:2], 0, view.strides[2]), border=())

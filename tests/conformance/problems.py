@@ -58,8 +58,14 @@ class Problems:
         self.graph.ir.outputs.append(node.outputs[0])
 
     def node(
-        self, op: str, inputs: Sequence[ir.Value | None], shape: Sequence[int], token: str = "uint8", *,
-        domain: str = DOMAIN, **attributes: Any,
+        self,
+        op: str,
+        inputs: Sequence[ir.Value | None],
+        shape: Sequence[int],
+        token: str = "uint8",
+        *,
+        domain: str = DOMAIN,
+        **attributes: Any,
     ) -> ir.Value:
         node = self.graph.add_node(op, inputs, attributes, domain=domain, name=f"{op}_{len(self.graph.nodes())}")
         return self.describe(node.outputs[0], token, attributes.get("zero_point", 0), shape)
@@ -77,9 +83,21 @@ class Problems:
     # -- families ----------------------------------------------------------------------------------------------
 
     def conv(
-        self, name: str, x: Sequence[int], m: int, kernel: Sequence[int], *, strides: Sequence[int] | None = None,
-        pads: Sequence[int] | None = None, dilations: Sequence[int] | None = None, group: int = 1, bits: int = 8,
-        token: str = "uint8", out: str = "uint8", transposed: bool = False, padding: Sequence[int] | None = None,
+        self,
+        name: str,
+        x: Sequence[int],
+        m: int,
+        kernel: Sequence[int],
+        *,
+        strides: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        dilations: Sequence[int] | None = None,
+        group: int = 1,
+        bits: int = 8,
+        token: str = "uint8",
+        out: str = "uint8",
+        transposed: bool = False,
+        padding: Sequence[int] | None = None,
         zero: int | None = None,
     ) -> None:
         spatial = len(kernel)
@@ -111,12 +129,23 @@ class Problems:
         inputs = [self.input(f"{name}_x", x, token), weights, self.const(bias), *self.scales(scale, 45 if wide else 31)]
         extra_attributes = {"output_padding": extra} if transposed else {}
         y = self.node(
-            "ConvTranspose" if transposed else "Conv", inputs, (x[0], m, *size), out, strides=strides, pads=pads,
-            dilations=dilations, group=group, x_zero_point=zx, **extra_attributes, **self.requantizing(out, 7),
+            "ConvTranspose" if transposed else "Conv",
+            inputs,
+            (x[0], m, *size),
+            out,
+            strides=strides,
+            pads=pads,
+            dilations=dilations,
+            group=group,
+            x_zero_point=zx,
+            **extra_attributes,
+            **self.requantizing(out, 7),
         )
         self.output(name, y)
 
-    def matmul(self, name: str, x: Sequence[int], n: int, *, bits: int = 8, token: str = "uint8", out: str = "uint8") -> None:
+    def matmul(
+        self, name: str, x: Sequence[int], n: int, *, bits: int = 8, token: str = "uint8", out: str = "uint8"
+    ) -> None:
         fmt, top = parse_format(token), 2 ** (bits - 1)
         wide = fmt.bits > 8
         w = self.rng.integers(-top, top, (x[-1], n)).astype(np.int8)
@@ -124,7 +153,10 @@ class Problems:
         scale = self.rng.uniform(0.5, 2, n) * 128 / reach
         bias = self.rng.integers(-int(reach), int(reach), n).astype(np.int64 if wide else np.int32)
         inputs = [
-            self.input(f"{name}_x", x, token), self.const(w), self.const(bias), *self.scales(scale, 45 if wide else 31)
+            self.input(f"{name}_x", x, token),
+            self.const(w),
+            self.const(bias),
+            *self.scales(scale, 45 if wide else 31),
         ]
         y = self.node(
             "MatMul", inputs, (*x[:-1], n), out, x_zero_point=(fmt.min + fmt.max) // 2, **self.requantizing(out, 3)
@@ -132,16 +164,30 @@ class Problems:
         self.output(name, y)
 
     def add(
-        self, name: str, a: Sequence[int], b: Sequence[int], tokens: tuple[str, str, str] = ("uint8", "uint8", "uint8"),
-        sign: int = 1, constant: bool = False,
+        self,
+        name: str,
+        a: Sequence[int],
+        b: Sequence[int],
+        tokens: tuple[str, str, str] = ("uint8", "uint8", "uint8"),
+        sign: int = 1,
+        constant: bool = False,
     ) -> None:
         wide = any(parse_format(t).bits > 8 for t in tokens[:2])
         ma, mb, shift = (1_000_003_000, 700_001_111, 30) if wide else (1_234_567, 2_345_671, 21)
         first = self.input(f"{name}_a", a, tokens[0])
         second = self._constant(b, tokens[1]) if constant else self.input(f"{name}_b", b, tokens[1])
         y = self.node(
-            "Add", [first, second], np.broadcast_shapes(tuple(a), tuple(b)), tokens[2], a_zero_point=5, b_zero_point=9,
-            a_multiplier=ma, b_multiplier=sign * mb, shift=shift, format=tokens[2], zero_point=11,
+            "Add",
+            [first, second],
+            np.broadcast_shapes(tuple(a), tuple(b)),
+            tokens[2],
+            a_zero_point=5,
+            b_zero_point=9,
+            a_multiplier=ma,
+            b_multiplier=sign * mb,
+            shift=shift,
+            format=tokens[2],
+            zero_point=11,
         )
         self.output(name, y)
 
@@ -155,8 +201,13 @@ class Problems:
         second = self._constant(b, token) if constant else self.input(f"{name}_b", b, token)
         scale = self.scales(np.float32(0.0051), 45) if "16" in token else self.scales(np.float32(0.0051))
         y = self.node(
-            "Mul", [first, second, *scale], np.broadcast_shapes(tuple(a), tuple(b)), token, a_zero_point=3,
-            b_zero_point=100, **self.requantizing(token, 4),
+            "Mul",
+            [first, second, *scale],
+            np.broadcast_shapes(tuple(a), tuple(b)),
+            token,
+            a_zero_point=3,
+            b_zero_point=100,
+            **self.requantizing(token, 4),
         )
         self.output(name, y)
 
@@ -171,12 +222,23 @@ class Problems:
         self.output(name, self.node("Requantize", inputs, x, out, x_zero_point=30000, **self.requantizing(out, 9)))
 
     def pool(
-        self, name: str, x: Sequence[int], kernel: Sequence[int], *, average: bool, strides: Sequence[int] | None = None,
-        pads: Sequence[int] | None = None, token: str = "uint8", per_position: bool = False,
+        self,
+        name: str,
+        x: Sequence[int],
+        kernel: Sequence[int],
+        *,
+        average: bool,
+        strides: Sequence[int] | None = None,
+        pads: Sequence[int] | None = None,
+        token: str = "uint8",
+        per_position: bool = False,
     ) -> None:
         spatial = len(kernel)
         strides, pads = list(strides or kernel), list(pads or [0] * 2 * spatial)
-        size = [(d + a + b - k) // s + 1 for d, k, s, a, b in zip(x[2:], kernel, strides, pads[:spatial], pads[spatial:], strict=True)]
+        size = [
+            (d + a + b - k) // s + 1
+            for d, k, s, a, b in zip(x[2:], kernel, strides, pads[:spatial], pads[spatial:], strict=True)
+        ]
         inputs = [self.input(f"{name}_x", x, token)]
         attributes: dict[str, Any] = {"kernel_shape": list(kernel), "strides": strides, "pads": pads}
         if average:
@@ -199,6 +261,14 @@ class Problems:
         attributes = {"axis": axis, "x_format": token, "numerator": 256, "format": "uint8", "zero_point": 0}
         self.output(name, self.node("Softmax", inputs, x, "uint8", **attributes))
 
-    def movement(self, name: str, op: str, x: Sequence[int], shape: Sequence[int], arguments: Sequence[Any] = (), **attributes: Any) -> None:
+    def movement(
+        self,
+        name: str,
+        op: str,
+        x: Sequence[int],
+        shape: Sequence[int],
+        arguments: Sequence[Any] = (),
+        **attributes: Any,
+    ) -> None:
         inputs = [self.input(f"{name}_x", x), *(None if a is None else self.const(a) for a in arguments)]
         self.output(name, self.node(op, inputs, shape, domain="", **attributes))

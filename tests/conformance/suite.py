@@ -89,7 +89,9 @@ def _windows(p: Problems) -> None:
     p.pool("maxpool16", (1, 3, 6, 6), (2, 2), average=False, token="uint16")
     p.pool("averagepool", (1, 18, 8, 8), (4, 4), average=True)
     p.pool("averagepool_padded", (1, 5, 7, 7), (3, 3), average=True, strides=(2, 2), pads=(1, 1, 1, 1))
-    p.pool("averagepool_counts", (2, 5, 7, 7), (3, 3), average=True, strides=(2, 2), pads=(1, 1, 1, 1), per_position=True)
+    p.pool(
+        "averagepool_counts", (2, 5, 7, 7), (3, 3), average=True, strides=(2, 2), pads=(1, 1, 1, 1), per_position=True
+    )
     p.pool("averagepool1d", (1, 5, 12), (3,), average=True)
     p.mean("global_mean", (1, 40, 7, 7), (2, 3))
     p.mean("mean_flat", (2, 40, 5, 3), (2, 3), keepdims=0)
@@ -109,7 +111,9 @@ def _movement(p: Problems) -> None:
     p.movement("transpose", "Transpose", (2, 3, 4, 5), (5, 2, 4, 3), perm=[3, 0, 2, 1])
     p.movement("slice", "Slice", (2, 9, 8, 7), (1, 3, 8, 4), [i(1, 1, -1), i(2, 9, -99), i(0, 1, 3), i(1, 3, -2)])
     p.movement("pad", "Pad", (1, 3, 4, 5), (1, 5, 6, 6), [i(0, 1, 2, 0, 0, 1, 0, 1), np.uint8(9)], mode="constant")
-    p.movement("pad_crop", "Pad", (1, 3, 4, 5), (1, 3, 3, 6), [i(0, 0, -1, 2, 0, 0, 0, -1), np.uint8(4)], mode="constant")
+    p.movement(
+        "pad_crop", "Pad", (1, 3, 4, 5), (1, 3, 3, 6), [i(0, 0, -1, 2, 0, 0, 0, -1), np.uint8(4)], mode="constant"
+    )
     p.movement("pad_reflect", "Pad", (1, 2, 5, 6), (1, 2, 8, 9), [i(0, 0, 1, 2, 0, 0, 2, 1)], mode="reflect")
     p.movement("pad_edge", "Pad", (1, 2, 5, 6), (1, 2, 6, 9), [i(0, 0, 1, 2, 0, 0, 0, 1)], mode="edge")
     nearest = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
@@ -133,8 +137,11 @@ def _chains(p: Problems) -> None:
     a, b = look(x, (1, 8, 6, 6), 0), look(x, (1, 8, 6, 6), 1)
     joined = p.node("Concat", [a, b, x], (1, 24, 6, 6), domain="", axis=1)
     padded = p.node(
-        "Pad", [look(joined, (1, 24, 6, 6), 2), p.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), p.const(np.uint8(3))],
-        (1, 24, 8, 8), domain="", mode="constant",
+        "Pad",
+        [look(joined, (1, 24, 6, 6), 2), p.const(np.array([0, 0, 1, 1, 0, 0, 1, 1])), p.const(np.uint8(3))],
+        (1, 24, 8, 8),
+        domain="",
+        mode="constant",
     )
     pooled = p.node("MaxPool", [padded], (1, 24, 4, 4), kernel_shape=[2, 2], strides=[2, 2], pads=[0, 0, 0, 0])
     turned = p.node("Transpose", [pooled], (1, 4, 4, 24), domain="", perm=[0, 2, 3, 1])
@@ -149,8 +156,15 @@ def _chains(p: Problems) -> None:
     weights = p.const(p.rng.integers(-127, 128, (5, 6, 3, 3)).astype(np.int8))
     bias = p.const(np.zeros(5, np.int32))
     conv = p.node(
-        "Conv", [second, weights, bias, *p.scales(np.full(5, 0.002))], (1, 5, 4, 4), strides=[1, 1], pads=[1, 1, 1, 1],
-        dilations=[1, 1], group=1, x_zero_point=100, **p.requantizing("uint8", 0),
+        "Conv",
+        [second, weights, bias, *p.scales(np.full(5, 0.002))],
+        (1, 5, 4, 4),
+        strides=[1, 1],
+        pads=[1, 1, 1, 1],
+        dilations=[1, 1],
+        group=1,
+        x_zero_point=100,
+        **p.requantizing("uint8", 0),
     )
     p.output("split_then_conv", conv)
     p.output("split_first", first)
@@ -173,5 +187,3 @@ def samples(problems: Problems, count: int) -> list[dict[str, np.ndarray]]:
             sample[str(value.name)] = codes.astype(np.float32)
         found.append(sample)
     return found
-
-

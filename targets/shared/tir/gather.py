@@ -47,8 +47,12 @@ class Gather:
             x_at, y_at = kernel.let(x_at), kernel.let(y_at)
 
             def step(i: Expr, n: int) -> None:
-                y.store(y_at + i * self.y_strides[-1], x.load(x_at + i * self.x_inner, n, self.x_inner), n,
-                        self.y_strides[-1])
+                y.store(
+                    y_at + i * self.y_strides[-1],
+                    x.load(x_at + i * self.x_inner, n, self.x_inner),
+                    n,
+                    self.y_strides[-1],
+                )
 
             for_lanes(kernel, self.extents[-1], lanes, step)
         return kernel.function()

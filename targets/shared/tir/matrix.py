@@ -105,9 +105,7 @@ def matrix_kernel(name: str, spec: Matrix, machine: Machine) -> Any:
         if left:
             _tile(tiles * spec.tile, left, vectors, x_row, y_row, w_block, p_block)
 
-    def _tile(
-        pixel: Expr, count: int, vectors: int, x_row: Expr, y_row: Expr, w_block: Expr, p_block: Expr
-    ) -> None:
+    def _tile(pixel: Expr, count: int, vectors: int, x_row: Expr, y_row: Expr, w_block: Expr, p_block: Expr) -> None:
         acc = kernel.local(count * vectors * lanes, spec.dot.accumulator)
         for j in range(vectors):
             start = kernel.let(bias.load(p_block + j * lanes, lanes))
@@ -138,7 +136,9 @@ def matrix_kernel(name: str, spec: Matrix, machine: Machine) -> Any:
                 return w.load(w_run + (s + c) * panel + j * lanes * group, lanes * group)
 
             for i in range(count):
-                xs = [kernel.let(_word(kernel, x, spec, x_run + i * spec.pixel_x + (s + c) * group)) for c in range(chain)]
+                xs = [
+                    kernel.let(_word(kernel, x, spec, x_run + i * spec.pixel_x + (s + c) * group)) for c in range(chain)
+                ]
                 for j in range(vectors):
                     at = (i * vectors + j) * lanes
                     pairs = [(xs[c], lambda c=c, j=j: weights(c, j)) for c in range(chain)]

@@ -53,9 +53,7 @@ def _chunk(extent: int) -> int:
     return extent
 
 
-def run_nest(
-    kernel: Kernel, nest: Nest, lanes: int, body: Callable[[list[Expr], int, tuple[int, ...]], None]
-) -> None:
+def run_nest(kernel: Kernel, nest: Nest, lanes: int, body: Callable[[list[Expr], int, tuple[int, ...]], None]) -> None:
     """Emit the loops over units lo <= u < hi; body(offsets, lanes, inner strides) handles `lanes` elements."""
     inner = tuple(strides[-1] for strides in nest.strides)
     with kernel.loop(kernel.hi, kernel.lo) as u:

@@ -100,7 +100,9 @@ class Rescale:
         def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
             acc = kernel.cast(load(kernel, x, at[1], n, inner[1]), "int32", n)
             acc = acc - kernel.const(self.x_zero_point, "int32", n)
-            y.store(at[0], self.requantize.apply(kernel, acc, self.requantize.load(kernel, scales, 0, n), n), n, inner[0])
+            y.store(
+                at[0], self.requantize.apply(kernel, acc, self.requantize.load(kernel, scales, 0, n), n), n, inner[0]
+            )
 
         run_nest(kernel, self.nest, machine.lanes, body)
         return kernel.function()
@@ -196,7 +198,9 @@ class Lookup:
                 # Below a whole vector, lanes beyond n hold anything and are not stored.
                 raw = kernel.reinterpret(x.load(x_at + i, n), "uint8", n)
                 if n < 64:  # a Shuffle cannot have more lanes than its operands together
-                    raw = kernel.shuffle([kernel.let(raw)] * (64 // n), range(64)) if n > 1 else kernel.broadcast(raw, 64)
+                    raw = (
+                        kernel.shuffle([kernel.let(raw)] * (64 // n), range(64)) if n > 1 else kernel.broadcast(raw, 64)
+                    )
                 flip = kernel.const(0x80 if self.x_min < 0 else 0, "uint8", 64)
                 index = kernel.let(raw ^ flip if self.x_min < 0 else raw)
                 low = kernel.intrinsic("uint8", 64, machine.permute_bytes, half[0][0], index, half[0][1])

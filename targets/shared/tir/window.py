@@ -117,9 +117,7 @@ class Depthwise:
                 uses.setdefault(pixel * self.stride + kx * self.dilation[1], []).append((pixel, kx))
         yield from sorted(uses.items())
 
-    def _assemble(
-        self, kernel: Kernel, machine: Machine, x: Pointer, at: Expr, taken: range, lanes: int
-    ) -> Expr:
+    def _assemble(self, kernel: Kernel, machine: Machine, x: Pointer, at: Expr, taken: range, lanes: int) -> Expr:
         """Rows `taken` of one column in the bytes (or 16-bit halves) of 32-bit lanes."""
         bits = 32 // self.group(machine)
         packed: Expr = None
@@ -182,6 +180,7 @@ class Pool:
         with kernel.loop(kernel.hi, kernel.lo) as u:
             x_row, y_row = unit_offsets(kernel, nest, u)
             with kernel.loop(self.pixels) as pixel:
+
                 def step(c: Expr, n: int, pixel: Expr = pixel, u: Expr = u) -> None:
                     at = kernel.let(x_row + pixel * self.pixel_x + c)
                     cells = [x.load(at + tap, n) for tap in self.taps]
@@ -195,9 +194,11 @@ class Pool:
                     for cell in cells:
                         total = total + kernel.cast(cell, wide, n)
                     place = (u % (self.positions // self.pixels)) * self.pixels + pixel if self.per_position else 0
-                    parameters = requantize.load(kernel, scales, place, n) if not self.per_position else [
-                        kernel.broadcast(kernel.let(pointer.load(place)), n) for pointer in scales
-                    ]
+                    parameters = (
+                        requantize.load(kernel, scales, place, n)
+                        if not self.per_position
+                        else [kernel.broadcast(kernel.let(pointer.load(place)), n) for pointer in scales]
+                    )
                     y.store(y_row + pixel * self.pixel_y + c, requantize.apply(kernel, total, parameters, n), n)
 
                 for_lanes(kernel, self.channels, lanes, step)
