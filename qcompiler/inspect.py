@@ -38,8 +38,8 @@ def inspect_graph(graph: Graph) -> dict[str, Any]:
 
 def _row(graph: Graph, node: ir.Node) -> dict[str, Any]:
     from qcompiler.passes.integerize import function_input
-    from qcompiler.passes.integerize_movement import MOVEMENT
-    from qcompiler.passes.integerize_rules import RULES
+    from qcompiler.passes.integerize.movement import MOVEMENT
+    from qcompiler.passes.integerize.rules import RULES
 
     key, reason = node.op_type, ""
     if key in MOVEMENT:

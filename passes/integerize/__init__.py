@@ -3,7 +3,7 @@
 For each activation quantizer, in topological order: what lies between it and the quantizers above it is
 1. nothing (a graph input): QuantizeLinear;
 2. unary functions of one quantized value: one Table (float64, rounded once);
-3. one operator of `integerize_rules.RULES`, with a Relu or Clip behind it: the operator, whose saturation performs
+3. one operator of `rules.RULES`, with a Relu or Clip behind it: the operator, whose saturation performs
    the clip; a clip that cuts inside the range of the codes adds a Table.
 Everything else is refused, all of it in one error, before any work is done.
 
@@ -26,8 +26,8 @@ from qcompiler.graph.model import DOMAIN, Graph, attributes
 from qcompiler.graph.qdq import is_quantizer, quantizer_of, read_bias, read_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import ARITHMETIC, CLIPS, FUNCTIONS
-from qcompiler.passes.integerize_rules import RULES
-from qcompiler.passes.integerize_writer import Writer
+from qcompiler.passes.integerize.rules import RULES
+from qcompiler.passes.integerize.writer import Writer
 from qcompiler.quantizer import quantize
 
 STAGE = (Stage.QDQ, Stage.INTEGER)
@@ -131,6 +131,8 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
     """Raise UnsupportedError for all regions without an integer form, and for outputs that nothing quantizes."""
     problems: list[tuple[str, str]] = []
     for region in regions:
+        if region.core is None and region.functions and quantizer_of(graph, region.source) is None:
+            problems.append((f"`{region.source.name}`", "enters functions without a quantizer"))
         clips = [node for node in region.functions if node.op_type not in CLIPS]
         core = region.core
         if core is None:
@@ -162,7 +164,7 @@ def _write(writer: Writer, node: ir.Node, region: Region) -> None:
     out = node.outputs[0]
     if region.core is None:
         if region.source.is_graph_input() and quantizer_of(graph, region.source) is None:
-            boundary = writer.quantize_input(region.source, params if not region.functions else _input_params(params))
+            boundary = writer.quantize_input(region.source, params)
             writer.define(out, boundary, params)
             return
         have = writer.codes(region.source)
@@ -176,10 +178,6 @@ def _write(writer: Writer, node: ir.Node, region: Region) -> None:
     if limits is not None:
         codes = _clamp(writer, codes, params, limits, f"{_name(region, node)}_clipped")
     writer.define(out, codes, params)
-
-
-def _input_params(params: QuantParams) -> QuantParams:
-    return params
 
 
 def _name(region: Region, node: ir.Node) -> str:

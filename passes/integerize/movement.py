@@ -10,12 +10,12 @@ import onnx_ir as ir
 from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph, attribute, attributes
 from qcompiler.graph.qdq import quantizer_of
-from qcompiler.passes.integerize_writer import Writer
+from qcompiler.passes.integerize.writer import Writer
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
-def _one_input(graph: Graph, node: ir.Node) -> str:
+def reads_unquantized(graph: Graph, node: ir.Node) -> str:
     value = node.inputs[0]
     return (
         ""
@@ -37,7 +37,7 @@ def refuses(graph: Graph, node: ir.Node) -> str:
         return f"has mode {attribute(node, 'mode')}; nearest has an integer form"
     if node.op_type == "Pad" and attribute(node, "mode", "constant") not in ("constant", "reflect", "edge"):
         return f"has mode {attribute(node, 'mode')}"
-    return _one_input(graph, node)
+    return reads_unquantized(graph, node)
 
 
 def _is_argument(graph: Graph, node: ir.Node, value: ir.Value) -> bool:
