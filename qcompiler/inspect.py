@@ -21,7 +21,7 @@ def inspect_graph(graph: Graph) -> dict[str, Any]:
     work = graph.clone()
     for name in load_recipe("default").passes:
         module = pass_module(name)
-        if name == "calibrate" or module.STAGE[0].value != "float":
+        if name == "check_support" or module.STAGE[0].value != "float":
             break
         work = module.run(work, module.Options(), Context())
     rows = [_row(work, node) for node in work.nodes()]
@@ -30,29 +30,25 @@ def inspect_graph(graph: Graph) -> dict[str, Any]:
         "outputs": [{"name": v.name, "shape": list(work.shape(v))} for v in work.outputs],
         "opset": graph.opset,
         "macs": sum(row["macs"] for row in rows),
-        "parameters": sum(prod(v.shape) for v in work.ir.initializers.values() if v.dtype == ir.DataType.FLOAT and v.shape),  # type: ignore[arg-type]
+        "parameters": sum(
+            prod(v.shape) for v in work.ir.initializers.values() if v.dtype == ir.DataType.FLOAT and v.shape
+        ),  # type: ignore[arg-type]
         "integer_nodes": sum(row["becomes"] != "unsupported" for row in rows),
         "nodes": rows,
     }
 
 
 def _row(graph: Graph, node: ir.Node) -> dict[str, Any]:
-    from qcompiler.passes.integerize import function_input
-    from qcompiler.passes.integerize.movement import MOVEMENT
-    from qcompiler.passes.integerize.rules import RULES
+    from qcompiler.passes.check_support import classify
 
-    key, reason = node.op_type, ""
-    if key in MOVEMENT:
-        becomes = "movement"
-    elif key in ("Relu", "Clip") or function_input(graph, node) is not None:
-        becomes = "table"
-    elif key in RULES and node.domain in ("", "ai.onnx"):
-        becomes = "integer"
-        if key in ("Conv", "ConvTranspose", "Gemm", "MatMul") and graph.const(node.inputs[1]) is None:
-            becomes, reason = "unsupported", "weights are not constant"
-    else:
-        becomes, reason = "unsupported", "no integer form yet"
-    return {"name": node.name or node.outputs[0].name, "operator": key, "becomes": becomes, "macs": _macs(graph, node), "reason": reason}
+    becomes, reason = classify(graph, node)
+    return {
+        "name": node.name or node.outputs[0].name,
+        "operator": node.op_type,
+        "becomes": becomes,
+        "macs": _macs(graph, node),
+        "reason": reason,
+    }
 
 
 def _macs(graph: Graph, node: ir.Node) -> int:

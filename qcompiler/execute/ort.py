@@ -20,6 +20,7 @@ class Session:
     def __init__(self, graph: Graph | bytes, *, threads: int = 1, optimize: bool = False) -> None:
         import onnxruntime as ort
 
+        self._where = "model" if isinstance(graph, bytes) else graph.path
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -30,11 +31,14 @@ class Session:
         try:
             self._session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises many types, all derived from Exception alone
-            where = "model" if isinstance(graph, bytes) else graph.path
-            raise ModelError(f"onnxruntime cannot load it: {error}", where=where) from error
+            raise ModelError(f"onnxruntime cannot load it: {error}", where=self._where) from error
         self.input_names = [value.name for value in self._session.get_inputs()]
         self.output_names = [value.name for value in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, NDArray], outputs: Sequence[str] | None = None) -> list[NDArray]:
         """Outputs for inputs by name."""
-        return [np.asarray(array) for array in self._session.run(outputs, dict(inputs))]
+        try:
+            return [np.asarray(array) for array in self._session.run(outputs, dict(inputs))]
+        except Exception as error:  # as above: all kinds, derived from Exception alone
+            text = " ".join(str(error).split())
+            raise ModelError(f"onnxruntime cannot run it on these inputs: {text}", where=self._where) from error

@@ -1,0 +1,71 @@
+"""Refuse a model that cannot be made integer, before calibration or any other work: all of its nodes in one error.
+
+Reads the float graph after the float passes; `integerize` checks again, on the quantized graph, what only shows there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import onnx_ir as ir
+
+from qcompiler.context import Context
+from qcompiler.errors import UnsupportedError
+from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.stages import Stage
+from qcompiler.passes.integerize import function_input
+from qcompiler.passes.integerize.movement import MOVEMENT
+from qcompiler.passes.integerize.rules import RULES
+
+STAGE = (Stage.FLOAT, Stage.FLOAT)
+SHOWN = 8
+PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+Kind = Literal["integer", "table", "movement", "unsupported"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    pass
+
+
+def run(graph: Graph, options: Options, context: Context) -> Graph:
+    """The graph as it was. Raises UnsupportedError."""
+    found = [(node, reason) for node in graph.nodes() if (reason := classify(graph, node)[1])]
+    if found:
+        text = "; ".join(f"{node.op_type} (node `{node.name or node.outputs[0].name}`) {why}" for node, why in found[:SHOWN])
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise UnsupportedError(
+            f"{text}{more}.",
+            where=graph.path,
+            hint="Replace these operators in the model, or cut it before them (`qcompile inspect` lists all nodes).",
+        )
+    return graph
+
+
+def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
+    """What a float node becomes, and the reason if that is nothing."""
+    op = node.op_type
+    if node.domain in ("", "ai.onnx") and op in MOVEMENT:
+        if op == "Resize" and attribute(node, "mode", "nearest") != "nearest":
+            return "unsupported", f"has mode {attribute(node, 'mode')}; only nearest has an integer form yet"
+        if op == "Pad" and attribute(node, "mode", "constant") not in ("constant", "reflect", "edge"):
+            return "unsupported", f"has mode {attribute(node, 'mode')}"
+        return "movement", ""
+    if function_input(graph, node) is not None:
+        return "table", ""
+    if node.domain not in ("", "ai.onnx") or op not in RULES:
+        return "unsupported", "has no integer form yet"
+    if op in PRODUCTS:
+        if graph.const(node.inputs[1]) is None:
+            return "unsupported", "multiplies two activations; it needs constant weights"
+        if op.startswith("Conv") and len(graph.shape(node.inputs[1])) > 4:
+            return "unsupported", "has more than two spatial dimensions"
+    if op == "Div" and graph.const(node.inputs[1]) is None:
+        return "unsupported", "divides by an activation"
+    if op.endswith("Pool") and len(graph.shape(node.inputs[0])) > 4 and not op.startswith("GlobalAverage"):
+        return "unsupported", "has more than two spatial dimensions"
+    if op == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():
+        return "unsupported", "returns indices"
+    return "integer", ""
