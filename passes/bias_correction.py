@@ -15,7 +15,7 @@ network's outputs on the calibration data does not shrink, the biases stay as th
 Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.2, the
 empirical form of appendix D, but behind f and not before it: the mean before f counts values that f cuts off. Measured
 at w8a8, error of the outputs on the calibration data: mobilenet_v2_100_224 .0122 instead of .0145 (uncorrected .0212),
-mobilenet_v1_025_224 .0044 instead of .0052 (uncorrected .0529); `benchmarks/accuracy_w8a8.py --json` shows it.
+mobilenet_v1_025_224 .0044 instead of .0052 (uncorrected .0529); `python -m benchmarks.accuracy --json` shows it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from importlib import import_module
 from qcompiler.errors import RecipeError
 from qcompiler.target import Target
 
-NAMES = ("cpu",)
+NAMES = ("cpu", "c")
 
 
 def get_target(name: str) -> Target:

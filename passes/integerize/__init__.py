@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
@@ -53,6 +54,7 @@ class Region:
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """A new INTEGER graph. Raises UnsupportedError listing every node that has no integer form."""
+    stages.check(graph, Stage.QDQ)
     quantizers = [node for node in graph.nodes() if is_quantizer(node) and not _is_constant(graph, node)]
     regions = {node: _region(graph, node) for node in quantizers}
     _refuse(graph, list(regions.values()))
@@ -131,15 +133,20 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
     """Raise UnsupportedError for all regions without an integer form, and for outputs that nothing quantizes."""
     problems: list[tuple[str, str]] = []
     for region in regions:
-        if region.core is None and region.functions and quantizer_of(graph, region.source) is None:
-            problems.append((f"`{region.source.name}`", "enters functions without a quantizer"))
         clips = [node for node in region.functions if node.op_type not in CLIPS]
         core = region.core
         if core is None:
+            # Clips of a graph input are a matter of codes, since quantization is monotonic.
+            if region.functions and quantizer_of(graph, region.source) is None:
+                first = clips[0] if clips else region.functions[0]
+                if clips or not region.source.is_graph_input():
+                    reads = f"reads `{region.source.name}`, which has no quantizer"
+                    problems.append((f"{first.op_type} (node `{first.name}`)", reads))
             continue
         if core.op_type not in RULES or core.domain not in ("", "ai.onnx"):
             problems.append((f"{core.op_type} (node `{core.name}`)", "has no integer form yet"))
-        elif clips:
+        elif clips or (region.functions and len(core.outputs) > 1):
+            clips = clips or region.functions
             problems.append((f"{clips[0].op_type} (node `{clips[0].name}`)", "needs a quantizer before it"))
         else:
             reason = RULES[core.op_type].refuses(graph, core)
@@ -160,27 +167,34 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
 
 
 def _write(writer: Writer, node: ir.Node, region: Region) -> None:
-    graph, params = writer.source, region.params
-    out = node.outputs[0]
-    if region.core is None:
-        if region.source.is_graph_input() and quantizer_of(graph, region.source) is None:
-            boundary = writer.quantize_input(region.source, params)
-            writer.define(out, boundary, params)
-            return
-        have = writer.codes(region.source)
-        if not region.functions and have.params == params:
-            writer.define(out, have.value, params)
-            return
-        writer.define(out, _table(writer, have.value, have.params, params, region, _name(region, node)), params)
+    graph, params, name = writer.source, region.params, _name(region)
+    same = writer.same_as(node, params)
+    if same is not None:
+        writer.define(node.outputs[0], same, params)
         return
-    codes = RULES[region.core.op_type].write(writer, region.core, params, _name(region, node))
+    if region.core is None and quantizer_of(graph, region.source) is not None:
+        have = writer.codes(region.source)
+        codes = have.value
+        if region.functions:
+            codes = writer.table(
+                codes, have.params, _entries(graph, region.functions, have.params, params), params, name
+            )
+        codes = codes if region.functions else writer.requantize(codes, have.params, params, name)
+        writer.define(node.outputs[0], codes, params)
+        return
     limits = _limits(graph, region, params)
+    inner = name if limits is None else f"{name}_unclipped"
+    if region.core is None:
+        codes = writer.quantize_input(region.source, params)
+    else:
+        codes = RULES[region.core.op_type].write(writer, region.core, params, inner)
     if limits is not None:
-        codes = _clamp(writer, codes, params, limits, f"{_name(region, node)}_clipped")
-    writer.define(out, codes, params)
+        every = np.arange(params.format.min, params.format.max + 1)
+        codes = writer.table(codes, params, np.clip(every, *limits).astype(params.format.storage), params, name)
+    writer.define(node.outputs[0], codes, params)
 
 
-def _name(region: Region, node: ir.Node) -> str:
+def _name(region: Region) -> str:
     """Integer values keep the float value's name."""
     quantized = region.functions[-1].outputs[0] if region.functions else region.source
     return str(quantized.name)
@@ -195,23 +209,13 @@ def _limits(graph: Graph, region: Region, params: QuantParams) -> tuple[int, int
     return None if (low, high) == (params.format.min, params.format.max) else (low, high)
 
 
-def _table(
-    writer: Writer, codes: ir.Value, have: QuantParams, want: QuantParams, region: Region, name: str
-) -> ir.Value:
-    """want(f(have(code))) for every code."""
-    every = np.arange(have.format.min, have.format.max + 1)
-    real = (every - int(have.zero_point)) * np.float64(have.scale)
-    values = apply_functions(writer.source, region.functions, real) if region.functions else real
-    return writer.table(codes, have, _encode(values, want), want, name)
-
-
-def _encode(values: Any, params: QuantParams) -> Any:
-    """Round half to even once, in float64."""
-    fmt: Int = params.format
-    codes = np.rint(np.asarray(values, np.float64) / np.float64(params.scale)) + int(params.zero_point)
+def _entries(graph: Graph, functions: list[ir.Node], have: QuantParams, want: QuantParams) -> NDArray:
+    """want(f(have(code))) for every code: computed in float64, rounded half to even once."""
+    fmt: Int = want.format
+    real = (np.arange(have.format.min, have.format.max + 1) - int(have.zero_point)) * np.float64(have.scale)
+    with np.errstate(all="ignore"):
+        values = np.asarray(apply_functions(graph, functions, real), np.float64)
+    # A function that is not defined there (a root of a negative power base) makes NaN in the QDQ graph, whose code
+    # ONNX leaves open; here it is the code of 0.
+    codes = np.rint(np.nan_to_num(values, nan=0.0) / np.float64(want.scale)) + int(want.zero_point)
     return np.clip(codes, fmt.min, fmt.max).astype(fmt.storage)
-
-
-def _clamp(writer: Writer, codes: ir.Value, params: QuantParams, limits: tuple[int, int], name: str) -> ir.Value:
-    every = np.arange(params.format.min, params.format.max + 1)
-    return writer.table(codes, params, np.clip(every, *limits).astype(params.format.storage), params, name)

@@ -10,34 +10,27 @@ import onnx_ir as ir
 from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph, attribute, attributes
 from qcompiler.graph.qdq import quantizer_of
-from qcompiler.passes.integerize.writer import Writer
+from qcompiler.passes.integerize.rule import Rule, lacks_quantizer, one_input
+from qcompiler.passes.integerize.writer import Codes, Writer
 
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
-
-
-def reads_unquantized(graph: Graph, node: ir.Node) -> str:
-    value = node.inputs[0]
-    return (
-        ""
-        if quantizer_of(graph, value) is not None
-        else f"reads `{value.name if value else ''}`, which has no quantizer"
-    )
 
 
 def refuses(graph: Graph, node: ir.Node) -> str:
     """Reason why a movement operator has no integer form, or ''."""
     if node.op_type == "Concat":
-        loose = [v for v in node.inputs if v is not None and quantizer_of(graph, v) is None]
-        return f"reads `{loose[0].name}`, which has no quantizer" if loose else ""
+        return next((reason for value in node.inputs if (reason := lacks_quantizer(graph, value))), "")
     if node.op_type not in RESHAPES:
         for value in node.inputs[1:]:
             if value is not None and graph.const(value) is None and _is_argument(graph, node, value):
                 return f"has an argument (`{value.name}`) that is not constant"
     if node.op_type == "Resize" and attribute(node, "mode", "nearest") != "nearest":
         return f"has mode {attribute(node, 'mode')}; nearest has an integer form"
+    if node.op_type == "Resize" and attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
+        return "has coordinate_transformation_mode tf_crop_and_resize"
     if node.op_type == "Pad" and attribute(node, "mode", "constant") not in ("constant", "reflect", "edge"):
         return f"has mode {attribute(node, 'mode')}"
-    return reads_unquantized(graph, node)
+    return one_input(graph, node)
 
 
 def _is_argument(graph: Graph, node: ir.Node, value: ir.Value) -> bool:
@@ -53,6 +46,8 @@ def write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.V
     if node.op_type == "Concat":
         return _concat(writer, node, params, name)
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
+    if node.op_type == "Pad" and x.params != params:  # what it pads with may lie outside the range of the input
+        x = Codes(writer.requantize(x.value, x.params, params, f"{name}_inside"), params)
     shape = graph.shape(node.outputs[0])
     op_type, inputs, values = _arguments(writer, node, x.params, shape, name)
     moved_name = name if x.params == params else f"{name}_moved"
@@ -130,3 +125,4 @@ def _concat(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir
 
 
 MOVEMENT = (*RESHAPES, "Concat", "DepthToSpace", "Expand", "Identity", "Pad", "Resize", "Slice", "Split", "Transpose")
+RULES = {name: Rule(write, refuses) for name in MOVEMENT}

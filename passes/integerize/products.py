@@ -1,22 +1,24 @@
-"""Conv, ConvTranspose, Gemm and MatMul with constant weights.
-
-real = scale * (code - zero_point), so a product has the scale s_x * s_w and requantization multiplies by
-s_x * s_w / s_y. Integerize proves from the actual weights that no input can overflow the accumulator.
-"""
+"""Conv, ConvTranspose, Gemm and MatMul with constant weights; MatMul with the Add of its bias."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.assignment import channel_axis
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, QuantParams
+from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.qdq import quantizer_of, read_bias
+from qcompiler.passes.integerize.rule import Rule, centred, lacks_quantizer, window_of
 from qcompiler.passes.integerize.writer import Codes, Writer
 
 INT32_LIMIT = 2**31
+INT64_LIMIT = 2**60
+"""Leaves a fixed multiplier two bits."""
 
 
 def _weight(graph: Graph, node: ir.Node) -> tuple[NDArray, QuantParams] | None:
@@ -24,77 +26,95 @@ def _weight(graph: Graph, node: ir.Node) -> tuple[NDArray, QuantParams] | None:
     return None if found is None or found.codes is None else (found.codes, found.params)
 
 
-def needs_weight(graph: Graph, node: ir.Node) -> str:
-    if _weight(graph, node) is None:
+def _refuses(graph: Graph, node: ir.Node) -> str:
+    found = _weight(graph, node)
+    if found is None:
         return "needs constant weights (products of two activations come with the transformer operators)"
-    if quantizer_of(graph, node.inputs[0]) is None:
-        return (
-            f"reads `{node.inputs[0].name}`, which has no quantizer" if node.inputs[0] is not None else "has no input"
-        )
-    if node.op_type in ("Conv", "ConvTranspose") and len(graph.shape(node.inputs[1])) > 4:  # type: ignore[arg-type]
+    codes, params = found
+    if params.scale.ndim and params.axis is not None and params.axis % codes.ndim != channel_axis(node, codes.ndim):
+        return f"has weights with a scale along axis {params.axis}, which is not that of output channels"
+    if node.op_type in ("Conv", "ConvTranspose") and codes.ndim > 4:
         return "has more than two spatial dimensions"
-    return ""
+    if node.op_type in ("Gemm", "MatMul") and codes.ndim != 2:
+        return "has weights that are not a matrix"
+    if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
+        bias = bias_of(graph, node.inputs[2])[0]
+        if bias is None:
+            return "has a bias that is not constant"
+        if bias.size not in (1, _channels(node, codes)):
+            return f"has a bias of {bias.size} elements"
+    return lacks_quantizer(graph, node.inputs[0])
 
 
-def _product_inputs(
-    writer: Writer,
-    node: ir.Node,
-    params: QuantParams,
-    name: str,
-    weights: NDArray,
-    scale: NDArray,
-    channel: int,
-    bias: NDArray | None,
-    bias_scale: NDArray | None,
-    groups: int = 1,
+def _refuses_gemm(graph: Graph, node: ir.Node) -> str:
+    if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0:
+        return "has transA, alpha or beta; run the pass `canonicalize`"
+    return _refuses(graph, node)
+
+
+def _channels(node: ir.Node, codes: NDArray) -> int:
+    if node.op_type == "ConvTranspose":
+        return int(codes.shape[1]) * int(attribute(node, "group", 1))
+    if node.op_type == "Conv" or attribute(node, "transB", 0):
+        return int(codes.shape[0])
+    return int(codes.shape[1])
+
+
+def bias_of(graph: Graph, value: ir.Value | None) -> tuple[NDArray | None, NDArray | None]:
+    """(codes, their scale), (float values, None), or nothing."""
+    if value is None:
+        return None, None
+    producer = value.producer()
+    if producer is not None and (found := read_bias(graph, producer)) is not None:
+        return found[0].reshape(-1), found[1].reshape(-1)
+    array = graph.const(value)
+    return (None if array is None else array.reshape(-1)), None
+
+
+def _inputs(
+    writer: Writer, node: ir.Node, params: QuantParams, name: str, weights: NDArray, axis: int, bias: ir.Value | None
 ) -> tuple[list[ir.Value], Codes]:
-    """x, w, bias, *r of a product. weights: centred codes; scale: float64 [M]; `channel`: its output axis."""
+    """x, w, bias, *r of a product. weights: centred codes; axis: that of output channels (of one group)."""
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
-    fmt: Int = x.params.format
-    narrow = fmt.bits <= 8
-    product = np.float64(x.params.scale) * scale
-    if bias is None:
-        codes = np.zeros(scale.shape, np.int64)
-    elif bias_scale is not None:
-        codes = bias.astype(np.int64)
-    else:
-        codes = np.rint(bias.astype(np.float64) / product).astype(np.int64)
-    bits = _prove(writer, node, weights, codes, x.params, channel, narrow, groups)
-    ratio = product / np.float64(params.scale)
-    stored = writer.const(f"{node.inputs[1].name}centred", _narrowest(weights))  # type: ignore[union-attr]
     found = _weight(writer.source, node)
     assert found is not None
+    channels, scale = _channels(node, found[0]), found[1].scale.astype(np.float64)
+    if scale.size not in (1, channels):  # grouped ConvTranspose: every group has the same channels
+        scale = np.tile(scale, channels // scale.size)
+    product = np.broadcast_to(np.float64(x.params.scale) * scale, (channels,))
+    values, bias_scale = bias_of(writer.source, bias)
+    values = np.zeros(1) if values is None else values
+    codes = values.astype(np.float64) if bias_scale is not None else np.rint(values.astype(np.float64) / product)
+    codes = np.broadcast_to(codes, (channels,))
+    narrow = x.params.format.bits <= 8
+    bits = _prove(writer, node, weights, axis, codes, x.params, narrow)
+    stored = writer.const(f"{node.inputs[1].name}_centred", _narrowest(weights))  # type: ignore[union-attr]
     writer.describe(stored, found[1])
     inputs = [x.value, stored, writer.const(f"{name}_bias", codes.astype(np.int32 if narrow else np.int64))]
-    return [*inputs, *writer.scale_inputs(ratio, name, bits)], x
+    return [*inputs, *writer.scale_inputs(product / np.float64(params.scale), name, bits)], x
 
 
 def _prove(
-    writer: Writer,
-    node: ir.Node,
-    weights: NDArray,
-    bias: NDArray,
-    x: QuantParams,
-    channel: int,
-    narrow: bool,
-    groups: int,
+    writer: Writer, node: ir.Node, weights: NDArray, axis: int, bias: NDArray, x: QuantParams, narrow: bool
 ) -> int:
     """No code of x can overflow the accumulator, channel by channel; returns the bits that it needs (at least 31)."""
-    axes = tuple(a for a in range(weights.ndim) if a != channel)
-    reach = np.abs(weights.astype(np.int64)).sum(axis=axes)
-    if reach.size != bias.size:  # ConvTranspose: every group has its own channels behind the same index
-        reach = np.tile(reach, groups)
+    axes = tuple(a for a in range(weights.ndim) if a != axis)
+    sums = np.abs(weights.astype(np.int64)).sum(axis=axes).astype(np.float64)
+    if sums.size != bias.size:
+        sums = np.tile(sums, bias.size // sums.size)
+    # Targets may fold the zero point into the bias and sum raw codes, so both forms must fit.
     zero, fmt = int(x.zero_point), x.format
-    span = max(zero - fmt.min, fmt.max - zero)
-    # Targets may fold the zero point into the bias, so that sum must fit as well.
-    worst = int((reach * max(span, abs(zero), fmt.max - fmt.min) + np.abs(bias)).max(initial=0))
-    if worst >= (INT32_LIMIT if narrow else 2**62):
+    span = max(zero - fmt.min, fmt.max - zero, abs(zero), fmt.max - fmt.min)
+    worst = float((sums * span + np.abs(bias)).max(initial=0))
+    if worst >= (INT32_LIMIT if narrow else INT64_LIMIT):
+        hint = "Give its weights fewer bits (a rule with `weight`), or its input 16 bits (64-bit accumulators)."
         raise UnsupportedError(
-            f"the accumulator of `{node.name}` can reach {worst:.3g} and would overflow {32 if narrow else 64} bits.",
+            f"the accumulator of {node.op_type} `{node.name}` can reach {worst:.3g}, which overflows "
+            f"{32 if narrow else 64} bits.",
             where=writer.source.path,
-            hint="Give its weights fewer bits, or calibrate with data that reaches this layer.",
+            hint=hint if narrow else "Give its weights fewer bits.",
         )
-    return max(31, worst.bit_length())
+    return max(31, int(worst).bit_length())
 
 
 def _narrowest(codes: NDArray) -> NDArray:
@@ -105,125 +125,90 @@ def _narrowest(codes: NDArray) -> NDArray:
     return codes.astype(np.int32)
 
 
-def centred(codes: NDArray, params: QuantParams) -> NDArray[np.int64]:
-    zero = params.zero_point
-    if zero.ndim:
-        shape = [1] * codes.ndim
-        shape[params.axis or 0] = -1
-        zero = zero.reshape(shape)
-    return codes.astype(np.int64) - zero
-
-
-def _bias_of(graph: Graph, value: ir.Value | None) -> tuple[NDArray | None, NDArray | None]:
-    """(codes, their scale), (float values, None), or nothing."""
-    if value is None:
-        return None, None
-    producer = value.producer()
-    if producer is not None and (found := read_bias(graph, producer)) is not None:
-        return found[0], found[1]
-    array = graph.const(value)
-    return (None if array is None else array.reshape(-1)), None
-
-
-def _per_channel(params: QuantParams, count: int) -> NDArray[np.float64]:
-    return np.broadcast_to(params.scale.astype(np.float64), (count,))
-
-
-def write_conv(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+def _write_conv(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
     graph = writer.source
     codes, weight_params = _weight(graph, node)  # type: ignore[misc]
     transposed = node.op_type == "ConvTranspose"
-    groups = attribute(node, "group", 1)
-    channels = codes.shape[1] * groups if transposed else codes.shape[0]
-    scale = weight_params.scale.astype(np.float64)
-    if transposed and scale.size == codes.shape[1] != channels:
-        scale = np.tile(scale, groups)
-    bias, bias_scale = _bias_of(graph, node.inputs[2] if len(node.inputs) > 2 else None)
-    inputs, x = _product_inputs(
-        writer,
-        node,
-        params,
-        name,
-        centred(codes, weight_params),
-        np.broadcast_to(scale, (channels,)),
-        1 if transposed else 0,
-        bias,
-        bias_scale,
-        groups,
-    )
-    spatial = codes.ndim - 2
-    attributes = {
-        "strides": attribute(node, "strides") or [1] * spatial,
-        "pads": attribute(node, "pads") or [0] * (2 * spatial),
-        "dilations": attribute(node, "dilations") or [1] * spatial,
-        "group": groups,
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    inputs, x = _inputs(writer, node, params, name, centred(codes, weight_params), 1 if transposed else 0, bias)
+    window = window_of(graph, node, list(codes.shape[2:]))
+    attributes: dict[str, Any] = {
+        "strides": window.strides,
+        "pads": window.pads,
+        "dilations": window.dilations,
+        "group": attribute(node, "group", 1),
         "x_zero_point": int(x.params.zero_point),
         **writer.output_attributes(params),
     }
     if transposed:
-        attributes["output_padding"] = attribute(node, "output_padding") or [0] * spatial
+        attributes["output_padding"] = attribute(node, "output_padding") or [0] * (codes.ndim - 2)
         attributes["pads"] = _transpose_pads(graph, node, attributes)
     return writer.emit(node.op_type, inputs, attributes, params, graph.shape(node.outputs[0]), name)
 
 
-def _transpose_pads(graph: Graph, node: ir.Node, attributes: dict) -> list[int]:  # type: ignore[type-arg]
-    """Explicit pads, also where the node gives output_shape instead."""
-    if not attribute(node, "output_shape"):
-        return list(attributes["pads"])
+def _transpose_pads(graph: Graph, node: ir.Node, attributes: dict[str, Any]) -> list[int]:
+    """Explicit pads, also where the node gives output_shape or auto_pad instead."""
+    auto = attribute(node, "auto_pad", "NOTSET")
+    if not attribute(node, "output_shape") and auto in ("NOTSET", "VALID"):
+        return [0] * len(attributes["pads"]) if auto == "VALID" else list(attributes["pads"])
     x, w, y = (graph.shape(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))  # type: ignore[arg-type]
     begin, end = [], []
     for d in range(len(x) - 2):
         full = attributes["strides"][d] * (x[d + 2] - 1) + attributes["output_padding"][d]
         total = full + (w[d + 2] - 1) * attributes["dilations"][d] + 1 - y[d + 2]
-        begin.append(total // 2)
-        end.append(total - total // 2)
+        small = total // 2
+        begin.append(small if auto == "SAME_UPPER" else total - small)
+        end.append(total - begin[-1])
     return begin + end
 
 
-def write_matmul(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
-    return write_product(writer, node, params, name, node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None)
+def _write_matmul(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+    return _matmul(writer, node, params, name, node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None)
 
 
-def write_product(
-    writer: Writer, node: ir.Node, params: QuantParams, name: str, output: ir.Value, bias_value: ir.Value | None
+def _matmul(
+    writer: Writer, node: ir.Node, params: QuantParams, name: str, output: ir.Value, bias: ir.Value | None
 ) -> ir.Value:
-    graph = writer.source
-    codes, weight_params = _weight(graph, node)  # type: ignore[misc]
+    codes, weight_params = _weight(writer.source, node)  # type: ignore[misc]
     weights = centred(codes, weight_params)
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
-        weights = weights.T
-    columns = weights.shape[1]
-    bias, bias_scale = _bias_of(graph, bias_value)
-    if bias is not None and bias.size != columns:
-        bias = np.broadcast_to(bias, (columns,))
-    inputs, x = _product_inputs(
-        writer,
-        node,
-        params,
-        name,
-        np.ascontiguousarray(weights),
-        _per_channel(weight_params, columns),
-        1,
-        bias,
-        bias_scale,
-    )
+        weights = np.ascontiguousarray(weights.T)
+    inputs, x = _inputs(writer, node, params, name, weights, 1, bias)
     attributes = {"x_zero_point": int(x.params.zero_point), **writer.output_attributes(params)}
-    return writer.emit("MatMul", inputs, attributes, params, graph.shape(output), name)
+    return writer.emit("MatMul", inputs, attributes, params, writer.source.shape(output), name)
 
 
-def refuses_gemm(graph: Graph, node: ir.Node) -> str:
-    if attribute(node, "transA", 0) or attribute(node, "alpha", 1.0) != 1.0:
-        return "has transA or alpha; run the pass `canonicalize`"
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        if _bias_of(graph, node.inputs[2])[0] is None:
-            return "has a bias that is not constant"
-        if attribute(node, "beta", 1.0) != 1.0:
-            return "has beta; run the pass `canonicalize`"
-    return needs_weight(graph, node)
+def biased_matmul(graph: Graph, add: ir.Node) -> tuple[ir.Node, ir.Value] | None:
+    """(MatMul, bias) if the Add reads a MatMul without a quantizer between and a constant of one row."""
+    for product, other in (add.inputs[:2], add.inputs[1::-1]):
+        producer = product.producer() if product is not None else None
+        if producer is not None and producer.op_type == "MatMul" and other is not None:
+            return producer, other
+    return None
 
 
-def refuses_matmul(graph: Graph, node: ir.Node) -> str:
-    reason = needs_weight(graph, node)
-    if not reason and len(graph.shape(node.inputs[1])) != 2:  # type: ignore[arg-type]
-        return "has weights that are not a matrix"
-    return reason
+def refuses_biased(graph: Graph, add: ir.Node, matmul: ir.Node, bias: ir.Value) -> str:
+    """Refusal of an Add that is the bias of a MatMul."""
+    reason = _refuses(graph, matmul)
+    if reason:
+        return f"adds a bias to MatMul `{matmul.name}`, which {reason}"
+    values = bias_of(graph, bias)[0]
+    columns = graph.shape(matmul.outputs[0])[-1]
+    if values is None or values.size not in (1, columns) or graph.shape(bias)[-1:] not in ((columns,), (1,), ()):
+        return f"adds something else than a bias to MatMul `{matmul.name}`, which has no quantizer"
+    return ""
+
+
+def write_biased(
+    writer: Writer, add: ir.Node, matmul: ir.Node, bias: ir.Value, params: QuantParams, name: str
+) -> ir.Value:
+    """MatMul and the Add of its bias as one integer MatMul."""
+    return _matmul(writer, matmul, params, name, add.outputs[0], bias)
+
+
+RULES = {
+    "Conv": Rule(_write_conv, _refuses),
+    "ConvTranspose": Rule(_write_conv, _refuses),
+    "Gemm": Rule(_write_matmul, _refuses_gemm),
+    "MatMul": Rule(_write_matmul, _refuses),
+}

@@ -1,4 +1,4 @@
-"""Pools, means and softmax."""
+"""Pools, means and sums over axes, softmax."""
 
 from __future__ import annotations
 
@@ -8,83 +8,96 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.errors import UnsupportedError
 from qcompiler.formats import Int, QuantParams
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.ops.softmax import exponentials
-from qcompiler.passes.integerize.movement import reads_unquantized
+from qcompiler.passes.integerize.rule import Rule, Window, one_input, reach, window_of
 from qcompiler.passes.integerize.writer import Writer
 
 
-def _pads_with_end(graph: Graph, node: ir.Node) -> tuple[list[int], list[int], list[int], list[int]]:
-    """kernel, strides, dilations, and pads whose end reaches exactly as far as the last window (ceil_mode)."""
+def _pool_window(graph: Graph, node: ir.Node) -> tuple[Window, Window]:
+    """The window as declared, and with pads that end exactly where the last window does (ceil_mode)."""
     x, y = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])  # type: ignore[arg-type]
-    kernel = attribute(node, "kernel_shape") or list(x[2:])
-    count = len(kernel)
-    strides = attribute(node, "strides") or [1] * count
-    dilations = attribute(node, "dilations") or [1] * count
-    pads = attribute(node, "pads") or [0] * (2 * count)
+    declared = window_of(graph, node, attribute(node, "kernel_shape") or list(x[2:]))
+    count = len(declared.kernel)
     end = [
-        max(0, (y[d + 2] - 1) * strides[d] + (kernel[d] - 1) * dilations[d] + 1 - x[d + 2] - pads[d])
-        for d in range(count)
+        max(0, (y[d + 2] - 1) * s + (k - 1) * step + 1 - x[d + 2] - declared.pads[d])
+        for d, (k, s, step) in enumerate(zip(declared.kernel, declared.strides, declared.dilations, strict=True))
     ]
-    return kernel, strides, dilations, [*pads[:count], *end]
+    return declared, Window(declared.kernel, declared.strides, declared.dilations, [*declared.pads[:count], *end])
 
 
-def write_max_pool(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+def _attributes(window: Window) -> dict[str, list[int]]:
+    return {
+        "kernel_shape": window.kernel,
+        "strides": window.strides,
+        "dilations": window.dilations,
+        "pads": window.pads,
+    }
+
+
+def _refuses_pool(graph: Graph, node: ir.Node) -> str:
+    if len(node.outputs) > 1 and node.outputs[1].uses():
+        return "returns indices"
+    if len(graph.shape(node.inputs[0])) not in (3, 4):  # type: ignore[arg-type]
+        return "has not one or two spatial dimensions"
+    return one_input(graph, node)
+
+
+def _write_max_pool(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
     graph = writer.source
-    kernel, strides, dilations, pads = _pads_with_end(graph, node)
-    attributes = {"kernel_shape": kernel, "strides": strides, "dilations": dilations, "pads": pads}
-    same = x.params == params
-    pooled = writer.emit(
-        "MaxPool", [x.value], attributes, x.params, graph.shape(node.outputs[0]), name if same else f"{name}_pooled"
-    )
+    _, window = _pool_window(graph, node)
+    pooled_name = name if x.params == params else f"{name}_pooled"
+    shape = graph.shape(node.outputs[0])
+    pooled = writer.emit("MaxPool", [x.value], _attributes(window), x.params, shape, pooled_name)
     return writer.requantize(pooled, x.params, params, name)
 
 
-def refuses_max_pool(graph: Graph, node: ir.Node) -> str:
-    if len(node.outputs) > 1 and node.outputs[1].uses():
-        return "returns indices"
-    if len(graph.shape(node.inputs[0])) > 4:  # type: ignore[arg-type]
-        return "has more than two spatial dimensions"
-    return reads_unquantized(graph, node)
-
-
-def write_average_pool(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+def _write_average_pool(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
     graph = writer.source
-    kernel, strides, dilations, pads = _pads_with_end(graph, node)
-    counts = _cell_counts(graph, node, kernel, strides, dilations, pads)
+    declared, window = _pool_window(graph, node)
+    counts = _divisors(graph, node, declared, window)
     scale = np.float64(x.params.scale) / np.float64(params.scale) / counts
     if (counts == counts.flat[0]).all():
         scale = scale.flat[0]
     attributes = {
-        "kernel_shape": kernel,
-        "strides": strides,
-        "dilations": dilations,
-        "pads": pads,
+        **_attributes(window),
         "x_zero_point": int(x.params.zero_point),
         **writer.output_attributes(params),
     }
-    inputs = [x.value, *writer.scale_inputs(scale, name)]
+    inputs = [x.value, *writer.scale_inputs(scale, name, _sum_bits(writer, node, x.params, prod(window.kernel)))]
     return writer.emit("AveragePool", inputs, attributes, params, graph.shape(node.outputs[0]), name)
 
 
-def _cell_counts(
-    graph: Graph, node: ir.Node, kernel: list[int], strides: list[int], dilations: list[int], pads: list[int]
-) -> NDArray[np.float64]:
+def _divisors(graph: Graph, node: ir.Node, declared: Window, window: Window) -> NDArray[np.float64]:
     """Divisor of every output position, [*out]: in-bounds cells, and declared padding if that counts."""
     x, y = graph.shape(node.inputs[0]), graph.shape(node.outputs[0])  # type: ignore[arg-type]
-    declared = attribute(node, "pads") or [0] * (2 * len(kernel))
     counted = bool(attribute(node, "count_include_pad", 0))
     total: NDArray[np.float64] = np.ones((), np.float64)
-    for d, size in enumerate(kernel):
-        low = -declared[d] if counted else 0
-        high = x[d + 2] + (declared[d + len(kernel)] if counted else 0)
-        cells = np.arange(y[d + 2])[:, None] * strides[d] - pads[d] + np.arange(size) * dilations[d]
+    for d, size in enumerate(window.kernel):
+        low = -declared.pads[d] if counted else 0
+        high = x[d + 2] + (declared.pads[d + len(window.kernel)] if counted else 0)
+        starts = np.arange(y[d + 2])[:, None] * window.strides[d] - window.pads[d]
+        cells = starts + np.arange(size) * window.dilations[d]
         along = ((cells >= low) & (cells < high)).sum(axis=1).astype(np.float64)
         total = np.multiply.outer(total, along)
     return total
+
+
+def _sum_bits(writer: Writer, node: ir.Node, x: QuantParams, cells: int) -> int:
+    """Bits of a sum of so many codes, at least 31. Raises UnsupportedError if int32 does not hold it."""
+    # Targets may sum raw codes and subtract the zero points after.
+    worst = cells * max(reach(x), x.format.max, -x.format.min)
+    if x.format.bits <= 8 and worst >= 2**31:
+        raise UnsupportedError(
+            f"the accumulator of {node.op_type} `{node.name}` can reach {worst:.3g}, which overflows 32 bits.",
+            where=writer.source.path,
+            hint="Give its input 16 bits (64-bit accumulators).",
+        )
+    return max(31, worst.bit_length())
 
 
 def _mean_axes(graph: Graph, node: ir.Node) -> list[int] | None:
@@ -102,47 +115,56 @@ def _mean_axes(graph: Graph, node: ir.Node) -> list[int] | None:
     return sorted(a % rank for a in axes)
 
 
-def refuses_mean(graph: Graph, node: ir.Node) -> str:
-    return "has axes that are not constant" if _mean_axes(graph, node) is None else reads_unquantized(graph, node)
+def _refuses_mean(graph: Graph, node: ir.Node) -> str:
+    return "has axes that are not constant" if _mean_axes(graph, node) is None else one_input(graph, node)
 
 
-def write_mean(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+def _write_mean(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
     graph = writer.source
     shape = graph.shape(node.inputs[0])  # type: ignore[arg-type]
     axes = _mean_axes(graph, node) or []
-    count = 1 if node.op_type == "ReduceSum" else prod(shape[a] for a in axes)
+    cells = prod(shape[a] for a in axes)
     attributes = {
         "axes": axes,
         "keepdims": 1 if node.op_type == "GlobalAveragePool" else attribute(node, "keepdims", 1),
         "x_zero_point": int(x.params.zero_point),
         **writer.output_attributes(params),
     }
-    scale = np.float64(x.params.scale) / np.float64(params.scale) / count
-    inputs = [x.value, *writer.scale_inputs(scale, name)]
+    divisor = 1 if node.op_type == "ReduceSum" else cells
+    scale = np.float64(x.params.scale) / np.float64(params.scale) / divisor
+    inputs = [x.value, *writer.scale_inputs(scale, name, _sum_bits(writer, node, x.params, cells))]
     return writer.emit("ReduceMean", inputs, attributes, params, graph.shape(node.outputs[0]), name)
 
 
-def write_softmax(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+def _write_softmax(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+    """The output scale of the operator is 1/R. Other scales take a detour over 16 bits, R = 65535."""
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
     graph = writer.source
-    numerator = round(1 / float(params.scale))
-    fitting = np.float32(1 / numerator) == params.scale
-    own = params if fitting else QuantParams(Int(8, signed=False), np.float32(1 / 256))
+    numerator = max(1, round(1 / float(params.scale)))
+    own, own_name = params, name
+    if np.float32(1 / numerator) != params.scale:
+        numerator, own_name = 65535, f"{name}_softmax"
+        own = QuantParams(Int(16, signed=False), np.float32(1 / 65535))
     attributes = {
         "axis": attribute(node, "axis", -1) % len(graph.shape(node.inputs[0])),  # type: ignore[arg-type]
         "x_format": x.params.format.token,
-        "numerator": numerator if fitting else 256,
+        "numerator": numerator,
         "zero_point": int(own.zero_point),
         "format": own.format.token,
     }
-    table = exponentials(x.params.format, float(x.params.scale))
-    codes = writer.emit(
-        "Softmax",
-        [x.value, writer.const(f"{name}_exp", table)],
-        attributes,
-        own,
-        graph.shape(node.outputs[0]),
-        name if fitting else f"{name}_softmax",
-    )
+    table = writer.const(f"{name}_exp", exponentials(x.params.format, float(x.params.scale)))
+    shape = graph.shape(node.outputs[0])
+    codes = writer.emit("Softmax", [x.value, table], attributes, own, shape, own_name)
     return writer.requantize(codes, own, params, name)
+
+
+RULES = {
+    "AveragePool": Rule(_write_average_pool, _refuses_pool),
+    "GlobalAveragePool": Rule(_write_mean, _refuses_mean),
+    "GlobalMaxPool": Rule(_write_max_pool, _refuses_pool),
+    "MaxPool": Rule(_write_max_pool, _refuses_pool),
+    "ReduceMean": Rule(_write_mean, _refuses_mean),
+    "ReduceSum": Rule(_write_mean, _refuses_mean),
+    "Softmax": Rule(_write_softmax, one_input),
+}

@@ -52,6 +52,16 @@ class Writer:
         """Readers of this dequantized value of the source find these codes."""
         self._codes[str(dequantized.name)] = Codes(codes, params)
 
+    def same_as(self, quantizer: ir.Node, params: QuantParams) -> ir.Value | None:
+        """The codes that another DequantizeLinear of the same codes has defined already."""
+        if quantizer.op_type != "DequantizeLinear":
+            return None
+        for use in quantizer.inputs[0].uses():  # type: ignore[union-attr]
+            known = self._codes.get(str(use.node.outputs[0].name)) if use.node is not quantizer else None
+            if known is not None and use.node.op_type == "DequantizeLinear" and known.params == params:
+                return known.value
+        return None
+
     def codes(self, value: ir.Value) -> Codes:
         """Codes of a quantized value; constants become initializers on first use."""
         name = str(value.name)

@@ -42,6 +42,10 @@ def _elu(x: Array, alpha: float) -> Array:
     return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
 
 
+def _div(constant: float, x: Array) -> Array:
+    return constant / np.where(x == 0, 1e-38, x)
+
+
 def _clip(x: Array, a: dict[str, Any]) -> Array:
     low, high = a.get("input1", a.get("min", -np.inf)), a.get("input2", a.get("max", np.inf))
     return np.clip(x, float(low), float(high))
@@ -90,7 +94,7 @@ FUNCTIONS: dict[str, Function] = {
     "ThresholdedRelu": lambda x, a: np.where(x > a.get("alpha", 1.0), x, 0.0),
     # Arithmetic with one scalar constant. `constant_first` tells on which side it stands.
     "Add": lambda x, a: x + float(a["constant"]),
-    "Div": lambda x, a: float(a["constant"]) / np.where(x == 0, 1e-38, x) if a["constant_first"] else x / float(a["constant"]),
+    "Div": lambda x, a: _div(float(a["constant"]), x) if a["constant_first"] else x / float(a["constant"]),
     "Mul": lambda x, a: x * float(a["constant"]),
     "Sub": lambda x, a: float(a["constant"]) - x if a["constant_first"] else x - float(a["constant"]),
 }

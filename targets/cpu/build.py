@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,12 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
             "code_bytes": len(library),
         }
     return Lowered(files, {"variants": variants}, sizes)
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raise RecipeError for unknown instruction sets, UnsupportedError where this machine lacks what `build` needs."""
+    _levels(options.get("cpu"))
+    _compiler()
 
 
 def _levels(asked: str | None) -> list[str]:

@@ -48,3 +48,14 @@ def assembly(functions: Mapping[str, Any], target: Mapping[str, Any]) -> str:
 
     llvm = tvm.target.Target(dict(target))
     return tvm.get_global_func("target.build.llvm")(lower_module(functions, llvm), llvm).inspect_source("asm")
+
+
+def c_source(functions: Mapping[str, Any]) -> str:
+    """C99 function definitions without TVM's prologue: plain pointers, no headers, not yet `const` or `restrict`."""
+    import tvm
+
+    target = tvm.target.Target("c")
+    text = str(tvm.get_global_func("target.build.c")(lower_module(functions, target), target).inspect_source())
+    end_of_prologue = "__tvm_ffi__library_ctx = NULL;"
+    text = text[text.index(end_of_prologue) + len(end_of_prologue) :]
+    return text.replace('#ifdef __cplusplus\nextern "C"\n#endif\n', "").replace("TVM_DLL ", "")

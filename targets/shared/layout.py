@@ -27,16 +27,22 @@ def assign(program: Program) -> None:
     for i, value in enumerate(graph.inputs):
         shape = program.shape(value)
         buffer = Buffer("input", 0, str(value.name), index=i)
-        program.views[str(value.name)] = View(buffer, "float32", shape, dense_strides(shape))
+        program.views[str(value.name)] = View(buffer, storage_of(value), shape, dense_strides(shape))
     outputs = {value.name: i for i, value in enumerate(graph.outputs)}
     for node in reversed(graph.nodes()):
         for value in node.outputs:
             if value.name in outputs:
                 shape = program.shape(value)
                 buffer = Buffer("output", 0, str(value.name), index=outputs[value.name])
-                program.views[str(value.name)] = View(buffer, "float32", shape, dense_strides(shape))
+                program.views[str(value.name)] = View(buffer, storage_of(value), shape, dense_strides(shape))
             else:
                 program.views[str(value.name)] = _place(program, value, last)
+
+
+def storage_of(value: ir.Value) -> str:
+    """dtype of a value's elements: float32 at a float boundary, else the storage of its format."""
+    token = value.metadata_props.get("qcompiler.format")
+    return "float32" if token is None else str(parse_format(token).storage)
 
 
 def _place(program: Program, value: ir.Value, last: set[str]) -> View:
@@ -47,8 +53,7 @@ def _place(program: Program, value: ir.Value, last: set[str]) -> View:
     if inside is not None:
         return inside
     border, code = _wanted_border(program, value)
-    dtype = str(parse_format(value.metadata_props["qcompiler.format"]).storage)
-    view = allocate(str(value.name), dtype, shape, order, border, code)
+    view = allocate(str(value.name), storage_of(value), shape, order, border, code)
     program.buffers.append(view.buffer)
     return view
 
@@ -59,9 +64,11 @@ def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) ->
     if reader is None or len([use for use in value.uses()]) != 1:
         return None
     target = program.views[str(reader.outputs[0].name)] if reader.outputs[0].name in program.views else None
-    if target is None or target.buffer.kind != "arena":
+    if target is None or target.buffer.kind not in ("arena", "output"):
         return None
     shape = program.shape(value)
+    if reader.op_type == "Identity":
+        return target
     if reader.op_type == "Transpose":
         perm = attribute(reader, "perm", list(reversed(range(len(shape)))))
         return View(
@@ -109,7 +116,7 @@ def _wanted_border(program: Program, value: ir.Value) -> tuple[tuple[tuple[int, 
             if any(before or after for before, after in window.border()):
                 wanted.append((window, border_code(node, value)))
     rank = len(program.shape(value))
-    if not wanted:
+    if not wanted or not program.machine.borders:
         return ((0, 0),) * rank, 0
     code = wanted[0][1]
     borders = [window.border() for window, c in wanted if c == code]

@@ -74,6 +74,8 @@ def lower_transpose(program: Program, node: ir.Node) -> None:
 def lower_identity(program: Program, node: ir.Node) -> None:
     """Identity."""
     x, value = program.view(node.inputs[0]), node.outputs[0]  # type: ignore[arg-type]
+    if _written_in_place(x, program.view(value)):
+        return
     if not _show(program, value, x):
         _copy(program, value, x)
 

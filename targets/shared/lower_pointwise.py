@@ -7,8 +7,8 @@ import onnx_ir as ir
 
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
-from qcompiler.targets.shared.lower_products import requantize_inputs, requantize_of
 from qcompiler.targets.shared.program import Program
+from qcompiler.targets.shared.reads import requantize_inputs, requantize_of
 from qcompiler.targets.shared.tir.nest import Nest, collapse
 from qcompiler.targets.shared.tir.pointwise import Add, Dequantize, Lookup, Multiply, Quantize, Rescale
 from qcompiler.targets.shared.views import View

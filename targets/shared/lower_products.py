@@ -9,51 +9,18 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.formats import Int, parse_format
+from qcompiler.formats import Int
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import Window, window_of
+from qcompiler.targets.shared.lower_clipped import lower_clipped_conv, lower_clipped_matmul
 from qcompiler.targets.shared.pack import pack_channels, pack_depthwise, pack_matrix
-from qcompiler.targets.shared.program import Argument, Program, as_int32
+from qcompiler.targets.shared.program import Argument, Program
+from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
 from qcompiler.targets.shared.tile import choose_depthwise_tile, choose_tile
 from qcompiler.targets.shared.tir.dot import Dot, choose_dot
 from qcompiler.targets.shared.tir.matrix import Matrix
-from qcompiler.targets.shared.tir.requantize import Requantize
 from qcompiler.targets.shared.tir.window import Depthwise
 from qcompiler.targets.shared.views import View, as_image, channels_last
-
-
-def requantize_of(node: ir.Node, *, scalar: bool = False) -> Requantize:
-    """The requantization that a node's attributes name."""
-    fmt = parse_format(attribute(node, "format"))
-    return Requantize(attribute(node, "arithmetic", "float"), fmt, attribute(node, "zero_point", 0), scalar)
-
-
-def requantize_inputs(program: Program, node: ir.Node, first: int) -> list[NDArray]:
-    """The constant arrays of `*r`."""
-    arrays = [program.graph.const(value) for value in node.inputs[first:]]
-    return [np.asarray(a) if a.dtype == np.float32 else as_int32(a) for a in arrays if a is not None]
-
-
-def format_of(value: ir.Value) -> Int:
-    """Format of an integer value."""
-    return parse_format(value.metadata_props["qcompiler.format"])
-
-
-def feed(
-    program: Program, value: ir.Value, storage: str, shift: int, border: tuple[tuple[int, int], ...], code: int
-) -> View:
-    """`value` - shift in another storage, channels contiguous, with a border that holds `code`.
-
-    The value's own memory if it is all that already, else a copy that lives as long as the reader.
-    """
-    view = program.view(value)
-    contiguous = view.strides[1] == 1 or view.shape[1] == 1
-    if view.dtype == storage and shift == 0 and contiguous and covers(view, border, code):
-        return view
-    fed = program.scratch(f"{value.name}/fed", storage, view.shape, channels_last(len(view.shape)), border, code)
-    program.fill_border(fed)
-    program.copy(view, fed, shift)
-    return fed
 
 
 def dot_shift(dot: Dot, storage: str, zero_point: int) -> int:
@@ -61,33 +28,6 @@ def dot_shift(dot: Dot, storage: str, zero_point: int) -> int:
     if dot.centred:
         return zero_point
     return -128 if dot.activation == "uint8" and storage == "int8" else 0
-
-
-def covers(view: View, border: tuple[tuple[int, int], ...], code: int) -> bool:
-    """Whether a view has at least this border, holding this code."""
-    if not any(before or after for before, after in border):
-        return True
-    if not view.border or view.border_code != code:
-        return False
-    return all(have[0] >= want[0] and have[1] >= want[1] for have, want in zip(view.border, border, strict=True))
-
-
-def target_of(program: Program, value: ir.Value, channel: int) -> View:
-    """Where a product writes: the value's own view if its channels are contiguous there, else scratch."""
-    view = program.view(value)
-    if view.strides[channel] == 1 or view.shape[channel] == 1:
-        program.fill_border(view)
-        return view
-    order = channels_last(len(view.shape)) if len(view.shape) > 2 else (0, 1)
-    return program.scratch(f"{value.name}/dense", view.dtype, view.shape, order)
-
-
-def settle(program: Program, value: ir.Value, written: View) -> None:
-    """Copy from scratch if `target_of` had to take some."""
-    view = program.view(value)
-    if view is not written:
-        program.fill_border(view)
-        program.copy(written, view)
 
 
 def lower_conv(program: Program, node: ir.Node) -> None:
@@ -113,7 +53,9 @@ def convolve(
     if source is not None:
         program.views[str(value.name)], own = source, program.views[str(value.name)]
     depthwise = groups == window.channels == weights.shape[0] and groups > 1 and fmt.bits <= 8
-    if depthwise:
+    if not program.machine.borders:
+        lower_clipped_conv(program, node, value, weights, window, groups, depthwise)
+    elif depthwise:
         _depthwise(program, node, value, weights, window, zero_point)
     else:
         _dense(program, node, value, weights, window, groups, fmt, zero_point)
@@ -285,6 +227,9 @@ def lower_matmul(program: Program, node: ir.Node) -> None:
     """x [..., K] @ w [K, N]: the dense kernel with one pixel a row of x."""
     value, weights = node.inputs[0], program.graph.const(node.inputs[1])
     assert value is not None and weights is not None
+    if not program.machine.borders:
+        lower_clipped_matmul(program, node, value, weights)
+        return
     fmt, zero = format_of(value), attribute(node, "x_zero_point", 0)
     magnitude = int(np.abs(weights.astype(np.int64)).max(initial=1))
     dot = choose_dot(program.machine, 255 if fmt.signed else fmt.max, magnitude, fmt.bits)

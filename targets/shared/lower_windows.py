@@ -11,14 +11,9 @@ from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import window_of
 from qcompiler.targets.shared.layout import border_code
-from qcompiler.targets.shared.lower_products import (
-    feed,
-    requantize_inputs,
-    requantize_of,
-    settle,
-    target_of,
-)
+from qcompiler.targets.shared.lower_clipped import lower_clipped_pool
 from qcompiler.targets.shared.program import Argument, Program
+from qcompiler.targets.shared.reads import feed, requantize_inputs, requantize_of, settle, target_of
 from qcompiler.targets.shared.tir.nest import Nest, collapse
 from qcompiler.targets.shared.tir.softmax import Softmax
 from qcompiler.targets.shared.tir.window import Pool, Reduce
@@ -29,6 +24,9 @@ def lower_pool(program: Program, node: ir.Node) -> None:
     """MaxPool and AveragePool: padding is a border that never wins, or the real 0."""
     value = node.inputs[0]
     assert value is not None
+    if not program.machine.borders:
+        lower_clipped_pool(program, node, value)
+        return
     window, storage = window_of(program.graph, node), program.view(value).dtype
     x = feed(program, value, storage, 0, window.border(), border_code(node, value))
     y = target_of(program, node.outputs[0], 1)

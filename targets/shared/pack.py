@@ -17,6 +17,8 @@ class Constants:
     """The blob: 64-byte aligned arrays, equal ones stored once."""
 
     def __init__(self) -> None:
+        self.arrays: dict[int, NDArray] = {}
+        """Array by its place in the blob."""
         self._parts: list[bytes] = []
         self._size = 0
         self._known: dict[bytes, int] = {}
@@ -24,9 +26,10 @@ class Constants:
     def add(self, array: NDArray, name: str) -> Buffer:
         """Store an array; returns its place."""
         data = np.ascontiguousarray(array).tobytes()
-        key = hashlib.sha256(data).digest()
+        key = hashlib.sha256(str(array.dtype).encode() + data).digest()
         if key not in self._known:
             self._known[key] = self._size
+            self.arrays[self._size] = np.asarray(array).ravel()
             padding = -len(data) % ALIGNMENT
             self._parts += [data, bytes(padding)]
             self._size += len(data) + padding

@@ -73,7 +73,7 @@ class Kernel:
 
     def local(self, elements: int, dtype: str) -> Pointer:
         """A register tile: an array on the stack that LLVM turns into registers when all indices are constant."""
-        buffer = self.tirx.decl_buffer((elements,), dtype, name=self._name("t"), scope="local")
+        buffer = self.tirx.decl_buffer((elements,), dtype, name=self._name("t"))
         self.emit(self.tirx.AllocBuffer(buffer, annotations={"disable_lower_builtin": True}))
         return Pointer(self, buffer, dtype)
 

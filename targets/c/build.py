@@ -1,0 +1,59 @@
+"""Integer graph -> C99 sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qcompiler.errors import RecipeError
+from qcompiler.graph.model import Graph
+from qcompiler.target import Lowered
+from qcompiler.targets.c.emit import Sources, facts
+from qcompiler.targets.c.machine import SCALAR
+from qcompiler.targets.c.project import cmake, makefile, readme
+from qcompiler.targets.c.selftest import answers, selftest
+from qcompiler.targets.shared.boundary import strip_boundary
+from qcompiler.targets.shared.lower import check_operators, lower
+
+
+def check(options: Mapping[str, Any]) -> None:
+    """Raise RecipeError for values of options that `build` cannot use."""
+    prefix = options.get("prefix", "model")
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", prefix):
+        raise RecipeError(
+            f"`{prefix}` is no C identifier in lower case.", where="option prefix", hint="For example kws or person_detector."
+        )
+    if options.get("arena", "static") not in ("static", "caller"):
+        raise RecipeError(f"`{options['arena']}` is neither static nor caller.", where="option arena")
+
+
+def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, int], None]) -> Lowered:
+    """Sources under `src/`, a self-test and project files. Raises UnsupportedError for operators without a lowering."""
+    check(options)
+    check_operators(graph, "c")
+    stripped = strip_boundary(graph)
+    program = lower(stripped, SCALAR, progress)
+    progress("generate code", 0, 1)
+    sources = Sources(stripped, program, options.get("prefix", "model"), options.get("arena") == "caller")
+    name = sources.name
+    float_header, float_source = sources.float_wrappers()
+    sizes = {
+        "weight_bytes": sum(int(a.nbytes) for a in program.constants.arrays.values()),
+        "arena_bytes": program.arena_bytes,
+        "arena_lower_bound": program.arena_bound,
+    }
+    texts = {
+        f"src/{name}.h": sources.header(),
+        f"src/{name}.c": sources.model(),
+        f"src/{name}_kernels.h": sources.kernels_header(),
+        f"src/{name}_kernels.c": sources.kernels(),
+        f"src/{name}_float.h": float_header,
+        f"src/{name}_float.c": float_source,
+        "test/selftest.c": selftest(sources, answers(stripped, graph)),
+        "Makefile": makefile(name),
+        "CMakeLists.txt": cmake(name),
+        "README.md": readme(sources, sizes),
+    }
+    progress("generate code", 1, 1)
+    return Lowered({path: text.encode() for path, text in texts.items()}, facts(sources), sizes)

@@ -1,0 +1,93 @@
+"""selftest.c: seeded inputs and the oracle's answers, so that a board can prove its bits."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.execute.oracle import Oracle
+from qcompiler.formats import Int, parse_format
+from qcompiler.graph.model import Graph
+from qcompiler.targets.c.emit import Sources
+from qcompiler.targets.c.text import array
+
+VECTORS = 4
+WHOLE = 2048
+"""Outputs up to so many codes are stored; of larger ones the CRC-32."""
+
+
+def codes(count: int, seed: int, fmt: Int) -> NDArray:
+    """The codes that selftest.c makes: a 32-bit linear congruential generator, high bits."""
+    state = np.uint64(seed)
+    found = np.empty(count, np.int64)
+    for i in range(count):
+        state = (state * np.uint64(1664525) + np.uint64(1013904223)) & np.uint64(0xFFFFFFFF)
+        found[i] = int(state >> np.uint64(16)) % (fmt.max - fmt.min + 1) + fmt.min
+    return found.astype(fmt.storage)
+
+
+def answers(graph: Graph, float_graph: Graph) -> list[list[NDArray]]:
+    """Output codes of every vector, by the oracle. `graph` has codes at its boundary, `float_graph` is the original."""
+    oracle = Oracle(graph)
+    found = []
+    for vector in range(VECTORS):
+        inputs = {}
+        for i, value in enumerate(graph.inputs):
+            fmt = parse_format(value.metadata_props["qcompiler.format"])
+            shape = graph.shape(value)
+            inputs[str(value.name)] = codes(int(np.prod(shape)), 1 + vector * 16 + i, fmt).reshape(shape)
+        found.append(oracle.run(inputs))
+    return found
+
+
+def selftest(sources: Sources, expected: list[list[NDArray]]) -> str:
+    """C text with main(): 0 if every bit is right."""
+    name = sources.name
+    values = sources.values()
+    inputs = [v for v in values if v[0].startswith("input")]
+    outputs = [v for v in values if v[0].startswith("output")]
+    parts = [f'#include "{name}.h"\n']
+    for i, (_, _, kind, count) in enumerate(outputs):
+        for vector, arrays in enumerate(expected):
+            flat = np.ascontiguousarray(arrays[i]).ravel()
+            if count <= WHOLE:
+                parts.append(array(f"want_{vector}_{i}", kind, flat.tolist()))
+            else:
+                parts.append(f"static const uint32_t want_{vector}_{i} = {zlib.crc32(flat.tobytes())}u;\n")
+    for cname, _, kind, count in values:
+        parts.append(f"static {kind} {cname}[{count}];")
+    if sources.caller_arena:
+        parts.append(f"static union {{ int64_t align; uint8_t bytes[QC_{name.upper()}_ARENA_BYTES]; }} arena;")
+    parts.append(_CRC if any(count > WHOLE for _, _, _, count in outputs) else "")
+    parts.append("int main(void);\nint main(void) {\n  int32_t wrong = 0;\n  uint32_t state;")
+    for vector in range(len(expected)):
+        for i, (cname, value, kind, count) in enumerate(inputs):
+            fmt = parse_format(value.metadata_props["qcompiler.format"])
+            parts.append(
+                f"  state = {1 + vector * 16 + i}u;\n  for (int32_t i = 0; i < {count}; ++i) {{\n"
+                f"    state = state * 1664525u + 1013904223u;\n"
+                f"    {cname}[i] = ({kind})((int32_t)((state >> 16) % {fmt.max - fmt.min + 1}u) + ({fmt.min}));\n  }}"
+            )
+        arguments = (["arena.bytes"] if sources.caller_arena else []) + [v[0] for v in values]
+        parts.append(f"  qc_{name}_run({', '.join(arguments)});")
+        for i, (cname, _, _, count) in enumerate(outputs):
+            want = f"want_{vector}_{i}"
+            if count <= WHOLE:
+                parts.append(f"  for (int32_t i = 0; i < {count}; ++i) wrong += {cname}[i] != {want}[i];")
+            else:
+                parts.append(f"  wrong += crc32((const uint8_t *){cname}, (uint32_t)sizeof {cname}) != {want};")
+    parts.append("  return wrong != 0;\n}\n")
+    return "\n".join(part for part in parts if part)
+
+
+_CRC = """static uint32_t crc32(const uint8_t *data, uint32_t size) {
+  uint32_t crc = 0xFFFFFFFFu;
+  for (uint32_t i = 0; i < size; ++i) {
+    crc ^= data[i];
+    for (int32_t bit = 0; bit < 8; ++bit) crc = (crc >> 1) ^ (0xEDB88320u & (0u - (crc & 1u)));
+  }
+  return ~crc;
+}
+"""

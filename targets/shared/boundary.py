@@ -1,0 +1,44 @@
+"""Graphs for targets that speak codes: the float boundary taken off."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from qcompiler.graph.model import Graph
+
+FORMAT_KEY = "qcompiler.format"
+
+
+def strip_boundary(graph: Graph) -> Graph:
+    """A copy whose inputs and outputs are codes: QuantizeLinear and DequantizeLinear at the boundary are gone.
+
+    Inputs and outputs keep their names; format, scale and zero point are in their metadata.
+    """
+    graph = graph.clone()
+    for node in graph.nodes("QuantizeLinear"):
+        value, codes = node.inputs[0], node.outputs[0]
+        assert value is not None
+        codes_type, meta = codes.type, dict(codes.metadata_props)
+        codes.replace_all_uses_with(value, replace_graph_outputs=True)
+        graph.ir.remove(node, safe=True)
+        value.type = codes_type
+        value.metadata_props.update(meta)
+    for node in graph.nodes("DequantizeLinear"):
+        codes, value = node.inputs[0], node.outputs[0]
+        assert codes is not None
+        name = value.name
+        for i, output in enumerate(graph.ir.outputs):
+            if output is value:
+                graph.ir.outputs[i] = _own_output(graph, node, codes)
+        graph.ir.remove(node, safe=True)
+        graph.ir.outputs[[o.name for o in graph.ir.outputs].index(f"{name}/codes")].name = name
+    graph.sweep()
+    return graph
+
+
+def _own_output(graph: Graph, node: ir.Node, codes: ir.Value) -> ir.Value:
+    """An Identity in front of the output: it has its own place, whoever else reads the codes."""
+    copy = graph.add_node("Identity", [codes], after=node, name=f"output/{node.outputs[0].name}", like=codes)
+    copy.outputs[0].name = f"{node.outputs[0].name}/codes"
+    copy.outputs[0].metadata_props.update(codes.metadata_props)
+    return copy.outputs[0]
