@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import RecipeError
@@ -15,6 +16,8 @@ from qcompiler.targets.c.project import cmake, makefile, readme
 from qcompiler.targets.c.selftest import answers, selftest
 from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.lower import check_operators, lower
+
+_TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -48,6 +51,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
         f"src/{name}.c": sources.model(),
         f"src/{name}_kernels.h": sources.kernels_header(),
         f"src/{name}_kernels.c": sources.kernels(),
+        "src/qc_dot.h": (_TEMPLATES / "qc_dot.h").read_text(),
         f"src/{name}_float.h": float_header,
         f"src/{name}_float.c": float_source,
         "test/selftest.c": selftest(sources, answers(stripped, graph)),

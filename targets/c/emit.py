@@ -97,7 +97,8 @@ class Sources:
 
     def kernels(self) -> str:
         """kernels.c."""
-        return f'{_LICENCE}#include "{self.name}_kernels.h"\n\n{self.definitions}'
+        dot = '#include "qc_dot.h"\n\n' if "qc_dot_" in self.definitions else ""
+        return f'{_LICENCE}#include "{self.name}_kernels.h"\n\n{dot}{self.definitions}'
 
     def model(self) -> str:
         """NAME.c: constants, arena, the calls."""

@@ -8,5 +8,6 @@ SCALAR = Machine(
     cpu_flags=(),
     lanes=1,
     registers=8,
+    dot_u8s8="qc_dot_u8s8_x4",
     borders=False,
 )

@@ -26,6 +26,8 @@ class Machine:
     """s16 x s16 pair sums into int32 (vpmaddwd)."""
     permute_bytes: str = ""
     """Two-table byte permutation over 128 entries (vpermi2b)."""
+    dot_u8s8: str = ""
+    """External C function for runs of u8 x s8 products, four output channels at a time (see tir/scalar.py)."""
     borders: bool = True
     """Whether images carry their padding in memory; without, kernels clip their windows (see tir/scalar.py)."""
 

@@ -35,9 +35,13 @@ class Requantize:
             return [kernel.broadcast(kernel.let(pointer.load(0)), lanes) for pointer in pointers]
         return [kernel.let(pointer.load(index, lanes)) for pointer in pointers]
 
-    def apply(self, kernel: Kernel, acc: Expr, parameters: list[Expr], lanes: int) -> Expr:
-        """The code, in storage dtype. acc: int32 or int64 [lanes]."""
+    def apply(
+        self, kernel: Kernel, acc: Expr, parameters: list[Expr], lanes: int, zero_point: Expr | None = None
+    ) -> Expr:
+        """The code, in storage dtype. acc: int32 or int64 [lanes]; zero_point: int32, if known at run time only."""
         low, high, z = self.format.min, self.format.max, self.zero_point
+        if zero_point is not None:
+            return self._apply_late(kernel, acc, parameters, zero_point)
         if self.arithmetic == "float":
             scaled = kernel.tirx.nearbyint(kernel.cast(acc, "float32", lanes) * parameters[0])
             clipped = kernel.clamp(scaled, float(low - z), float(high - z), "float32", lanes)
@@ -51,6 +55,16 @@ class Requantize:
             clipped = kernel.clamp(shifted, low - z, high - z, "int64", lanes)
             code = kernel.cast(clipped, "int32", lanes) + kernel.const(z, "int32", lanes)
         return kernel.cast(code, self.storage, lanes)
+
+    def _apply_late(self, kernel: Kernel, acc: Expr, parameters: list[Expr], zero_point: Expr) -> Expr:
+        """One code by the fixed arithmetic, zero point as an expression; scalar code has no float form."""
+        assert self.arithmetic == "fixed", "scalar schedules requantize in fixed point"
+        multiplier, shift = (kernel.cast(p, "int64") for p in parameters)
+        half = kernel.tirx.shift_left(kernel.const(1, "int64"), shift - kernel.const(1, "int64"))
+        shifted = kernel.tirx.shift_right(kernel.cast(acc, "int64") * multiplier + half, shift)
+        code = shifted + kernel.cast(zero_point, "int64")
+        clipped = kernel.clamp(code, self.format.min, self.format.max, "int64")
+        return kernel.cast(kernel.cast(clipped, "int32"), self.storage)
 
 
 def store_lanes(kernel: Kernel, target: Pointer, index: Expr, value: Expr, lanes: int, valid: int) -> None:
