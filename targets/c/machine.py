@@ -8,6 +8,8 @@ SCALAR = Machine(
     cpu_flags=(),
     lanes=1,
     registers=8,
+    alignment=8,
+    slack=0,
     dot_u8s8="qc_dot_u8s8_x4",
     borders=False,
 )

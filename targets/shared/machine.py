@@ -26,6 +26,10 @@ class Machine:
     """s16 x s16 pair sums into int32 (vpmaddwd)."""
     permute_bytes: str = ""
     """Two-table byte permutation over 128 entries (vpermi2b)."""
+    alignment: int = 64
+    """Of values in the arena, in bytes."""
+    slack: int = 64
+    """Bytes behind the arena that vector loads may touch; what they read there meets zero weights."""
     dot_u8s8: str = ""
     """External C function for runs of u8 x s8 products, four output channels at a time (see tir/scalar.py)."""
     borders: bool = True

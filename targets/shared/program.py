@@ -155,7 +155,7 @@ class Program:
                 names[call.spec] = f"qc_{type(call.spec).__name__.lower()}_{len(names)}"
             call.kernel = names[call.spec]
         used = [buffer for buffer in self.buffers if buffer.first >= 0]
-        self.arena_bytes = arena.place(used)
+        self.arena_bytes = arena.place(used, self.machine.alignment, self.machine.slack)
         self.arena_bound = arena.lower_bound(used)
 
     def kernels(self) -> dict[str, Any]:
