@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,33 @@ import numpy as np
 
 from qcompiler.formats import Int
 from qcompiler.targets.shared.machine import Machine
-from qcompiler.targets.shared.tir.builder import Expr, Kernel
+from qcompiler.targets.shared.tir.builder import Expr, Kernel, Pointer
 from qcompiler.targets.shared.tir.nest import Nest, for_lanes, load, run_nest, unit_offsets
 from qcompiler.targets.shared.tir.requantize import Requantize
+
+Compute = Callable[[list[Expr], int], Expr]
+"""Values of the operands, in their storage, and how many lanes -> what is stored."""
+
+
+def _map(kernel: Kernel, nest: Nest, lanes: int, y: Pointer, operands: Sequence[Pointer], compute: Compute) -> Any:
+    """y = compute(operands) over a nest whose strides are those of y, then of the operands; the finished function."""
+
+    def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
+        values = [load(kernel, p, at[i], n, inner[i]) for i, p in enumerate(operands, 1)]
+        y.store(at[0], compute(values, n), n, inner[0])
+
+    run_nest(kernel, nest, lanes, body)
+    return kernel.function()
+
+
+def _centred(kernel: Kernel, value: Expr, zero_point: int, wide: str, n: int) -> Expr:
+    """value - zero_point in `wide`."""
+    return kernel.cast(value, wide, n) - kernel.const(zero_point, wide, n)
+
+
+def _wide(*storages: str) -> str:
+    """Type in which products of operands in these storages fit."""
+    return "int64" if any("16" in storage for storage in storages) else "int32"
 
 
 @dataclass(frozen=True)
@@ -32,25 +57,20 @@ class Add:
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, y, a, b)."""
         kernel = Kernel(name)
-        y = kernel.pointer("y", str(self.format.storage))
-        a, b = kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)
-        wide = "int64" if "16" in self.a_storage + self.b_storage else "int32"
+        storage, wide = str(self.format.storage), _wide(self.a_storage, self.b_storage)
+        y = kernel.pointer("y", storage)
+        operands = [kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)]
 
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            def term(pointer: Any, i: int, zero: int, multiplier: int) -> Expr:
-                value = kernel.cast(load(kernel, pointer, at[i], n, inner[i]), wide, n)
-                return (value - kernel.const(zero, wide, n)) * kernel.const(multiplier, wide, n)
-
-            total = term(a, 1, self.a_zero_point, self.a_multiplier) + term(b, 2, self.b_zero_point, self.b_multiplier)
+        def compute(values: list[Expr], n: int) -> Expr:
+            a = _centred(kernel, values[0], self.a_zero_point, wide, n) * kernel.const(self.a_multiplier, wide, n)
+            b = _centred(kernel, values[1], self.b_zero_point, wide, n) * kernel.const(self.b_multiplier, wide, n)
             half = kernel.const(1 << (self.shift - 1), wide, n)
-            shifted = kernel.tirx.shift_right(total + half, kernel.const(self.shift, wide, n))
+            shifted = kernel.tirx.shift_right(a + b + half, kernel.const(self.shift, wide, n))
             low, high = self.format.min - self.zero_point, self.format.max - self.zero_point
             clipped = kernel.cast(kernel.clamp(shifted, low, high, wide, n), "int32", n)
-            code = clipped + kernel.const(self.zero_point, "int32", n)
-            y.store(at[0], kernel.cast(code, str(self.format.storage), n), n, inner[0])
+            return kernel.cast(clipped + kernel.const(self.zero_point, "int32", n), storage, n)
 
-        run_nest(kernel, self.nest, machine.lanes, body)
-        return kernel.function()
+        return _map(kernel, self.nest, machine.lanes, y, operands, compute)
 
 
 @dataclass(frozen=True)
@@ -67,19 +87,17 @@ class Multiply:
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, y, a, b, requantization...)."""
         kernel = Kernel(name)
+        wide = _wide(self.a_storage, self.b_storage)
         y = kernel.pointer("y", self.requantize.storage)
-        a, b = kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)
+        operands = [kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)]
         scales = self.requantize.parameters(kernel)
-        wide = "int64" if "16" in self.a_storage + self.b_storage else "int32"
 
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            va = kernel.cast(load(kernel, a, at[1], n, inner[1]), wide, n) - kernel.const(self.a_zero_point, wide, n)
-            vb = kernel.cast(load(kernel, b, at[2], n, inner[2]), wide, n) - kernel.const(self.b_zero_point, wide, n)
-            parameters = self.requantize.load(kernel, scales, 0, n)
-            y.store(at[0], self.requantize.apply(kernel, va * vb, parameters, n), n, inner[0])
+        def compute(values: list[Expr], n: int) -> Expr:
+            a = _centred(kernel, values[0], self.a_zero_point, wide, n)
+            product = a * _centred(kernel, values[1], self.b_zero_point, wide, n)
+            return self.requantize.apply(kernel, product, self.requantize.load(kernel, scales, 0, n), n)
 
-        run_nest(kernel, self.nest, machine.lanes, body)
-        return kernel.function()
+        return _map(kernel, self.nest, machine.lanes, y, operands, compute)
 
 
 @dataclass(frozen=True)
@@ -97,15 +115,11 @@ class Rescale:
         y, x = kernel.pointer("y", self.requantize.storage), kernel.pointer("x", self.storage)
         scales = self.requantize.parameters(kernel)
 
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            acc = kernel.cast(load(kernel, x, at[1], n, inner[1]), "int32", n)
-            acc = acc - kernel.const(self.x_zero_point, "int32", n)
-            y.store(
-                at[0], self.requantize.apply(kernel, acc, self.requantize.load(kernel, scales, 0, n), n), n, inner[0]
-            )
+        def compute(values: list[Expr], n: int) -> Expr:
+            acc = _centred(kernel, values[0], self.x_zero_point, "int32", n)
+            return self.requantize.apply(kernel, acc, self.requantize.load(kernel, scales, 0, n), n)
 
-        run_nest(kernel, self.nest, machine.lanes, body)
-        return kernel.function()
+        return _map(kernel, self.nest, machine.lanes, y, [x], compute)
 
 
 @dataclass(frozen=True)
@@ -125,15 +139,12 @@ class Convert:
         size = np.dtype(self.storage).itemsize
         lanes = machine.lanes * 4 // size if plain and machine.lanes > 1 else machine.lanes
 
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            value = load(kernel, x, at[1], n, inner[1])
-            if not plain:
-                value = kernel.cast(value, "int32", n) - kernel.const(self.zero_point, "int32", n)
-                value = kernel.cast(value, self.target, n)
-            y.store(at[0], value, n, inner[0])
+        def compute(values: list[Expr], n: int) -> Expr:
+            if plain:
+                return values[0]
+            return kernel.cast(_centred(kernel, values[0], self.zero_point, "int32", n), self.target, n)
 
-        run_nest(kernel, self.nest, lanes, body)
-        return kernel.function()
+        return _map(kernel, self.nest, lanes, y, [x], compute)
 
 
 @dataclass(frozen=True)
@@ -148,12 +159,8 @@ class Fill:
         """void name(lo, hi, y)."""
         kernel = Kernel(name)
         y = kernel.pointer("y", self.storage)
-
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            y.store(at[0], kernel.const(self.value, self.storage, n), n, inner[0])
-
-        run_nest(kernel, self.nest, machine.lanes * (4 if machine.lanes > 1 else 1), body)
-        return kernel.function()
+        lanes = machine.lanes * (4 if machine.lanes > 1 else 1)
+        return _map(kernel, self.nest, lanes, y, [], lambda values, n: kernel.const(self.value, self.storage, n))
 
 
 @dataclass(frozen=True)
@@ -225,17 +232,17 @@ class Quantize:
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, y, x)."""
         kernel = Kernel(name)
-        y, x = kernel.pointer("y", str(self.format.storage)), kernel.pointer("x", "float32")
+        storage = str(self.format.storage)
+        y, x = kernel.pointer("y", storage), kernel.pointer("x", "float32")
         low, high = self.format.min - self.zero_point, self.format.max - self.zero_point
 
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            ratio = load(kernel, x, at[1], n, inner[1]) / kernel.const(self.scale, "float32", n)
-            clipped = kernel.clamp(kernel.tirx.nearbyint(ratio), float(low), float(high), "float32", n)
+        def compute(values: list[Expr], n: int) -> Expr:
+            rounded = kernel.tirx.nearbyint(values[0] / kernel.const(self.scale, "float32", n))
+            clipped = kernel.clamp(rounded, float(low), float(high), "float32", n)
             code = kernel.cast(clipped, "int32", n) + kernel.const(self.zero_point, "int32", n)
-            y.store(at[0], kernel.cast(code, str(self.format.storage), n), n, inner[0])
+            return kernel.cast(code, storage, n)
 
-        run_nest(kernel, self.nest, machine.lanes, body)
-        return kernel.function()
+        return _map(kernel, self.nest, machine.lanes, y, [x], compute)
 
 
 @dataclass(frozen=True)
@@ -252,10 +259,8 @@ class Dequantize:
         kernel = Kernel(name)
         y, x = kernel.pointer("y", "float32"), kernel.pointer("x", self.storage)
 
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            code = kernel.cast(load(kernel, x, at[1], n, inner[1]), "int32", n)
-            centred = kernel.cast(code - kernel.const(self.zero_point, "int32", n), "float32", n)
-            y.store(at[0], centred * kernel.const(self.scale, "float32", n), n, inner[0])
+        def compute(values: list[Expr], n: int) -> Expr:
+            centred = _centred(kernel, values[0], self.zero_point, "int32", n)
+            return kernel.cast(centred, "float32", n) * kernel.const(self.scale, "float32", n)
 
-        run_nest(kernel, self.nest, machine.lanes, body)
-        return kernel.function()
+        return _map(kernel, self.nest, machine.lanes, y, [x], compute)
