@@ -21,7 +21,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.context import Context
-from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.channels import as_inputs, as_outputs, is_layer, scale_inputs, scale_outputs
+from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -58,14 +59,14 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         worst = 1.0
         for pair in pairs:
             w1, w2 = weights[pair.first], weights[pair.second]
-            r1 = _as_outputs(pair.first, np.abs(w1))
-            r2 = _as_inputs(pair.second, np.abs(w2))
+            r1 = as_outputs(pair.first, np.abs(w1))
+            r2 = as_inputs(pair.second, np.abs(w2))
             r1, r2 = r1.max(axis=1), r2.max(axis=1)
             live = (r1 > 0) & (r2 > 0)
             t = np.ones_like(r1)
             t[live] = np.sqrt(r1[live] / r2[live])
-            weights[pair.first] = _scale_outputs(pair.first, w1, 1 / t)
-            weights[pair.second] = _scale_inputs(pair.second, w2, t)
+            weights[pair.first] = scale_outputs(pair.first, w1, 1 / t)
+            weights[pair.second] = scale_inputs(pair.second, w2, t)
             bias = biases[pair.first]
             if bias is not None:
                 biases[pair.first] = bias / t
@@ -87,13 +88,13 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
 
 
 def _pair(graph: Graph, node: ir.Node, context: Context) -> Pair | None:
-    if not _layer(graph, node):
+    if not is_layer(graph, node):
         return None
     value = node.outputs[0]
     channels = graph.shape(value)[1]
     while (reader := graph.sole_user(value)) is not None and not reader.domain:
         if reader.op_type in ("Conv", "Gemm"):
-            if reader.inputs[0] is value and _layer(graph, reader) and graph.shape(value)[1] == channels:
+            if reader.inputs[0] is value and is_layer(graph, reader) and graph.shape(value)[1] == channels:
                 return Pair(node, reader)
             return None
         if reader.op_type == "Clip":
@@ -117,17 +118,6 @@ def _keeps_channels(graph: Graph, node: ir.Node) -> bool:
     return False
 
 
-def _layer(graph: Graph, node: ir.Node) -> bool:
-    if graph.const(node.inputs[1]) is None:
-        return False
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        bias = graph.const(node.inputs[2])
-        if bias is None or bias.ndim != 1:
-            return False
-    defaults = {"alpha": 1.0, "beta": 1.0, "transA": 0, "transB": 0}
-    return all(attribute(node, name, value) == value for name, value in defaults.items())
-
-
 def _unshared(graph: Graph, node: ir.Node) -> NDArray:
     return graph.const(node.inputs[1]).astype(np.float64)  # type: ignore[union-attr]
 
@@ -135,45 +125,3 @@ def _unshared(graph: Graph, node: ir.Node) -> NDArray:
 def _bias(graph: Graph, node: ir.Node) -> NDArray | None:
     bias = graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
     return None if bias is None else bias.astype(np.float64)
-
-
-# -- channels of weights ---------------------------------------------------------------------------------------
-# Conv [M, C/group, *K], ConvTranspose [C, M/group, *K], Gemm [K, N].
-
-
-def _as_outputs(node: ir.Node, w: NDArray) -> NDArray:
-    """[output channels, everything else]."""
-    if node.op_type == "Gemm":
-        return w.T
-    if node.op_type == "ConvTranspose":
-        groups = attribute(node, "group", 1)
-        split = w.reshape(groups, w.shape[0] // groups, w.shape[1], -1)
-        return split.transpose(0, 2, 1, 3).reshape(groups * w.shape[1], -1)
-    return w.reshape(len(w), -1)
-
-
-def _as_inputs(node: ir.Node, w: NDArray) -> NDArray:
-    """[input channels, everything else]."""
-    if node.op_type == "Gemm":
-        return w
-    groups = attribute(node, "group", 1)
-    split = w.reshape(groups, len(w) // groups, w.shape[1], -1)
-    return split.transpose(0, 2, 1, 3).reshape(groups * w.shape[1], -1)
-
-
-def _scale_outputs(node: ir.Node, w: NDArray, factor: NDArray) -> NDArray:
-    if node.op_type == "Gemm":
-        return w * factor
-    if node.op_type == "ConvTranspose":
-        groups = attribute(node, "group", 1)
-        each = np.repeat(factor.reshape(groups, -1), w.shape[0] // groups, axis=0)  # [C, M/group]
-        return w * each.reshape(*each.shape, *[1] * (w.ndim - 2))
-    return w * factor.reshape(-1, *[1] * (w.ndim - 1))
-
-
-def _scale_inputs(node: ir.Node, w: NDArray, factor: NDArray) -> NDArray:
-    if node.op_type == "Gemm":
-        return w * factor[:, None]
-    groups = attribute(node, "group", 1)
-    each = np.repeat(factor.reshape(groups, -1), len(w) // groups, axis=0)  # [M, C/group]
-    return w * each.reshape(*each.shape, *[1] * (w.ndim - 2))
