@@ -34,7 +34,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     """The graph as it was. Raises UnsupportedError."""
     found = [(node, reason) for node in graph.nodes() if (reason := classify(graph, node)[1])]
     if found:
-        text = "; ".join(f"{node.op_type} (node `{node.name or node.outputs[0].name}`) {why}" for node, why in found[:SHOWN])
+        text = "; ".join(f"{node.op_type} (node `{_name(node)}`) {why}" for node, why in found[:SHOWN])
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise UnsupportedError(
             f"{text}{more}.",
@@ -42,6 +42,10 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             hint="Replace these operators in the model, or cut it before them (`qcompile inspect` lists all nodes).",
         )
     return graph
+
+
+def _name(node: ir.Node) -> str:
+    return str(node.name or node.outputs[0].name)
 
 
 def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:

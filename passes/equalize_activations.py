@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import networkx as nx
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from qcompiler.calibrate.statistics import with_outputs
 from qcompiler.context import Context
 from qcompiler.errors import CalibrationError
 from qcompiler.execute.ort import Session
+from qcompiler.graph.analysis import shared_groups
 from qcompiler.graph.channels import as_inputs, is_layer, scale_inputs, scale_outputs
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
@@ -71,17 +71,25 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
 
 def linear_groups(graph: Graph) -> list[list[ir.Value]]:
     """Sets of values that can be scaled together, in graph order."""
-    ties = nx.Graph()
-    order: dict[ir.Value, int] = {}
+    ties: list[tuple[str, str]] = []
+    written: list[str] = []
+    by_name: dict[str, ir.Value] = {}
     for node in graph.nodes():
+        value = node.outputs[0]
+        name = str(value.name)
+        by_name[name] = value
         if node.op_type in WRITERS and not node.domain and is_layer(graph, node):
-            ties.add_node(node.outputs[0])
+            written.append(name)
         elif _is_residual(graph, node):
-            ties.add_edges_from((value, node.outputs[0]) for value in node.inputs)
-        order.setdefault(node.outputs[0], len(order))
-    groups = [sorted(group, key=lambda value: order.get(value, -1)) for group in nx.connected_components(ties)]
-    groups = [group for group in groups if all(_fits(graph, value) for value in group)]
-    return sorted((group for group in groups if any(_readers(v) for v in group)), key=lambda group: order[group[0]])
+            ties += [(str(x.name), name) for x in node.inputs if x is not None]
+    order = {name: i for i, name in enumerate(by_name)}
+    tied = shared_groups(graph, ties)
+    alone = [{name} for name in written if not any(name in group for group in tied)]
+    groups = [sorted(group, key=lambda n: order.get(n, -1)) for group in [*tied, *alone]]
+    found = [[by_name[n] for n in group] for group in groups if all(n in by_name for n in group)]
+    found = [group for group in found if all(_fits(graph, value) for value in group)]
+    found = [group for group in found if any(_readers(value) for value in group)]
+    return sorted(found, key=lambda group: order[str(group[0].name)])
 
 
 def _is_residual(graph: Graph, node: ir.Node) -> bool:

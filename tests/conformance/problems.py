@@ -112,13 +112,13 @@ class Problems:
         total = pads[:spatial], pads[spatial:]
         if transposed:
             size = [
-                (d - 1) * s + (k - 1) * l + 1 - a - b + e
-                for d, s, k, l, a, b, e in zip(x[2:], strides, kernel, dilations, *total, extra, strict=True)
+                (d - 1) * s + (k - 1) * step + 1 - a - b + e
+                for d, s, k, step, a, b, e in zip(x[2:], strides, kernel, dilations, *total, extra, strict=True)
             ]
         else:
             size = [
-                (d + a + b - (k - 1) * l - 1) // s + 1
-                for d, s, k, l, a, b in zip(x[2:], strides, kernel, dilations, *total, strict=True)
+                (d + a + b - (k - 1) * step - 1) // s + 1
+                for d, s, k, step, a, b in zip(x[2:], strides, kernel, dilations, *total, strict=True)
             ]
         wide = fmt.bits > 8
         reach = max(1.0, float(np.sqrt(np.prod(shape[1:])) * (fmt.max - fmt.min) * top * 0.3))

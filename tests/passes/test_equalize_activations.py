@@ -64,6 +64,15 @@ def test_values_that_a_residual_ties_are_one_group() -> None:
     assert [[value.name for value in group] for group in linear_groups(graph)] == [["first", "narrow", "sum"]]
 
 
+def test_a_value_between_two_layers_is_a_group_of_its_own() -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (float[1,4,5,5] x, float[6,4,1,1] a, float[3,6,1,1] b) => (float[1,3,5,5] y) { h = Conv(x, a)  y = Conv(h, b) }"""
+    graph = Graph.parse(text, a=np.ones((6, 4, 1, 1), np.float32), b=np.ones((3, 6, 1, 1), np.float32))
+    value = graph.value("h")
+    value.shape, value.type = type(graph.outputs[0].shape)((1, 6, 5, 5)), graph.outputs[0].type
+    assert [[v.name for v in group] for group in linear_groups(graph)] == [["h"]]
+
+
 def test_values_behind_an_activation_are_left_alone() -> None:
     graph, context, _ = inverted_residual()
     columns = graph.const(graph.value("w2"))
