@@ -43,6 +43,8 @@ class Options:
     """8, or 16 (activations only; weights then have 8)."""
     symmetric: bool = False
     """Signed activations with zero point 0."""
+    per_tensor: bool = False
+    """One scale for all channels of a weight, for tools and chips that have no per-channel scales."""
     power_of_two: bool = False
     """Scales of activations and weights are powers of two."""
     rules: tuple[Mapping[str, Any], ...] = ()
@@ -108,7 +110,9 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     for node in weighted:
         value = decisions.weight_of(graph, node)
         assert value is not None
-        spec = decisions.weight_spec(node, len(graph.shape(value)), weights[value.name or ""])
+        spec = decisions.weight_spec(
+            node, len(graph.shape(value)), weights[value.name or ""], per_tensor=options.per_tensor
+        )
         result.constants[value.name or ""] = QuantSpec(spec.format, spec.granularity, scale_type, symmetric=True)
     _assign_operands(graph, weighted, result)
     _check_capabilities(graph, weighted, result, context)

@@ -75,9 +75,9 @@ def channel_axis(node: ir.Node, rank: int) -> int | None:
     return 1 if rank == 2 else None
 
 
-def weight_spec(node: ir.Node, rank: int, token: str) -> QuantSpec:
-    """Symmetric, per output channel."""
-    axis = channel_axis(node, rank)
+def weight_spec(node: ir.Node, rank: int, token: str, *, per_tensor: bool = False) -> QuantSpec:
+    """Symmetric, per output channel unless `per_tensor`."""
+    axis = None if per_tensor else channel_axis(node, rank)
     granularity = QuantSpec(parse_format(token)).granularity if axis is None else per_channel(axis)
     return QuantSpec(parse_format(token), granularity, symmetric=True)
 

@@ -286,3 +286,14 @@ def test_bias_correction_needs_the_float_graph():
     context.float_graph = None
     with pytest.raises(RecipeError, match="insert_qdq"):
         bias_correction.run(graph, bias_correction.Options(), context)
+
+
+def test_per_tensor_weights_share_one_scale() -> None:
+    graph = network()
+    context = context_of(graph)
+    graph = decide.run(graph, decide.Options(per_tensor=True), context)
+    graph = insert_qdq.run(set_ranges.run(graph, set_ranges.Options(), context), insert_qdq.Options(), context)
+    found = [qdq.quantizer_of(graph, node.outputs[0]) for node in graph.nodes("DequantizeLinear")]
+    weights = [one.params for one in found if one is not None and one.codes is not None]
+    assert len(weights) == 4
+    assert all(params.scale.shape == () and params.axis is None for params in weights)
