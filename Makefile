@@ -34,9 +34,9 @@ $(RUN):
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(RUN)
-	$(PIP) -e '.[test,images]'
+	$(PIP) -e '.[test,images,docs]'
 	@touch $@
 
 $(DEVELOPMENT): $(INSTALLED)
-	$(PIP) -e '.[test,images,dev]'
+	$(PIP) -e '.[test,images,docs,dev]'
 	@touch $@

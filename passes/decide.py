@@ -99,6 +99,14 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         if any(pattern.search(node.name or "") for pattern in excluded):
             _widen(graph, node, weights, activations, quantized, options.exclude_bits, options.symmetric, outputs=True)
 
+    for pattern in excluded:
+        if not any(pattern.search(node.name or "") for node in graph.nodes()):
+            raise RecipeError(
+                f"`{pattern.pattern}` matches no node.",
+                where="exclude",
+                hint="`qcompile inspect` lists the names of all nodes.",
+            )
+
     result.groups = decisions.shared_groups(graph)
     for group in result.groups:
         members = [name for name in group if name in activations]

@@ -85,20 +85,26 @@ def check_destination(path: Path, overwrite: bool) -> None:
         raise BundleError(
             "exists and is no bundle, so it is not overwritten.", where=str(path), hint="Choose another --output."
         )
-    parent = path.resolve().parent
+    parent = _parent(path)
     if not parent.is_dir():
         raise BundleError(f"the folder `{parent}` does not exist.", where=str(path), hint="Create it first.")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise BundleError(
+            f"the folder `{parent}` is not writable.",
+            where=str(path),
+            hint="Choose another --output, or change its mode.",
+        )
 
 
 def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Inputs and outputs for the manifest: name, shape, dtype and the quantization at the boundary."""
 
     def entry(value: Any, inner: Any) -> dict[str, Any]:
+        found = {"name": value.name, "shape": list(graph.shape(value)), "dtype": "float32"}
+        if inner is None:  # an input that nothing reads
+            return found
         meta = inner.metadata_props
-        return {
-            "name": value.name,
-            "shape": list(graph.shape(value)),
-            "dtype": "float32",
+        return found | {
             "format": meta["qcompiler.format"],
             "scale": float(meta["qcompiler.scale"]),
             "zero_point": int(meta["qcompiler.zero_point"]),
@@ -106,9 +112,13 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
 
     inputs = []
     for value in graph.inputs:
-        (use,) = value.uses()
-        inputs.append(entry(value, use.node.outputs[0]))
-    outputs = [entry(value, value.producer().inputs[0]) for value in graph.outputs]
+        use = next(iter(value.uses()), None)
+        inputs.append(entry(value, use.node.outputs[0] if use is not None else None))
+    outputs = []
+    for value in graph.outputs:
+        producer = value.producer()
+        assert producer is not None, "a graph output of the INTEGER stage is dequantized"
+        outputs.append(entry(value, producer.inputs[0]))
     return inputs, outputs
 
 
@@ -133,7 +143,11 @@ def versions() -> dict[str, str]:
 
 
 def manifest_of(
-    target: str, arithmetic: str, graph: Graph, files: Mapping[str, bytes], target_facts: Mapping[str, Any],
+    target: str,
+    arithmetic: str,
+    graph: Graph,
+    files: Mapping[str, bytes],
+    target_facts: Mapping[str, Any],
     sizes: Mapping[str, int],
 ) -> dict[str, Any]:
     """The manifest's content for these files."""
@@ -152,32 +166,43 @@ def manifest_of(
     }
 
 
-def write_bundle(path: Path, files: Mapping[str, bytes], manifest: Mapping[str, Any], overwrite: bool) -> Bundle:
-    """Write all files beside `path` and rename. Raises BundleError; leaves nothing behind on failure."""
+def write_bundle(
+    path: Path,
+    files: Mapping[str, bytes],
+    manifest: Mapping[str, Any],
+    overwrite: bool,
+    report: Mapping[str, bytes] | None = None,
+) -> Bundle:
+    """Write all files beside `path` and rename. `report`: files that the manifest does not list.
+
+    Raises BundleError; whatever stops it, nothing is left behind and an old bundle stays as it was.
+    """
     check_destination(path, overwrite)
-    parent = path.resolve().parent
     try:
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=parent))
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=_parent(path)))
     except OSError as error:
         raise BundleError(f"cannot write there ({error.strerror}).", where=str(path)) from error
     try:
-        for name, data in {**files, "manifest.json": to_json(manifest)}.items():
+        for name, data in {**files, **(report or {}), "manifest.json": to_json(manifest)}.items():
             file = staging / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
         staging.chmod(0o755)
         _swap(staging, path)
     except OSError as error:
-        raise BundleError(f"writing failed ({error.strerror}); nothing was left there.", where=str(path)) from error
+        raise BundleError(
+            f"writing failed ({error.strerror or error}); nothing was left there.",
+            where=str(path),
+            hint="Check the space and the permissions of its folder.",
+        ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return Bundle(path, dict(manifest))
 
 
-def add_report(bundle: Bundle, report: Mapping[str, Any], html: str) -> None:
-    """Put the report into a bundle (it is not listed in the manifest)."""
-    for name, data in zip(_REPORT, (to_json(report), html.encode()), strict=True):
-        (bundle.path / name).write_bytes(data)
+def report_files(report: Mapping[str, Any], html: str) -> dict[str, bytes]:
+    """The report's files for `write_bundle`."""
+    return dict(zip(_REPORT, (to_json(report), html.encode()), strict=True))
 
 
 def to_json(value: Any) -> bytes:
@@ -185,17 +210,23 @@ def to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def _parent(path: Path) -> Path:
+    """The folder that holds `path` itself, also where `path` is a link to elsewhere."""
+    return Path(os.path.abspath(path)).parent
+
+
 def _swap(staging: Path, path: Path) -> None:
     """Put `staging` at `path`; an old bundle goes only once the new one stands."""
     if not path.exists():
         os.rename(staging, path)
         return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.resolve().parent))
-    os.rename(path, old / "bundle")
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=_parent(path)))
     try:
-        os.rename(staging, path)
-    except OSError:
-        os.rename(old / "bundle", path)
-        raise
+        os.rename(path, old / "bundle")
+        try:
+            os.rename(staging, path)
+        except BaseException:
+            os.rename(old / "bundle", path)
+            raise
     finally:
         shutil.rmtree(old, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.bundle import Bundle, add_report, check_destination, manifest_of, self_test, write_bundle
+from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
 from qcompiler.context import Context
-from qcompiler.errors import CalibrationError
-from qcompiler.evaluate import predict, runner, sqnr, take, verify
+from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
+from qcompiler.evaluate import Runner, predict, runner, sqnr, take, verify
 from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
+from qcompiler.graph.stages import Stage
 from qcompiler.pipeline import run_pipeline
-from qcompiler.recipe import Recipe, load_recipe
+from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
 
 if TYPE_CHECKING:
-    import onnx
     import onnx_ir as ir
 
 Model = "str | Path | onnx.ModelProto | ir.Model"
@@ -49,17 +49,19 @@ class Result:
 
     float_graph: Graph
     """As loaded: the reference of every comparison."""
-    qdq_graph: Graph
-    """Quantizers as ONNX nodes; runs in onnxruntime."""
-    integer_graph: Graph
-    """The exact meaning."""
+    qdq_graph: Graph | None
+    """Quantizers as ONNX nodes; runs in onnxruntime. None if the recipe ends before."""
+    integer_graph: Graph | None
+    """The exact meaning. None if the recipe ends before."""
     recipe: Recipe
     context: Context
     samples: Samples
     seconds: dict[str, float] = field(default_factory=dict)
 
     def save(self, path: str | Path) -> None:
-        """Write the QDQ graph as an .onnx file."""
+        """Write the QDQ graph as an .onnx file. Raises RecipeError when the recipe did not make one."""
+        if self.qdq_graph is None:
+            raise RecipeError("it makes no QDQ graph.", where=f"recipe `{self.recipe.name}`", hint="Add insert_qdq.")
         self.qdq_graph.save(path)
 
 
@@ -99,23 +101,25 @@ def quantize(
     """
     watch = Stopwatch()
     chosen = _target(target)
+    arithmetic = _arithmetic(arithmetic, chosen)
     plan = load_recipe(recipe).override(options or {})
+    _check_precision(plan, chosen)
     with watch("load"):
         graph = load_graph(model, shapes=shapes, dims=dims)
         if calibration is None:
             raise CalibrationError(
-                "calibration data is missing.", where=graph.path,
+                "calibration data is missing.",
+                where=graph.path,
                 hint="Pass --calib with a .npz keyed by input name, a .npy, a folder of images or module:function; "
                 "`--calib random` works without data, at the cost of accuracy.",
             )
-        prepared = preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
-        data = load_samples(calibration, graph, prepared, samples)
+        prepared = (
+            preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
+        )
+        data = load_samples(calibration, graph, prepared, samples, seed)
     context = Context(capabilities=chosen.capabilities, samples=data, seed=seed, progress=progress)
-    arithmetic = arithmetic or chosen.capabilities.arithmetic[0]
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
-    return Result(
-        graph, done.qdq_graph, done.integer_graph, plan, context, data, {**watch.seconds, **done.seconds}
-    )
+    return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, {**watch.seconds, **done.seconds})
 
 
 def compile(  # noqa: A001 (the product's verb)
@@ -141,11 +145,18 @@ def compile(  # noqa: A001 (the product's verb)
     chosen = _target(target)
     path = Path(output) if output is not None else _default_output(model, chosen.name)
     check_destination(path, overwrite)
-    result = quantize(model, calibration, recipe, target=chosen, progress=progress, **quantization)
+    _check_options(target_options or {}, chosen)
+    arithmetic = _arithmetic(quantization.get("arithmetic"), chosen)
+    plan = load_recipe(recipe)
+    if pass_module(plan.passes[-1]).STAGE[1] is not Stage.INTEGER:
+        raise RecipeError(
+            "it makes no integer graph.", where=f"recipe `{plan.name}`", hint="Let it end with integerize."
+        )
+    result = quantize(model, calibration, plan, target=chosen, progress=progress, **quantization)
+    assert result.qdq_graph is not None and result.integer_graph is not None
     watch = Stopwatch()
     with watch("lower"):
         lowered = chosen.build(result.integer_graph, dict(target_options or {}), progress)
-    arithmetic = str(quantization.get("arithmetic") or chosen.capabilities.arithmetic[0])
     oracle = Oracle(result.integer_graph)
     sample = next(iter(result.samples))
     files = {
@@ -164,15 +175,13 @@ def compile(  # noqa: A001 (the product's verb)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         trial = write_bundle(Path(folder) / "bundle", files, manifest, overwrite=False)
         with watch("evaluate"):
-            facts = _evaluate(result, trial, oracle, chosen, progress)
+            facts = _evaluate(result, trial, oracle, progress)
         if bench and chosen.runtime:
             with watch("bench"):
                 facts["latency"] = _bench(result, trial)
     seconds = {stage: round(s, 3) for stage, s in {**result.seconds, **watch.seconds}.items()}
     report = build_report(result, manifest, str(path), facts, seconds)
-    bundle = write_bundle(path, files, manifest, overwrite)
-    add_report(bundle, report, render_html(report))
-    return bundle
+    return write_bundle(path, files, manifest, overwrite, report_files(report, render_html(report)))
 
 
 def _target(target: str | Target) -> Target:
@@ -183,19 +192,77 @@ def _target(target: str | Target) -> Target:
     return get_target(target)
 
 
+def _arithmetic(name: str | None, target: Target) -> str:
+    has = target.capabilities.arithmetic
+    if name is None:
+        return has[0]
+    if name not in ("float", "fixed"):
+        raise RecipeError(f"`{name}` is not a requantization.", where="arithmetic", hint="Choose float or fixed.")
+    if name not in has:
+        raise UnsupportedError(
+            f"it has no {name} requantization.", where=f"target `{target.name}`", hint=f"It has {' and '.join(has)}."
+        )
+    return name
+
+
+def _check_precision(plan: Recipe, target: Target) -> None:
+    """Say before calibration what `decide` would say after it."""
+    if DECIDE not in plan.passes:
+        return
+    bits = pass_module(DECIDE).parse_precision(plan.options_of(DECIDE).precision)
+    can = target.capabilities
+    for what, wanted, offered in zip(
+        ("weights", "activations"), bits, (can.weight_bits, can.activation_bits), strict=True
+    ):
+        if wanted not in offered:
+            raise UnsupportedError(
+                f"it has no {wanted}-bit {what}.",
+                where=f"target `{target.name}`",
+                hint=f"It has {', '.join(map(str, offered))} bits; choose another --precision.",
+            )
+
+
+def _check_options(options: Mapping[str, Any], target: Target) -> None:
+    for name in options:
+        if name not in target.options:
+            known = ", ".join(target.options) or "none"
+            raise RecipeError(f"it has no option `{name}`.", where=f"target `{target.name}`", hint=f"It has {known}.")
+    target.check(options)
+
+
 def _default_output(model: Any, target: str) -> Path:
     stem = Path(model).stem if isinstance(model, str | Path) else "model"
     return Path(f"{stem}.{target}")
 
 
-def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, target: Target, progress: Progress) -> dict[str, Any]:
+def bundle_runner(bundle: Bundle, *, threads: int = 1) -> Runner:
+    """What runs a bundle on this machine: the runtime, or what the target has in its place.
+
+    Raises UnsupportedError where it can only run elsewhere, BundleError where it is damaged.
+    """
+    target = _target(bundle.target)
+    if target.runtime:
+        return runner(bundle, threads=threads)
+    if target.host is None:
+        raise UnsupportedError(
+            f"a bundle for `{target.name}` does not run on this machine.",
+            where=str(bundle.path),
+            hint="Try its integer.onnx, which has the same bits.",
+        )
+    return target.host(bundle.path, bundle.manifest)
+
+
+def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress) -> dict[str, Any]:
     """Quality on calibration samples: bit-exactness, SQNR and agreement of the outputs, SQNR of every layer."""
     total = min(QUALITY_SAMPLES, len(result.samples))
     reference = runner(result.float_graph)
     want = predict(reference, take(result.samples, total), lambda i: progress("evaluate float", i, total))
-    run = runner(bundle) if target.runtime else oracle.run
+    try:
+        own: Runner | None = bundle_runner(bundle)
+    except UnsupportedError:  # a bundle for elsewhere, and no tool here that could try it
+        own = None
+    run = own or oracle.run
     got = predict(run, take(result.samples, total), lambda i: progress("evaluate bundle", i, total))
-    flat_want, flat_got = want.reshape(len(want), -1), got.reshape(len(got), -1)
     facts: dict[str, Any] = {
         "quality": {
             "samples": total,
@@ -203,10 +270,10 @@ def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, target: Target, pr
             "max_error": float(np.abs(want.astype(np.float64) - got).max()),
         }
     }
-    if flat_want.shape[1] > 1:
-        facts["quality"]["top1_agreement"] = float((flat_want.argmax(1) == flat_got.argmax(1)).mean())
-    if target.runtime:
-        checked = verify(oracle.run, [run], ["1 thread"], take(result.samples, CHECKED_SAMPLES))
+    if want.ndim > 1 and 1 < want.shape[1] == want[0].size:  # scores of classes; not images, not sequences
+        facts["quality"]["top1_agreement"] = float((want.argmax(1) == got.argmax(1)).mean())
+    if own:
+        checked = verify(oracle.run, [own], ["1 thread"], take(result.samples, CHECKED_SAMPLES))
         facts["verification"] = checked.document()
     facts["layers"] = _layer_quality(result, progress)
     return facts
@@ -218,10 +285,13 @@ def _layer_quality(result: Result, progress: Progress) -> list[dict[str, Any]]:
     from qcompiler.execute.ort import Session
     from qcompiler.graph.qdq import dequantized_values
 
+    assert result.qdq_graph is not None and result.integer_graph is not None
     pairs = dequantized_values(result.qdq_graph)
-    known = {value.name for value in result.float_graph.values()}
+    # The prepared float graph: in the one as loaded, a Conv before BatchNormalization holds another value.
+    prepared = result.context.float_graph or result.float_graph
+    known = {value.name for value in prepared.values()}
     names = [name for name in pairs if name in known]
-    reference = Session(with_outputs(result.float_graph, names))
+    reference = Session(with_outputs(prepared, names))
     quantized = Session(with_outputs(result.qdq_graph, [pairs[name] for name in names]))
     signal, noise = np.zeros(len(names)), np.zeros(len(names))
     count = min(LAYER_SAMPLES, len(result.samples))
@@ -237,6 +307,9 @@ def _layer_quality(result: Result, progress: Progress) -> list[dict[str, Any]]:
     for i, name in enumerate(names):
         value = integer.get(name)
         producer = value.producer() if value is not None else None
+        if producer is not None and producer.op_type == "DequantizeLinear":  # a graph output goes by its own name
+            value = producer.inputs[0]
+            producer = value.producer() if value is not None else None
         if value is None or producer is None:
             continue
         rows.append(
@@ -259,11 +332,13 @@ def _weight_format(node: ir.Node) -> str:
 
 def _bench(result: Result, bundle: Bundle) -> list[dict[str, Any]]:
     from qcompiler.latency import measure, peer_calls
+    from qcompiler.report import precision
 
+    assert result.integer_graph is not None
     sample: dict[str, NDArray] = next(iter(result.samples))
     session = bundle.load()
     contenders = [
-        ("qcompiler", "int8", lambda: session.run(sample)),
+        ("qcompiler", precision(result.integer_graph), lambda: session.run(sample)),
         *peer_calls(["onnxruntime"], result.float_graph, result.qdq_graph, sample, 1),
     ]
     return [row.document() for row in measure(contenders, seconds=1.0)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.graph.model import DOMAIN, Graph
 
 Runner = Callable[[Mapping[str, NDArray]], list[NDArray]]
+
+BEST_DB = 200.0
+"""What sqnr and psnr say where there is no error at all."""
 
 METRICS = ("top1", "mse", "psnr", "cosine", "sqnr")
 
@@ -36,14 +40,19 @@ def runner(source: Graph | Bundle, *, threads: int = 1) -> Runner:
 
 def is_integer(graph: Graph) -> bool:
     """Whether a graph is in the INTEGER stage (it has nodes that carry an arithmetic or integer operators of ours)."""
-    return any(node.domain == DOMAIN and "format" in node.attributes and node.op_type != "FakeQuantize" for node in graph.nodes())
+    return any(
+        node.domain == DOMAIN and "format" in node.attributes and node.op_type != "FakeQuantize"
+        for node in graph.nodes()
+    )
 
 
-def predict(run: Runner, samples: Iterable[Mapping[str, NDArray]], progress: Callable[[int], None] | None = None) -> NDArray:
+def predict(
+    run: Runner, samples: Iterable[Mapping[str, NDArray]], progress: Callable[[int], None] | None = None
+) -> NDArray:
     """First outputs over all samples, [n, ...]. Raises CalibrationError when there are none."""
     outputs = []
     for i, sample in enumerate(samples):
-        outputs.append(run(sample)[0])
+        outputs.append(np.atleast_1d(run(sample)[0]))
         if progress:
             progress(i + 1)
     if not outputs:
@@ -56,42 +65,72 @@ def load_labels(spec: str, data: str | Path | None) -> NDArray:
     if spec.endswith(".npy"):
         if not Path(spec).is_file():
             raise CalibrationError("no such file.", where=spec, hint="--labels takes a key of the data file or a .npy.")
-        return np.asarray(np.load(spec, allow_pickle=False))
-    if data is None or not str(data).endswith(".npz"):
+        try:
+            return np.asarray(np.load(spec, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise CalibrationError(f"not a readable .npy file ({error}).", where=spec) from error
+    if data is None or not str(data).endswith(".npz") or not Path(data).is_file():
         raise CalibrationError(
             f"labels `{spec}` need a .npz with that key.", where=str(data), hint="Or pass --labels labels.npy."
         )
-    with np.load(data, allow_pickle=False) as arrays:
-        if spec not in arrays.files:
-            keys = ", ".join(f"`{key}`" for key in arrays.files)
-            raise CalibrationError(f"there is no key `{spec}`; it has {keys}.", where=str(data))
-        return np.asarray(arrays[spec])
+    try:
+        with np.load(data, allow_pickle=False) as arrays:
+            keys = list(arrays.files)
+            labels = np.asarray(arrays[spec]) if spec in keys else None
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        raise CalibrationError(f"not a readable .npz file ({error}).", where=str(data)) from error
+    if labels is None:
+        named = ", ".join(f"`{key}`" for key in keys)
+        raise CalibrationError(
+            f"there is no key `{spec}`; it has {named}.", where=str(data), hint="Choose one of them."
+        )
+    return labels
 
 
-def metric(name: str, outputs: NDArray, labels: NDArray | None) -> float:
-    """One figure. outputs: float32 [n, ...].
-
-    top1: labels int [n]; share of samples whose largest output is the label. mse, psnr (peak 1, mean over samples,
-    dB, outputs clipped to 0..1), cosine (mean over samples), sqnr (dB over all): labels as outputs.
-    `module:function` is called with (outputs, labels). Raises RecipeError and CalibrationError.
-    """
+def check_metric(name: str) -> None:
+    """Raise RecipeError unless there is such a metric."""
     if ":" in name:
-        return float(_function(name)(outputs, labels))
-    if name not in METRICS:
+        _function(name)
+    elif name not in METRICS:
         raise RecipeError(
             f"`{name}` is no metric.", where="--metric", hint=f"Choose from {', '.join(METRICS)} or module:function."
         )
+
+
+def metric(name: str, outputs: NDArray, labels: NDArray | None) -> float:
+    """One figure, finite. outputs: float32 [n, ...].
+
+    top1: labels int [n]; share of samples whose largest output is the label (with reference outputs as labels: whose
+    largest output is the reference's). mse, psnr (peak 1, mean over samples, dB, outputs clipped to 0..1, at most
+    200), cosine (mean over samples), sqnr (dB over all, at most 200): labels as outputs.
+    `module:function` is called with (outputs, labels). Raises RecipeError and CalibrationError.
+    """
+    check_metric(name)
+    value = _call(name, outputs, labels) if ":" in name else _metric(name, outputs, labels)
+    if not np.isfinite(value):
+        raise CalibrationError(
+            f"metric {name} gives {value}.", where="--metric", hint="The outputs or the labels hold NaN or infinity."
+        )
+    return value
+
+
+def _metric(name: str, outputs: NDArray, labels: NDArray | None) -> float:
     if labels is None:
         raise CalibrationError(
-            f"metric {name} compares with labels or reference outputs, and there are none.", where="--metric",
+            f"metric {name} compares with labels or reference outputs, and there are none.",
+            where="--metric",
             hint="Pass --labels KEY (a key of the data file, or a .npy), or --against MODEL.onnx as the reference.",
         )
     if len(labels) < len(outputs):
         raise CalibrationError(f"there are {len(labels)} labels for {len(outputs)} samples.", where="--labels")
     labels = labels[: len(outputs)]
     if name == "top1":
-        if labels.ndim > 1:  # reference outputs: agreement
+        if labels.size == len(labels):
+            labels = labels.reshape(-1)
+        elif labels.size == outputs.size:  # reference outputs: agreement
             labels = labels.reshape(len(labels), -1).argmax(1)
+        else:
+            raise CalibrationError(f"labels have shape {labels.shape}, outputs {outputs.shape}.", where="--labels")
         return float((outputs.reshape(len(outputs), -1).argmax(1) == labels).mean())
     if labels.size != outputs.size:
         raise CalibrationError(f"labels have shape {labels.shape}, outputs {outputs.shape}.", where="--labels")
@@ -100,7 +139,8 @@ def metric(name: str, outputs: NDArray, labels: NDArray | None) -> float:
     if name == "mse":
         return float(((out - ref) ** 2).mean())
     if name == "psnr":
-        return float((-10 * np.log10(((out.clip(0, 1) - ref) ** 2).mean(1))).mean())
+        noise = ((out.clip(0, 1) - ref) ** 2).mean(1)
+        return float(np.minimum(-10 * np.log10(np.maximum(noise, 1e-30)), BEST_DB).mean())
     if name == "cosine":
         norms = np.linalg.norm(out, axis=1) * np.linalg.norm(ref, axis=1)
         return float(((out * ref).sum(1) / np.maximum(norms, 1e-30)).mean())
@@ -113,16 +153,34 @@ def sqnr(reference: NDArray, outputs: NDArray) -> float:
     noise = float(((reference - outputs) ** 2).sum())
     signal = float((reference**2).sum())
     if noise == 0:
-        return 200.0
-    return 10 * float(np.log10(max(signal, 1e-30) / noise))
+        return BEST_DB
+    return min(10 * float(np.log10(max(signal, 1e-30) / noise)), BEST_DB)
 
 
 def _function(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)  # type: ignore[no-any-return]
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(f"cannot import it ({error}).", where=f"--metric {name}") from error
+        function = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RecipeError(
+            f"cannot import it ({error}).",
+            where=f"--metric {name}",
+            hint="The module is looked for in the working directory and in PYTHONPATH.",
+        ) from error
+    if not callable(function):
+        raise RecipeError("it is not a function.", where=f"--metric {name}")
+    return function  # type: ignore[no-any-return]
+
+
+def _call(name: str, outputs: NDArray, labels: NDArray | None) -> float:
+    try:
+        return float(_function(name)(outputs, labels))
+    except Exception as error:  # the user's own code
+        raise RecipeError(
+            f"it failed ({type(error).__name__}: {error}).",
+            where=f"--metric {name}",
+            hint="It is called with the outputs [n, ...] and the labels, and returns one number.",
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -146,7 +204,10 @@ class Verification:
 
 
 def verify(
-    expected: Runner, actual: Sequence[Runner], names: Sequence[str], samples: Iterable[Mapping[str, NDArray]],
+    expected: Runner,
+    actual: Sequence[Runner],
+    names: Sequence[str],
+    samples: Iterable[Mapping[str, NDArray]],
     progress: Callable[[int], None] | None = None,
 ) -> Verification:
     """Compare runners with the oracle, bit for bit. A mismatch is a (sample, runner) pair with any other bit."""

@@ -77,7 +77,10 @@ def openvino_call(graph: Graph, sample: Mapping[str, NDArray], threads: int) -> 
     core = ov.Core()
     model = core.read_model(graph.to_proto().SerializeToString())
     options = {
-        "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "NUM_STREAMS": 1,
     }
     request = core.compile_model(model, "CPU", options).create_infer_request()
     inputs = {name: np.ascontiguousarray(array) for name, array in sample.items()}
@@ -90,7 +93,11 @@ def openvino_call(graph: Graph, sample: Mapping[str, NDArray], threads: int) -> 
 
 
 def peer_calls(
-    names: Sequence[str], float_graph: Graph | None, qdq_graph: Graph | None, sample: Mapping[str, NDArray], threads: int
+    names: Sequence[str],
+    float_graph: Graph | None,
+    qdq_graph: Graph | None,
+    sample: Mapping[str, NDArray],
+    threads: int,
 ) -> list[Contender]:
     """Float and int8 contenders of each named peer. Raises RecipeError for an unknown name."""
     makers = {"onnxruntime": onnxruntime_call, "openvino": openvino_call}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from numpy.typing import NDArray
 
 from qcompiler.graph.model import Graph
 
@@ -36,6 +39,10 @@ class Lowered:
     """At least weight_bytes, arena_bytes, arena_lower_bound."""
 
 
+def _no_check(options: Mapping[str, Any]) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Target:
     """One target. `build` turns an INTEGER graph into the files of a bundle.
@@ -48,5 +55,10 @@ class Target:
     build: Callable[[Graph, dict[str, Any], Callable[[str, int, int], None]], Lowered]
     options: dict[str, str] = field(default_factory=dict)
     """Option name -> one line of help."""
+    check: Callable[[Mapping[str, Any]], None] = _no_check
+    """Raises QCompilerError for values of options, or tools, that `build` would fail on: called before any work."""
     runtime: bool = True
     """Whether qcompiler.runtime can load its bundles on this machine."""
+    host: Callable[[Path, Mapping[str, Any]], Callable[[Mapping[str, NDArray]], list[NDArray]]] | None = None
+    """Where the runtime cannot: what runs a bundle (path, manifest) on this machine all the same, floats in, floats
+    out. Raises UnsupportedError where tools are missing."""

@@ -10,11 +10,13 @@ qcompiler cannot be imported:
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import hashlib
 import json
 import mmap
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,9 +49,9 @@ def read_manifest(path: str | os.PathLike[str], *, check: bool = True) -> dict[s
         raise BundleLoadError(f"{root}: not a bundle (no manifest.json). Give the directory that qcompile wrote.")
     try:
         manifest = json.loads((root / "manifest.json").read_text())
-        schema, files = manifest["schema"], manifest["files"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleLoadError(f"{root}/manifest.json is damaged ({error}). Compile the model again.") from error
+        schema, files = int(manifest["schema"]), dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleLoadError(f"{root}/manifest.json is damaged ({_say(error)}). Compile the model again.") from error
     if schema > SCHEMA:
         raise BundleLoadError(
             f"{root}: bundle schema {schema} is newer than this loader's {SCHEMA}. Use its own loader."
@@ -65,10 +67,21 @@ def read_manifest(path: str | os.PathLike[str], *, check: bool = True) -> dict[s
     return dict(manifest)
 
 
+def _say(error: Exception) -> str:
+    return f"no {error}" if isinstance(error, KeyError) else str(error)
+
+
 class Session:
-    """A loaded bundle. `run` takes float32 arrays by input name and returns output arrays in order."""
+    """A loaded bundle. `run` takes float32 arrays by input name and returns output arrays in order.
+
+    One session has one arena: calls from several Python threads are safe, and wait for each other. Sessions are
+    independent of one another, so open one for each thread that shall run at the same time.
+    """
 
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 1, check: bool = True) -> None:
+        self._handle: int | None = None
+        self._library: Any = None
+        self._lock = threading.Lock()
         self.path = Path(path)
         self.manifest = read_manifest(path, check=check)
         if "cpu" not in self.manifest:
@@ -76,29 +89,27 @@ class Session:
                 f"{path}: a bundle for target `{self.manifest.get('target')}`; only `cpu` bundles run in this process."
             )
         if threads < 1:
-            raise BundleLoadError(f"threads must be at least 1, not {threads}.")
-        self.inputs: list[dict[str, Any]] = self.manifest["inputs"]
-        self.outputs: list[dict[str, Any]] = self.manifest["outputs"]
+            raise BundleLoadError(f"{path}: threads must be at least 1, not {threads}.")
         self.threads = threads
-        variant = self._pick()
-        self.level = variant["level"]
-        self._library = ctypes.CDLL(str(self.path.resolve() / variant["library"]))
-        with open(self.path / variant["weights"], "rb") as file:
-            self._weights = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view = np.frombuffer(self._weights, np.uint8)
-        library = self._library
-        library.qc_open.restype = ctypes.c_void_p
-        library.qc_open.argtypes = [ctypes.c_void_p, ctypes.c_int32]
-        library.qc_run.restype = None
-        library.qc_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-        library.qc_close.argtypes = [ctypes.c_void_p]
-        library.qc_close.restype = None
-        self._handle = library.qc_open(self._view.ctypes.data, threads)
-        if not self._handle:
-            raise BundleLoadError(f"{path}: out of memory or threads ({threads} asked for).")
+        try:
+            self.inputs: list[dict[str, Any]] = self.manifest["inputs"]
+            self.outputs: list[dict[str, Any]] = self.manifest["outputs"]
+            self._shapes = [(spec["name"], tuple(spec["shape"]), np.dtype(spec["dtype"])) for spec in self.inputs]
+            variant = self._pick()
+            self.level: str = variant["level"]
+            library, weights = self.path / variant["library"], self.path / variant["weights"]
+            weight_bytes = int(variant["weight_bytes"])
+        except (KeyError, TypeError) as error:
+            raise BundleLoadError(
+                f"{path}/manifest.json is damaged ({_say(error)}). Compile the model again."
+            ) from error
         self._in = (ctypes.c_void_p * len(self.inputs))()
         self._out = (ctypes.c_void_p * len(self.outputs))()
-        self._shapes = [(spec["name"], tuple(spec["shape"]), np.dtype(spec["dtype"])) for spec in self.inputs]
+        self._view = _map(weights, weight_bytes)
+        self._library = _library(library)
+        self._handle = self._library.qc_open(self._view.ctypes.data, threads)
+        if not self._handle:
+            raise BundleLoadError(f"{path}: no memory, or no {threads} threads, can be had.")
 
     def _pick(self) -> dict[str, Any]:
         have = cpu_flags()
@@ -113,15 +124,13 @@ class Session:
         return fitting[-1]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Outputs in the order of the manifest, as new arrays. Raises BundleLoadError on wrong names, shapes, dtypes."""
-        if not self._handle:
-            raise BundleLoadError(f"{self.path}: the session is closed.")
+        """Outputs in the order of the manifest, as new arrays. Raises BundleLoadError if inputs do not fit."""
         if inputs.keys() != {name for name, _, _ in self._shapes}:
             expected = ", ".join(f"`{name}`" for name, _, _ in self._shapes)
             given = ", ".join(f"`{name}`" for name in inputs) or "none"
             raise BundleLoadError(f"{self.path}: the inputs are {expected}; given: {given}.")
-        keep = []
-        for i, (name, shape, dtype) in enumerate(self._shapes):
+        arrays = []
+        for name, shape, dtype in self._shapes:
             array = np.asarray(inputs[name])
             if array.shape != shape:
                 raise BundleLoadError(f"{self.path}: input `{name}` has shape {array.shape}, not {shape}.")
@@ -129,20 +138,43 @@ class Session:
                 raise BundleLoadError(
                     f"{self.path}: input `{name}` is {array.dtype}, not {dtype}. Convert it with .astype(np.{dtype})."
                 )
-            array = np.ascontiguousarray(array)
-            keep.append(array)
-            self._in[i] = array.ctypes.data
+            arrays.append(np.ascontiguousarray(array))
         results = [np.empty(spec["shape"], spec["dtype"]) for spec in self.outputs]
-        for i, array in enumerate(results):
-            self._out[i] = array.ctypes.data
-        self._library.qc_run(self._handle, self._in, self._out)
+        with self._lock:
+            if not self._handle:
+                raise BundleLoadError(f"{self.path}: the session is closed.")
+            for pointers, group in ((self._in, arrays), (self._out, results)):
+                for i, array in enumerate(group):
+                    pointers[i] = array.ctypes.data
+            self._library.qc_run(self._handle, self._in, self._out)
         return results
 
+    def self_test(self) -> None:
+        """Run the sample that was packed with the bundle. Raises BundleLoadError unless every bit is right."""
+        name = str(self.manifest.get("self_test", "selftest.npz"))
+        try:
+            with np.load(self.path / name, allow_pickle=False) as stored:
+                given = {shape[0]: stored[f"in_{i}"] for i, shape in enumerate(self._shapes)}
+                wanted = [stored[f"out_{i}"] for i in range(len(self.outputs))]
+        except Exception as error:  # numpy and zipfile raise many types for a damaged file
+            raise BundleLoadError(f"{self.path}: the self-test `{name}` cannot be read ({_say(error)}).") from error
+        for spec, want, got in zip(self.outputs, wanted, self.run(given), strict=True):
+            if want.shape != got.shape or want.dtype != got.dtype or want.tobytes() != got.tobytes():
+                raise BundleLoadError(
+                    f"{self.path}: the self-test failed: output `{spec['name']}` is not what the compiler computed. "
+                    "Do not use this bundle here; report a bug with the processor's name."
+                )
+
     def close(self) -> None:
-        """Free the arena and end the threads."""
-        if getattr(self, "_handle", None):
-            self._library.qc_close(self._handle)
+        """End the threads, free the arena, unload the library. More calls do nothing."""
+        with self._lock:
+            if self._handle:
+                self._library.qc_close(self._handle)
             self._handle = None
+            if self._library is not None:
+                _ctypes.dlclose(self._library._handle)  # dlopen counts; without this every bundle stays mapped
+            self._library = None
+            self._view = np.empty(0, np.uint8)
 
     def __enter__(self) -> Session:
         return self
@@ -151,7 +183,37 @@ class Session:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        if hasattr(self, "_lock"):
+            self.close()
+
+
+def _library(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path.resolve()))
+    except OSError as error:
+        raise BundleLoadError(f"{path}: the library cannot be loaded ({error}). Copy the bundle again.") from error
+    try:
+        library.qc_open.restype = ctypes.c_void_p
+        library.qc_open.argtypes = [ctypes.c_void_p, ctypes.c_int32]
+        library.qc_run.restype = None
+        library.qc_run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+        library.qc_close.restype = None
+        library.qc_close.argtypes = [ctypes.c_void_p]
+    except AttributeError as error:
+        raise BundleLoadError(f"{path}: not the library of a bundle ({error}). Compile the model again.") from error
+    return library
+
+
+def _map(path: Path, size: int) -> np.ndarray:
+    """A file's bytes, mapped, not read; the mapping ends with the array."""
+    try:
+        with open(path, "rb") as file:
+            view = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+    except (OSError, ValueError) as error:
+        raise BundleLoadError(f"{path}: the weights cannot be read ({error}). Copy the bundle again.") from error
+    if len(view) != size:
+        raise BundleLoadError(f"{path}: it has {len(view)} bytes instead of {size}. Copy the bundle again.")
+    return view
 
 
 def load(path: str | os.PathLike[str], *, threads: int = 1, check: bool = True) -> Session:

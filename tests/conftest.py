@@ -50,6 +50,24 @@ def digits() -> Digits:
     return Digits(ROOT / "examples" / "digits")
 
 
+@pytest.fixture(scope="session")
+def digits_data(digits: Digits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with calib.npz (x: 64 samples) and test.npz (x and labels y: 60 samples) for the digits networks."""
+    folder = tmp_path_factory.mktemp("digits")
+    np.savez(folder / "calib.npz", x=digits.data["x_calib"][:64])
+    np.savez(folder / "test.npz", x=digits.data["x_test"][:60], y=digits.data["y_test"][:60])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_bundle(digits: Digits, digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits CNN compiled with defaults for this machine. Copy it before changing anything."""
+    from qcompiler.driver import compile
+
+    path = tmp_path_factory.mktemp("bundles") / "digits.cpu"
+    return compile(digits.cnn, "cpu", digits_data / "calib.npz", output=path, dims={"N": 1}).path
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Count the skipped tests by reason."""
     reasons: Counter[str] = Counter()

@@ -24,7 +24,7 @@ CALIBRATION_SEED, TEST_SEED = 1, 2
 VERIFIED = 100
 
 
-def run(output: Path, model: Path, *, seconds: float = 1.0, recipe: str = "default", options: Any = None) -> dict[str, Any]:
+def run(output: Path, model: Path, *, seconds: float = 1.0, options: Any = None) -> dict[str, Any]:
     """Compile, measure, and return the figures as a JSON-able document. Raises QCompilerError."""
     import qcompiler
     from examples.ocr_cls.lines import dataset
@@ -39,7 +39,7 @@ def run(output: Path, model: Path, *, seconds: float = 1.0, recipe: str = "defau
     lines, labels = dataset(TEST, TEST_SEED)
     rendered = time.perf_counter()
     bundle = qcompiler.compile(
-        str(model), target="cpu", calibration={"x": calibration}, recipe=recipe, output=output, overwrite=True,
+        str(model), target="cpu", calibration={"x": calibration}, output=output, overwrite=True,
         shapes=shapes, options=options,
     )  # fmt: skip
     compiled = time.perf_counter()
@@ -93,17 +93,19 @@ def summary(found: dict[str, Any]) -> str:
     loss = 100 * (accuracy["float"] - accuracy["quantized"])
     change = f"{abs(loss):.2f} points {'lost' if loss > 0 else 'won'}" if loss else "nothing lost"
     state = "bit-exact" if exact["bit_exact"] else f"NOT BIT-EXACT: {exact['mismatches']} mismatches"
-    where = os.path.relpath(found["report"])
+    share = f"float {accuracy['float']:.2%} -> int8 {accuracy['quantized']:.2%}"
+    sizes = f"float {_kib(size['float_bytes'])} -> int8 {_kib(size['weight_bytes'])}"
     rows = [
-        ("accuracy", f"float {accuracy['float']:.2%} -> int8 {accuracy['quantized']:.2%} ({change}), {accuracy['samples']} lines"),
-        ("size", f"float {_kib(size['float_bytes'])} -> int8 {_kib(size['weight_bytes'])}; working memory {_kib(size['arena_bytes'])}"),
-        ("latency", f"{ours['median_ms']:.3f} ms; onnxruntime float32 {float32['median_ms']:.3f} ms ({_ratio(float32, ours)}), "
-         f"int8 {int8['median_ms']:.3f} ms ({_ratio(int8, ours)}); one thread, {found['level']}"),
-        ("integer", f"{state} with the numpy oracle on {exact['samples']} lines, 1 and 2 threads"),
+        ("accuracy", f"{share} ({change}) on {accuracy['samples']} lines"),
+        ("size", f"{sizes}; working memory {_kib(size['arena_bytes'])}"),
+        ("latency", f"{ours['median_ms']:.3f} ms on one thread ({found['level']})"),
+        ("", f"{_ratio(float32, ours)} the speed of onnxruntime float32 ({float32['median_ms']:.3f} ms)"),
+        ("", f"{_ratio(int8, ours)} the speed of onnxruntime int8 ({int8['median_ms']:.3f} ms)"),
+        ("integer", f"{state} with the numpy oracle on {exact['samples']} lines, with 1 and 2 threads"),
         ("bundle", os.path.relpath(found["bundle"])),
-        ("report", where),
+        ("report", os.path.relpath(found["report"])),
         ("time", ", ".join(f"{stage} {s:.1f} s" for stage, s in seconds.items())),
-    ]  # fmt: skip
+    ]
     return "\n".join([f"{found['model']}: is a text line upside down?", *(f"  {name:9} {text}" for name, text in rows)])
 
 

@@ -10,19 +10,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 HEIGHT, WIDTH = 48, 192
-WORDS = (
-    "invoice receipt delivery order customer number date total amount due paid bank transfer account street avenue "
-    "Paris Berlin London Tokyo Lisbon phone office monday friday january august morning evening station platform "
-    "ticket seat window return single adult child bread coffee water paper garden music school doctor winter summer "
-    "north south bridge river market price list page chapter section figure table note warning open closed please "
-    "keep right left upper lower handle with care this side fragile made in best before net weight batch serial"
-).split()
+WORDS = [
+    "invoice", "receipt", "delivery", "order", "customer", "number", "date", "total", "amount", "due", "paid",
+    "bank", "transfer", "account", "street", "avenue", "Paris", "Berlin", "London", "Tokyo", "Lisbon", "phone",
+    "office", "monday", "friday", "january", "august", "morning", "evening", "station", "platform", "ticket",
+    "seat", "window", "return", "single", "adult", "child", "bread", "coffee", "water", "paper", "garden", "music",
+    "school", "doctor", "winter", "summer", "north", "south", "bridge", "river", "market", "price", "list", "page",
+    "chapter", "section", "figure", "table", "note", "warning", "open", "closed", "please", "keep", "right", "left",
+    "upper", "lower", "handle", "with", "care", "this", "side", "fragile", "made", "in", "best", "before", "net",
+    "weight", "batch", "serial",
+]  # fmt: skip
 
 
 def render(rng: np.random.Generator) -> Image.Image:
     """One line of one to four words or figures: dark on light, of some size, colour and noise."""
-    words = [str(rng.choice(WORDS)) if rng.random() < 0.8 else str(rng.integers(10, 100_000)) for _ in range(rng.integers(1, 5))]
-    text = " ".join(words)
+    count = int(rng.integers(1, 5))
+    text = " ".join(str(rng.choice(WORDS) if rng.random() < 0.8 else rng.integers(10, 100_000)) for _ in range(count))
     style = rng.random()
     text = text.upper() if style < 0.25 else text.title() if style < 0.5 else text
     font = ImageFont.load_default(int(rng.integers(20, 45)))
@@ -37,7 +40,7 @@ def render(rng: np.random.Generator) -> Image.Image:
 
 
 def preprocess(image: Image.Image) -> NDArray[np.float32]:
-    """What the classifier takes: float32 [3, 48, 192], BGR in -1..1, scaled to the height, padded at the right with 0."""
+    """What the classifier takes: float32 [3, 48, 192], BGR in -1..1, as high as that, 0 at the right."""
     width = min(WIDTH, max(1, -(-HEIGHT * image.width // image.height)))
     pixels = np.asarray(image.resize((width, HEIGHT), Image.Resampling.BILINEAR), np.float32)
     padded = np.zeros((3, HEIGHT, WIDTH), np.float32)

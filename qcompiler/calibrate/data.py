@@ -62,13 +62,16 @@ def load_samples(
 ) -> Samples:
     """Open calibration data for the inputs of `graph`.
 
-    spec: `.npz` keyed by input name or `.npy` for a single input (first axis = samples), a directory of images,
-    `module:function` (called with the Graph, gives an iterable of dicts or arrays), `random` (seeded standard normal;
-    `random:uniform` for 0..1), a mapping input name -> array, or an iterable of dicts or arrays.
+    spec: `.npz` keyed by input name (other keys, such as labels, are not read) or `.npy` for a single input (first
+    axis = samples), a directory of images, `module:function` (called with the Graph, gives an iterable of dicts or
+    arrays), `random` (seeded standard normal; `random:uniform` for 0..1), a mapping input name -> array, or an
+    iterable of dicts or arrays.
     preprocess: applied to every item of a single-input model; without it arrays are fed as stored.
     limit: read at most so many items. Leading dimension B > 1 of the model groups B items into a sample.
     Raises CalibrationError: missing file, missing or extra keys, shapes that do not fit, NaN or infinity, no samples.
     """
+    if limit is not None and limit < 1:
+        raise CalibrationError(f"at least one sample is needed, not {limit}.", where="samples")
     inputs = [_Input(v.name or "", graph.shape(v), v.dtype.numpy()) for v in graph.inputs if v.dtype is not None]
     if isinstance(spec, str | Path):
         source, items, count, digest = _open_text(str(spec), inputs, graph, seed)
@@ -208,8 +211,12 @@ def _open_numpy(path: Path, inputs: list[_Input]) -> Opened:
                 hint=f"Save an .npz with the keys {', '.join(one.name for one in inputs)}.",
             )
         arrays = {inputs[0].name: loaded}
+    unread = sorted(set(arrays) - {one.name for one in inputs})
+    if len(arrays) - len(unread) == len(inputs):  # labels and the like may lie in the same file
+        arrays = {one.name: arrays[one.name] for one in inputs}
     items, count = _open_arrays(arrays, inputs, str(path))
-    return str(path), items, count, _digest(path)
+    source = str(path) + (f" (not read: {', '.join(f'`{key}`' for key in unread)})" if unread else "")
+    return source, items, count, _digest(path)
 
 
 def _open_arrays(

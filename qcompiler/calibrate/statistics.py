@@ -48,7 +48,9 @@ def observe(graph: Graph, samples: Samples, names: Iterable[str], context: Conte
         if session is not None:
             found.update(zip(computed, session.run(sample, computed), strict=True))
         for name, array in found.items():
-            if not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
+            with np.errstate(invalid="ignore"):
+                total_value = array.sum(dtype=np.float64)  # quick; opposite infinities make it NaN
+            if not np.isfinite(total_value) and not np.isfinite(array).all():
                 raise CalibrationError(
                     f"`{name}` becomes NaN or infinite.",
                     where=f"{samples.source}, sample {done}",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,112 +15,50 @@ from cyclopts import App, Parameter
 
 from qcompiler import __version__
 from qcompiler.cli.console import Console
-from qcompiler.errors import QCompilerError, RecipeError
+from qcompiler.cli.options import Common, Firmware, Flag, Images, Shapes, Texts, ints
+from qcompiler.errors import QCompilerError
 
 GOAL_MISSED, TOO_SLOW, INTERRUPTED = 4, 5, 130
 
 app = App(
     name="qcompile",
-    help="The quantizing compiler: ONNX in, a verified integer bundle out. `qcompile MODEL --target cpu -o OUT --calib DATA`",
+    help="The quantizing compiler: ONNX in, a verified integer bundle out.\n\n"
+    "Example: qcompile MODEL --target cpu -o OUT --calib DATA",
     version=__version__,
     help_format="plaintext",
     result_action="return_value",
+    suppress_keyboard_interrupt=False,
 )
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Common:
-    """Options of every command."""
-
-    json: bool = False
-    "Print one JSON document on stdout and nothing else."
-    quiet: bool = False
-    "No progress on stderr."
-    debug: bool = False
-    "Show tracebacks."
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Shapes:
-    """How dynamic dimensions are fixed."""
-
-    shape: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    "Full shape of an input, as x=1,3,48,192; repeatable."
-    dim: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    "Value of a named dimension, as batch=1; repeatable."
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Input name -> shape. Raises RecipeError."""
-        return {name: _ints(value, f"--shape {name}") for name, value in _pairs(self.shape, "--shape x=1,3,48,192")}
-
-    def dims(self) -> dict[str, int]:
-        """Dimension name -> value. Raises RecipeError."""
-        return {name: _ints(value, f"--dim {name}")[0] for name, value in _pairs(self.dim, "--dim batch=1")}
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class Images:
-    """Preprocessing of images (folders, and arrays that hold images)."""
-
-    resize: str | None = None
-    "Short side, or height,width."
-    crop: str | None = None
-    "Centre crop: size, or height,width."
-    scale: float | None = None
-    "Factor on stored values, 0.00392157 for 0..255 to 0..1."
-    mean: str | None = None
-    "Per-channel mean after scaling, as 0.485,0.456,0.406."
-    std: str | None = None
-    "Per-channel standard deviation."
-    layout: str | None = None
-    "NCHW, NHWC or none."
-    colour: str | None = None
-    "RGB or BGR."
-
-    def table(self) -> dict[str, Any] | None:
-        """Keys that were given, or None."""
-        found: dict[str, Any] = {}
-        for key in ("resize", "crop"):
-            if (text := getattr(self, key)) is not None:
-                sizes = _ints(text, f"--{key}")
-                found[key] = sizes[0] if len(sizes) == 1 else sizes
-        for key in ("mean", "std"):
-            if (text := getattr(self, key)) is not None:
-                found[key] = _floats(text, f"--{key}")
-        found |= {key: getattr(self, key) for key in ("scale", "layout", "colour") if getattr(self, key) is not None}
-        return found or None
-
-
-_COMMON, _SHAPES, _IMAGES = Common(), Shapes(), Images()
-Path_ = Annotated[Path, Parameter(show_default=False)]
+_COMMON, _SHAPES, _IMAGES, _FIRMWARE = Common(), Shapes(), Images(), Firmware()
 
 
 @app.command(name="compile")
 @app.default
 def compile_command(
     model: Path,
+    /,
     *,
     target: str = "cpu",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     calib: str | None = None,
     recipe: str = "default",
     precision: str | None = None,
-    exclude: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    exclude: Texts = (),
     arithmetic: str | None = None,
     samples: int | None = None,
     cpu: str | None = None,
     seed: int = 0,
-    overwrite: Annotated[bool, Parameter(negative="")] = False,
-    bench: Annotated[bool, Parameter(negative="")] = False,
-    require_speedup: Annotated[bool, Parameter(negative="")] = False,
+    overwrite: Flag = False,
+    bench: Flag = False,
+    require_speedup: Flag = False,
     min_sqnr: float | None = None,
     max_drop: float | None = None,
     eval_data: str | None = None,
     labels: str | None = None,
     metric: str = "top1",
+    firmware: Firmware = _FIRMWARE,
     shapes: Shapes = _SHAPES,
     images: Images = _IMAGES,
     common: Common = _COMMON,
@@ -128,98 +67,182 @@ def compile_command(
 
     Parameters
     ----------
-    model: The float .onnx file.
-    target: Where it will run; see `qcompile targets`.
-    output: Directory of the bundle; default MODEL.TARGET.
-    calib: Calibration data: .npz keyed by input name, .npy, a folder of images, module:function, or `random`.
-    recipe: A preset (default, fast, mobile) or a .toml file.
-    precision: Bits of weights and activations, as w8a8, w4a8 or w8a16.
-    exclude: Regular expression of node names to keep at 8 bits; repeatable.
-    arithmetic: Requantization: float or fixed (the bits that firmware gives); default is the target's.
-    samples: Use at most so many calibration samples.
-    cpu: Instruction sets of the cpu target: native, all, or names separated by commas.
-    seed: Seed of everything random.
-    overwrite: Replace an existing bundle.
-    bench: Measure latency against onnxruntime and put it into the report.
-    require_speedup: Exit with 5 if the bundle is slower than onnxruntime float32.
-    min_sqnr: Accuracy goal: exit with 4 if the output SQNR in dB is lower.
-    max_drop: Accuracy goal: exit with 4 if the metric on --eval-data falls by more than this (points for top1).
-    eval_data: Data for --max-drop, in any form that --calib takes.
-    labels: Key of the labels in --eval-data, or a .npy file.
-    metric: Metric for --max-drop; see `qcompile eval`.
+    model
+        The float .onnx file.
+    target
+        Where it will run; see `qcompile targets`.
+    output
+        Directory of the bundle; default MODEL.TARGET.
+    calib
+        Calibration data: .npz keyed by input name, .npy, a folder of images, module:function, or `random`.
+    recipe
+        A preset (default, fast, mobile) or a .toml file.
+    precision
+        Bits of weights and activations, as w8a8, w4a8 or w8a16.
+    exclude
+        Regular expression of node names to keep at 8 bits; repeatable.
+    arithmetic
+        Requantization: float or fixed (the bits that firmware gives); default is the target's.
+    samples
+        Use at most so many calibration samples.
+    cpu
+        Instruction sets of the cpu target: native, all, or names separated by commas.
+    seed
+        Seed of everything random.
+    overwrite
+        Replace an existing bundle.
+    bench
+        Measure latency against onnxruntime and put it into the report.
+    require_speedup
+        Exit with 5 if the bundle is slower than onnxruntime float32.
+    min_sqnr
+        Accuracy goal: exit with 4 if the output SQNR in dB is lower.
+    max_drop
+        Accuracy goal: exit with 4 if the metric on --eval-data falls by more than this (points for top1).
+    eval_data
+        Data for --max-drop, in any form that --calib takes.
+    labels
+        Key of the labels in --eval-data, or a .npy file.
+    metric
+        Metric for --max-drop; see `qcompile eval`.
     """
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import CompileRequest, run_compile
 
         request = CompileRequest(
-            model=model, target=target, output=output, calib=calib, recipe=recipe, precision=precision, exclude=exclude,
-            arithmetic=arithmetic, samples=samples, cpu=cpu, seed=seed, overwrite=overwrite, bench=bench,
-            require_speedup=require_speedup, min_sqnr=min_sqnr, max_drop=max_drop, eval_data=eval_data, labels=labels,
-            metric=metric, shapes=shapes.shapes(), dims=shapes.dims(), preprocess=images.table(),
+            model=model,
+            target=target,
+            output=output,
+            calib=calib,
+            recipe=recipe,
+            precision=precision,
+            exclude=exclude,
+            arithmetic=arithmetic,
+            samples=samples,
+            target_options={**firmware.table(), **({"cpu": cpu} if cpu else {})},
+            seed=seed,
+            overwrite=overwrite,
+            bench=bench,
+            require_speedup=require_speedup,
+            min_sqnr=min_sqnr,
+            max_drop=max_drop,
+            eval_data=eval_data,
+            labels=labels,
+            metric=metric,
+            shapes=shapes.shapes(),
+            dims=shapes.dims(),
+            preprocess=images.table(),
         )
         return run_compile(request, console)
 
 
 @app.command(name="verify")
 def verify_command(
-    bundle: Path, *, data: str, samples: int | None = None, threads: str = "1", images: Images = _IMAGES,
+    bundle: Path,
+    /,
+    *,
+    data: str,
+    samples: int | None = None,
+    threads: str = "1",
+    images: Images = _IMAGES,
     common: Common = _COMMON,
 ) -> int:
     """Compare BUNDLE with the oracle, bit for bit; exit 1 on a mismatch.
 
     Parameters
     ----------
-    bundle: The directory that qcompile wrote.
-    data: Samples, in any form that --calib takes.
-    samples: At most so many.
-    threads: Thread counts to check, as 1,2.
+    bundle
+        The directory that qcompile wrote.
+    data
+        Samples, in any form that --calib takes.
+    samples
+        At most so many.
+    threads
+        Thread counts to check, as 1,2.
     """
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import run_verify
 
-        return run_verify(bundle, data, samples, _ints(threads, "--threads"), images.table(), console)
+        return run_verify(bundle, data, samples, ints(threads, "--threads"), images.table(), console)
 
 
 @app.command(name="eval")
 def eval_command(
-    source: Path, *, data: str, labels: str | None = None, metric: str = "top1", against: Path | None = None,
-    samples: int | None = None, threads: int = 1, shapes: Shapes = _SHAPES, images: Images = _IMAGES,
+    source: Path,
+    /,
+    *,
+    data: str,
+    labels: str | None = None,
+    metric: str = "top1",
+    against: Path | None = None,
+    samples: int | None = None,
+    threads: int = 1,
+    shapes: Shapes = _SHAPES,
+    images: Images = _IMAGES,
     common: Common = _COMMON,
 ) -> int:
     """Measure a metric of SOURCE, an .onnx file (float, QDQ or integer) or a bundle.
 
     Parameters
     ----------
-    source: .onnx file or bundle.
-    data: Samples, in any form that --calib takes.
-    labels: Key of the labels in the .npz, or a .npy file.
-    metric: top1, mse, psnr, cosine, sqnr or module:function (called with outputs and labels).
-    against: A model whose outputs are the reference instead of labels.
-    samples: At most so many.
-    threads: Threads of the runtime.
+    source
+        .onnx file or bundle.
+    data
+        Samples, in any form that --calib takes.
+    labels
+        Key of the labels in the .npz, or a .npy file.
+    metric
+        top1, mse, psnr, cosine, sqnr or module:function (called with outputs and labels).
+    against
+        A model whose outputs are the reference instead of labels.
+    samples
+        At most so many.
+    threads
+        Threads of the runtime.
     """
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import run_eval
 
         return run_eval(
-            source, data, labels, metric, against, samples, threads, shapes.shapes(), shapes.dims(), images.table(), console
+            source,
+            data,
+            labels,
+            metric,
+            against,
+            samples,
+            threads,
+            shapes.shapes(),
+            shapes.dims(),
+            images.table(),
+            console,
         )
 
 
 @app.command(name="bench")
 def bench_command(
-    bundle: Path, *, against: str = "", threads: int = 1, seconds: float = 2.0, require_speedup: bool = False,
+    bundle: Path,
+    /,
+    *,
+    against: str = "",
+    threads: int = 1,
+    seconds: float = 2.0,
+    require_speedup: Flag = False,
     common: Common = _COMMON,
 ) -> int:
     """Measure the latency of BUNDLE, interleaved with its peers.
 
     Parameters
     ----------
-    bundle: The directory that qcompile wrote.
-    against: Peers, as onnxruntime,openvino: the same model in float32 and as the QDQ file.
-    threads: Threads for all.
-    seconds: About how long each contender runs.
-    require_speedup: Exit with 5 if onnxruntime float32 is faster.
+    bundle
+        The directory that qcompile wrote.
+    against
+        Peers, as onnxruntime,openvino: the same model in float32 and as the QDQ file.
+    threads
+        Threads for all.
+    seconds
+        About how long each contender runs.
+    require_speedup
+        Exit with 5 if onnxruntime float32 is faster.
     """
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import run_bench
@@ -237,12 +260,13 @@ def targets_command(*, common: Common = _COMMON) -> int:
 
 
 @app.command(name="inspect")
-def inspect_command(model: Path, *, shapes: Shapes = _SHAPES, common: Common = _COMMON) -> int:
+def inspect_command(model: Path, /, *, shapes: Shapes = _SHAPES, common: Common = _COMMON) -> int:
     """Tell what MODEL contains and how it would be quantized.
 
     Parameters
     ----------
-    model: The .onnx file.
+    model
+        The .onnx file.
     """
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import run_inspect
@@ -252,57 +276,59 @@ def inspect_command(model: Path, *, shapes: Shapes = _SHAPES, common: Common = _
 
 def run(argv: list[str]) -> int:
     """Parse, run, and turn every error into one paragraph and an exit code."""
-    as_json, debug = "--json" in argv, "--debug" in argv
-    console = Console(as_json=as_json, quiet=True)
-    try:
-        result = app(argv, exit_on_error=False, print_error=False)
-        return int(result or 0)
-    except cyclopts.CycloptsError as error:
-        text = " ".join(str(error).split())
-        console.error(f"{text} See `qcompile --help`.", 2)
-        return 2
-    except KeyboardInterrupt:
-        console.error("interrupted; nothing was written.", INTERRUPTED)
-        return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except QCompilerError as error:
-        if debug:
-            traceback.print_exc()
-        console.error(str(error), error.exit_code)
-        return error.exit_code
-    except Exception as error:  # the last resort: a bug of ours, said as one
-        if debug:
-            traceback.print_exc()
-        text = " ".join(str(error).split()) or type(error).__name__
-        console.error(
-            f"internal error ({type(error).__name__}: {text}). This is a bug in qcompiler; run again with --debug and "
-            "report the traceback.",
-            1,
-        )
-        return 1
+    console = Console(as_json="--json" in argv, quiet=True)
+    with _Interruption() as interruption:
+        try:
+            if os.getcwd() not in sys.path:
+                sys.path.append(os.getcwd())  # module:function may lie there, as with python -m
+            return int(app(argv, exit_on_error=False, print_error=False) or 0)
+        except SystemExit as error:  # --help and --version
+            return error.code if isinstance(error.code, int) else 0
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (Exception, KeyboardInterrupt) as error:
+            if "--debug" in argv:
+                traceback.print_exc()
+            stopped = interruption.happened or isinstance(error, KeyboardInterrupt)
+            text, code = ("interrupted; no half bundle is left.", INTERRUPTED) if stopped else _explain(error)
+            console.error(text, code)
+            return code
 
 
-def _pairs(items: tuple[str, ...], example: str) -> list[tuple[str, str]]:
-    pairs = []
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not equals or not name or not value:
-            raise RecipeError(f"`{item}` is not NAME=VALUE.", where=example.split()[0], hint=f"For example {example}.")
-        pairs.append((name, value))
-    return pairs
+class _Interruption:
+    """Remembers Ctrl-C: extension modules that are being imported turn KeyboardInterrupt into ImportError."""
+
+    def __init__(self) -> None:
+        self.happened = False
+        self._before: Any = None
+
+    def __enter__(self) -> _Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _interrupt(self, number: int, frame: object) -> None:
+        self.happened = True
+        raise KeyboardInterrupt
 
 
-def _ints(text: str, where: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError as error:
-        raise RecipeError(f"`{text}` is not a list of whole numbers.", where=where) from error
-
-
-def _floats(text: str, where: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise RecipeError(f"`{text}` is not a list of numbers.", where=where) from error
+def _explain(error: BaseException) -> tuple[str, int]:
+    """One paragraph and the exit code."""
+    text = " ".join(str(error).split())
+    if isinstance(error, cyclopts.CycloptsError):
+        return f"{text} See `qcompile --help`.", 2
+    if isinstance(error, QCompilerError):
+        return text, error.exit_code
+    if isinstance(error, OSError):  # a full disk, a folder without permission
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}. Check the path, its permissions and the free space.", 2
+    return (  # the last resort: a bug of ours, said as one
+        f"internal error ({type(error).__name__}: {text}). This is a bug in qcompiler; run again with --debug and "
+        "report the traceback.",
+        1,
+    )

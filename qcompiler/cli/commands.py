@@ -15,7 +15,7 @@ from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
 from qcompiler.cli.app import GOAL_MISSED, TOO_SLOW
 from qcompiler.cli.console import Console, size, table
-from qcompiler.driver import compile
+from qcompiler.driver import bundle_runner, compile
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
@@ -36,7 +36,7 @@ class CompileRequest:
     exclude: tuple[str, ...]
     arithmetic: str | None
     samples: int | None
-    cpu: str | None
+    target_options: Mapping[str, Any]
     seed: int
     overwrite: bool
     bench: bool
@@ -53,10 +53,7 @@ class CompileRequest:
 
 def run_compile(request: CompileRequest, console: Console) -> int:
     """Compile; exit code 0, 4 (goal missed) or 5 (slower than float)."""
-    if request.max_drop is not None and request.eval_data is None:
-        raise RecipeError("needs data to measure on.", where="--max-drop", hint="Pass --eval-data and --labels.")
-    if request.arithmetic not in (None, "float", "fixed"):
-        raise RecipeError(f"`{request.arithmetic}` is not float or fixed.", where="--arithmetic")
+    exam = _exam(request) if request.max_drop is not None else None
     overrides: dict[str, Any] = {}
     if request.precision:
         overrides["precision"] = request.precision
@@ -69,7 +66,7 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         request.recipe,
         output=request.output,
         overwrite=request.overwrite,
-        target_options={"cpu": request.cpu} if request.cpu else None,
+        target_options=request.target_options,
         bench=request.bench or request.require_speedup,
         progress=console.progress,
         shapes=request.shapes,
@@ -81,20 +78,47 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         seed=request.seed,
     )
     report = bundle.report()
-    code, goals = _goals(request, bundle, report)
+    code, goals = _goals(request, exam, bundle, report)
     document = {**report, "goals": goals, "exit_code": code}
     console.result(document, _summary(report, goals))
     return code
 
 
-def _goals(request: CompileRequest, bundle: Bundle, report: Mapping[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+@dataclass(frozen=True)
+class _Exam:
+    """What --max-drop measures with, read before any work is done."""
+
+    graph: Graph
+    samples: Samples
+    labels: NDArray | None
+
+
+def _exam(request: CompileRequest) -> _Exam:
+    """Raises RecipeError, CalibrationError, ModelError for what would fail after the compilation."""
+    if request.eval_data is None:
+        raise RecipeError("needs data to measure on.", where="--max-drop", hint="Pass --eval-data and --labels.")
+    evaluate.check_metric(request.metric)
+    if request.labels is None and request.metric in evaluate.METRICS and request.metric != "top1":
+        raise RecipeError(f"metric {request.metric} needs references.", where="--max-drop", hint="Pass --labels.")
+    graph = load_graph(request.model, shapes=request.shapes, dims=request.dims)
+    samples = _samples(request.eval_data, graph, request.preprocess, None)
+    next(iter(samples))
+    labels = evaluate.load_labels(request.labels, request.eval_data) if request.labels else None
+    return _Exam(graph, samples, labels)
+
+
+def _goals(
+    request: CompileRequest, exam: _Exam | None, bundle: Bundle, report: Mapping[str, Any]
+) -> tuple[int, list[dict[str, Any]]]:
     goals: list[dict[str, Any]] = []
     if request.min_sqnr is not None:
         value = report["quality"]["sqnr_db"]
         goals.append({"goal": f"SQNR >= {request.min_sqnr} dB", "value": value, "met": value >= request.min_sqnr})
-    if request.max_drop is not None:
-        drop = _drop(request, bundle)
-        goals.append({"goal": f"{request.metric} loss <= {request.max_drop}", "value": drop, "met": drop <= request.max_drop})
+    if exam is not None and request.max_drop is not None:
+        drop = _drop(request.metric, exam, bundle)
+        goals.append(
+            {"goal": f"{request.metric} loss <= {request.max_drop}", "value": drop, "met": drop <= request.max_drop}
+        )
     code = 0 if all(goal["met"] for goal in goals) else GOAL_MISSED
     if request.require_speedup:
         ours, peer = _pair(report["latency"])
@@ -104,19 +128,16 @@ def _goals(request: CompileRequest, bundle: Bundle, report: Mapping[str, Any]) -
     return code, goals
 
 
-def _drop(request: CompileRequest, bundle: Bundle) -> float:
-    """How much the metric falls, in points for shares; for mse the rise."""
-    graph = load_graph(request.model, shapes=request.shapes, dims=request.dims)
-    samples = _samples(str(request.eval_data), graph, request.preprocess, None)
-    labels = evaluate.load_labels(request.labels, request.eval_data) if request.labels else None
-    values = [
-        evaluate.metric(request.metric, evaluate.predict(evaluate.runner(source), samples), labels)
-        for source in (graph, bundle)
-    ]
+def _drop(metric: str, exam: _Exam, bundle: Bundle) -> float:
+    """How much the metric falls, in points for shares; for mse the rise. Without labels the float model is right."""
+    runs = (evaluate.runner(exam.graph), bundle_runner(bundle))
+    outputs = [evaluate.predict(run, exam.samples) for run in runs]
+    labels = outputs[0] if exam.labels is None and metric == "top1" else exam.labels
+    values = [evaluate.metric(metric, found, labels) for found in outputs]
     drop = values[0] - values[1]
-    if request.metric == "top1":
+    if metric == "top1":
         return 100 * drop
-    return -drop if request.metric == "mse" else drop
+    return -drop if metric == "mse" else drop
 
 
 def _pair(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -146,14 +167,19 @@ def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> s
 
 
 def run_verify(
-    path: Path, data: str, limit: int | None, threads: Sequence[int], preprocess: Mapping[str, Any] | None, console: Console
+    path: Path,
+    data: str,
+    limit: int | None,
+    threads: Sequence[int],
+    preprocess: Mapping[str, Any] | None,
+    console: Console,
 ) -> int:
     """Target against oracle."""
     bundle = Bundle.open(path)
     graph = bundle.integer_graph()
     samples = _samples(data, graph, preprocess, limit)
     total = len(samples)
-    runs = [evaluate.runner(bundle, threads=count) for count in threads]
+    runs = [bundle_runner(bundle, threads=count) for count in threads]
     names = [f"{count} thread{'s' * (count > 1)}" for count in threads]
     oracle = evaluate.runner(graph)
     found = evaluate.verify(oracle, runs, names, samples, lambda i: console.progress("verify", i, total))
@@ -165,8 +191,17 @@ def run_verify(
 
 
 def run_eval(
-    source: Path, data: str, labels: str | None, metric: str, against: Path | None, limit: int | None, threads: int,
-    shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], preprocess: Mapping[str, Any] | None, console: Console,
+    source: Path,
+    data: str,
+    labels: str | None,
+    metric: str,
+    against: Path | None,
+    limit: int | None,
+    threads: int,
+    shapes: Mapping[str, Sequence[int]],
+    dims: Mapping[str, int],
+    preprocess: Mapping[str, Any] | None,
+    console: Console,
 ) -> int:
     """One metric of one model."""
     opened: Graph | Bundle
@@ -177,7 +212,7 @@ def run_eval(
         opened = graph = load_graph(source, shapes=shapes, dims=dims)
     samples = _samples(data, graph, preprocess, limit)
     total = len(samples)
-    run = evaluate.runner(opened, threads=threads)
+    run = bundle_runner(opened, threads=threads) if isinstance(opened, Bundle) else evaluate.runner(opened, threads=threads)
     outputs = evaluate.predict(run, samples, lambda i: console.progress("evaluate", i, total))
     reference: NDArray | None = None
     if against is not None:
@@ -242,9 +277,7 @@ def run_targets(console: Console) -> int:
     return 0
 
 
-def run_inspect(
-    model: Path, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], console: Console
-) -> int:
+def run_inspect(model: Path, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], console: Console) -> int:
     """What a model contains."""
     from qcompiler.inspect import inspect_graph
 
@@ -258,7 +291,5 @@ def run_inspect(
     return 0
 
 
-def _samples(
-    data: str, graph: Graph, preprocess: Mapping[str, Any] | None, limit: int | None
-) -> Samples:
+def _samples(data: str, graph: Graph, preprocess: Mapping[str, Any] | None, limit: int | None) -> Samples:
     return load_samples(data, graph, Preprocess.parse(preprocess) if preprocess else None, limit)

@@ -48,7 +48,7 @@ class Console:
         """The command's outcome: JSON, or text for people."""
         self.stop()
         if self.as_json:
-            print(json.dumps(document, indent=1, ensure_ascii=False))
+            print(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False))
         else:
             print(text)
 
@@ -83,4 +83,6 @@ def _is_number(value: Any) -> bool:
 
 def size(count: int) -> str:
     """Bytes for people."""
-    return f"{count} B" if count < 1024 else f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"

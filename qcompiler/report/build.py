@@ -14,11 +14,16 @@ if TYPE_CHECKING:
     from qcompiler.driver import Result
 
 
+RANDOM = ("random", "random:normal", "random:uniform")
+"""Sources of samples that are no data."""
+
+
 def build_report(
     result: Result, manifest: Mapping[str, Any], bundle: str, facts: Mapping[str, Any], seconds: Mapping[str, float]
 ) -> dict[str, Any]:
     """Everything that the terminal and the page show. `facts` come from the driver's evaluation."""
     sizes = {"float_bytes": float_bytes(result.float_graph), **manifest["size"]}
+    assert result.integer_graph is not None
     report = {
         "verdict": "",
         "bundle": bundle,
@@ -58,10 +63,13 @@ def verdict(report: Mapping[str, Any]) -> str:
     if ("onnxruntime", "float32") in by:
         ours = next(ms for (name, _), ms in by.items() if name == "qcompiler")
         speed = f", {by['onnxruntime', 'float32'] / ours:.1f}x the speed of onnxruntime float32"
-    random = " Calibrated on RANDOM data: accuracy says nothing." if report["calibration"]["source"].startswith("random") else ""
+    random = ""
+    if report["calibration"]["source"] in RANDOM:
+        random = " Calibrated on RANDOM data: the figures say nothing about accuracy."
+    smaller = f"weights {ratio:.1f}x smaller, " if sizes["float_bytes"] else ""
     return (
-        f"{report['precision']} on {report['target']}: weights {ratio:.1f}x smaller, output SQNR "
-        f"{quality['sqnr_db']:.1f} dB{agreement}{speed}{exact}.{random}"
+        f"{report['precision']} on {report['target']}: {smaller}output SQNR {quality['sqnr_db']:.1f} dB"
+        f"{agreement}{speed}{exact}.{random}"
     )
 
 
@@ -75,13 +83,16 @@ def float_bytes(graph: Graph) -> int:
 
 
 def precision(graph: Graph) -> str:
-    """w8a8 where all agree, else the widths found, as w4+8a8."""
+    """w8a8 where all agree, else the widths found, as w4+8a8; a8 for a model without weighted layers."""
     weights, activations = set(), set()
     for node in graph.nodes():
         if node.op_type in ("Conv", "ConvTranspose", "MatMul") and node.inputs[1] is not None:
             weights.add(_bits(node.inputs[1]))
             activations.add(_bits(node.inputs[0]))
-    return "w" + "+".join(map(str, sorted(weights - {0}))) + "a" + "+".join(map(str, sorted(activations - {0})))
+    if not weights:
+        activations = {_bits(value) for node in graph.nodes() for value in node.outputs}
+    parts = [("w", weights), ("a", activations)]
+    return "".join(letter + "+".join(map(str, sorted(bits - {0}))) for letter, bits in parts if bits - {0})
 
 
 def _bits(value: ir.Value | None) -> int:
@@ -107,5 +118,3 @@ def operators(graph: Graph) -> dict[str, int]:
     for node in graph.nodes():
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return dict(sorted(counts.items()))
-
-

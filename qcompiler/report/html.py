@@ -7,19 +7,25 @@ from html import escape
 from typing import Any
 
 _STYLE = """
-:root { --ink: #1b2430; --soft: #5b6776; --line: #dfe4ea; --good: #16794c; --fair: #b7791f; --bad: #b42318; --bar: #3b6fb6; }
+:root {
+  --ink: #1b2430; --soft: #5b6776; --line: #dfe4ea; --bar: #3b6fb6;
+  --good: #16794c; --fair: #b7791f; --bad: #b42318;
+}
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
 .verdict { font-size: 1.1rem; border-left: 4px solid var(--good); padding: .6rem 1rem; background: #f4f8f6; }
+.verdict.fair { border-color: var(--fair); background: #fdf8ee; }
 .verdict.bad { border-color: var(--bad); background: #fdf3f2; }
 .cards { display: flex; flex-wrap: wrap; gap: .8rem; margin: 1rem 0; }
 .card { border: 1px solid var(--line); border-radius: 8px; padding: .6rem 1rem; min-width: 150px; }
 .card b { display: block; font-size: 1.25rem; } .card span { color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); padding: .3rem .5rem; }
-td { border-bottom: 1px solid var(--line); padding: .3rem .5rem; } td.n { text-align: right; font-variant-numeric: tabular-nums; }
-.bar { background: #eef2f6; border-radius: 3px; height: 10px; width: 160px; display: inline-block; vertical-align: middle; }
+th { text-align: left; color: var(--soft); font-weight: 600; border-bottom: 2px solid var(--line); }
+td { border-bottom: 1px solid var(--line); } th, td { padding: .3rem .5rem; }
+td.b { width: 190px; } .n { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { background: #eef2f6; border-radius: 3px; height: 10px; width: 160px; }
+.bar { display: inline-block; vertical-align: middle; }
 .bar i { display: block; height: 10px; border-radius: 3px; background: var(--bar); }
 .bar.fair i { background: var(--fair); } .bar.bad i { background: var(--bad); }
 code { font-size: .85em; word-break: break-all; } .soft { color: var(--soft); }
@@ -27,20 +33,24 @@ code { font-size: .85em; word-break: break-all; } .soft { color: var(--soft); }
 
 FULL_DB, FAIR_DB, BAD_DB = 50.0, 25.0, 12.0
 """Bars are full at 50 dB, and change colour below 25 and 12 dB."""
+SHOWN_SHARE = 0.01
+"""Stages that take less of the time are summed up."""
 
 
 def render_html(report: Mapping[str, Any]) -> str:
     """The page of a report (see report/build.py)."""
     checked = report.get("verification")
-    bad = checked is not None and not checked["bit_exact"]
+    mood = " fair" if report["calibration"]["source"].startswith("random") else ""
+    if checked is not None and not checked["bit_exact"]:
+        mood = " bad"
     sections = [
         f"<h1>{escape(str(report['model']).rsplit('/', 1)[-1])} &rarr; {escape(report['target'])}</h1>",
-        f"<p class='verdict{' bad' if bad else ''}'>{escape(report['verdict'])}</p>",
+        f"<p class='verdict{mood}'>{escape(report['verdict'])}</p>",
         _cards(report),
         _latency(report.get("latency") or []),
         "<h2>Worst layers</h2>",
-        "<p class='soft'>Signal to quantization noise of a value against the float model; every layer inherits the noise "
-        "of those before it.</p>",
+        "<p class='soft'>Signal to quantization noise of a value against the float model; every layer inherits the "
+        "noise of those before it.</p>",
         _layers(report["worst_layers"]),
         "<h2>All layers</h2>",
         _layers(report["layers"]),
@@ -70,10 +80,13 @@ def _cards(report: Mapping[str, Any]) -> str:
         cards.insert(1, (f"{quality['top1_agreement']:.1%}", "decisions as in float"))
     if report.get("verification"):
         ok = report["verification"]["bit_exact"]
-        cards.append(("bit-exact" if ok else "MISMATCH", f"target against oracle, {report['verification']['samples']} samples"))
+        cards.append(
+            ("bit-exact" if ok else "MISMATCH", f"target against oracle, {report['verification']['samples']} samples")
+        )
     items = "".join(f"<div class='card'><b>{escape(str(b))}</b><span>{escape(s)}</span></div>" for b, s in cards)
     source = escape(f"{report['calibration']['samples']} samples from {report['calibration']['source']}")
-    return f"<div class='cards'>{items}</div><p class='soft'>Recipe {escape(report['recipe'])}, calibrated on {source}.</p>"
+    recipe = escape(report["recipe"])
+    return f"<div class='cards'>{items}</div><p class='soft'>Recipe {recipe}, calibrated on {source}.</p>"
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -83,10 +96,10 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> str:
     body = "".join(
         f"<tr><td>{escape(row['runtime'])}</td><td>{escape(row['precision'])}</td>"
         f"<td class='n'>{row['median_ms']:.3f}</td><td class='n'>{row['min_ms']:.3f}</td>"
-        f"<td>{_bar(row['median_ms'] / slowest, '')}</td></tr>"
+        f"<td class='b'>{_bar(row['median_ms'] / slowest, '')}</td></tr>"
         for row in rows
     )
-    head = "<tr><th>runtime</th><th>precision</th><th>median ms</th><th>min ms</th><th></th></tr>"
+    head = "<tr><th>runtime</th><th>precision</th><th class='n'>median ms</th><th class='n'>min ms</th><th></th></tr>"
     return f"<h2>Latency, one thread, interleaved</h2><table>{head}{body}</table>"
 
 
@@ -98,9 +111,9 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
         body += (
             f"<tr><td><code>{escape(row['name'])}</code></td><td>{escape(row['operator'])}</td>"
             f"<td>{escape(row['weight_format'])}</td><td>{escape(row['format'])}</td><td class='n'>{db:.1f}</td>"
-            f"<td>{_bar(db / FULL_DB, colour)}</td></tr>"
+            f"<td class='b'>{_bar(db / FULL_DB, colour)}</td></tr>"
         )
-    head = "<tr><th>value</th><th>operator</th><th>weights</th><th>codes</th><th>SQNR dB</th><th></th></tr>"
+    head = "<tr><th>value</th><th>operator</th><th>weights</th><th>codes</th><th class='n'>SQNR dB</th><th></th></tr>"
     return f"<table>{head}{body}</table>"
 
 
@@ -121,12 +134,19 @@ def _notes(notes: Sequence[Mapping[str, str]]) -> str:
 
 def _seconds(seconds: Mapping[str, float]) -> str:
     total = max(sum(seconds.values()), 1e-9)
+    shown = {stage: s for stage, s in seconds.items() if s >= SHOWN_SHARE * total}
+    rest = total - sum(shown.values())
+    if len(shown) < len(seconds):
+        shown[f"{len(seconds) - len(shown)} others"] = rest
     rows = "".join(
-        f"<tr><td>{escape(stage)}</td><td class='n'>{s:.2f}</td><td>{_bar(s / total, '')}</td></tr>"
-        for stage, s in seconds.items()
+        f"<tr><td>{escape(stage)}</td><td class='n'>{s:.2f}</td><td class='b'>{_bar(s / total, '')}</td></tr>"
+        for stage, s in shown.items()
     )
-    return f"<h2>Where the time went: {total:.1f} s</h2><table><tr><th>stage</th><th>s</th><th></th></tr>{rows}</table>"
+    head = "<tr><th>stage</th><th class='n'>seconds</th><th></th></tr>"
+    return f"<h2>Where the time went: {total:.1f} s</h2><table>{head}{rows}</table>"
 
 
 def _bytes(count: int) -> str:
-    return f"{count} B" if count < 1024 else f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"
+    if count < 1024:
+        return f"{count} B"
+    return f"{count / 1024:.1f} KiB" if count < 1 << 20 else f"{count / (1 << 20):.2f} MiB"

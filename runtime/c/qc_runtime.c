@@ -1,12 +1,18 @@
 /* Threads run the same entry function and share each kernel's units of work; a barrier stands between kernels.
  * Every unit writes its own outputs and nothing is reduced across threads, so the bits do not depend on their number. */
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include "qc_runtime.h"
 
 #include <pthread.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdlib.h>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__)
 #define QC_PAUSE() __builtin_ia32_pause()
@@ -25,6 +31,7 @@ struct qc_pool {
     _Atomic uint32_t generation; /* a new inference */
     _Atomic int32_t arrived;
     _Atomic uint32_t phase; /* of the barrier */
+    _Atomic int32_t sleepers;
     int stop;
 };
 
@@ -41,18 +48,35 @@ typedef struct {
     int32_t index;
 } qc_worker;
 
+/* Sleep until the phase is over. Spinning on would hold the processor that the others may be waiting for. */
+static void qc_sleep(qc_pool *pool, uint32_t phase) {
+#if defined(__linux__)
+    atomic_fetch_add(&pool->sleepers, 1);
+    while (atomic_load(&pool->phase) == phase)
+        syscall(SYS_futex, (uint32_t *)&pool->phase, FUTEX_WAIT_PRIVATE, phase, NULL, NULL, 0);
+    atomic_fetch_sub(&pool->sleepers, 1);
+#else
+    while (atomic_load(&pool->phase) == phase) sched_yield();
+#endif
+}
+
 void qc_barrier(qc_pool *pool) {
     if (pool->threads == 1) return;
     uint32_t phase = atomic_load_explicit(&pool->phase, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&pool->arrived, 1, memory_order_acq_rel) == pool->threads - 1) {
         atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-        atomic_store_explicit(&pool->phase, phase + 1, memory_order_release);
+        atomic_store(&pool->phase, phase + 1);
+#if defined(__linux__)
+        if (atomic_load(&pool->sleepers))
+            syscall(SYS_futex, (uint32_t *)&pool->phase, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+#endif
         return;
     }
-    for (int32_t i = 0; atomic_load_explicit(&pool->phase, memory_order_acquire) == phase; ++i) {
-        if (i < QC_SPINS) QC_PAUSE();
-        else sched_yield();
+    for (int32_t i = 0; i < QC_SPINS; ++i) {
+        if (atomic_load_explicit(&pool->phase, memory_order_acquire) != phase) return;
+        QC_PAUSE();
     }
+    qc_sleep(pool, phase);
 }
 
 static void qc_work(qc_model *model, int32_t index) {

@@ -1,0 +1,143 @@
+"""Write docs/results.md from what the other benchmarks left with --json; no figure in it is typed.
+
+    python -m benchmarks.results FOLDER
+
+FOLDER holds accuracy.json, bit_exact.json (or several bit_exact*.json), latency.json, compile_time.json, startup.json
+and determinism.json; one that is missing leaves its section out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import accuracy, latency
+from benchmarks.assets import ROOT
+
+Document = dict[str, Any]
+
+
+def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
+
+def section(title: str, name: str, documents: Sequence[Document], text: str, table: str) -> str:
+    """One section, with where and how it was measured."""
+    first = documents[0]
+    commands = " and ".join(
+        f"`{' '.join([f'python -m benchmarks.{name}', *_shown(d['arguments'])])}`" for d in documents
+    )
+    return f"\n## {title}\n\n{commands}, {first['date']}, {first['machine']}.\n\n{text}\n\n{table}"
+
+
+def _shown(arguments: Sequence[str]) -> list[str]:
+    """Arguments without the file that the rows went to."""
+    at = arguments.index("--json") if "--json" in arguments else len(arguments)
+    return [*arguments[:at], *arguments[at + 2 :]]
+
+
+def accuracy_section(documents: Sequence[Document]) -> str:
+    """Float, bundle and QDQ."""
+    rows = [[*accuracy.line(row)[:-1], accuracy.state(row)] for document in documents for row in document["rows"]]
+    text = (
+        "`bundle` runs on the CPU, `qdq` is the QDQ file in onnxruntime with optimizations off. `same`: share of\n"
+        "equal decisions of the two; `peer`: of onnxruntime's unoptimized and optimized mode on the very QDQ file.\n"
+        "top1 and agreement (with float): more is better; psnr in dB; mse against the input: less is better."
+    )
+    return section("Accuracy", "accuracy", documents, text, markdown([*accuracy.HEADERS[:-1], "goals"], rows))
+
+
+def bit_exact_section(documents: Sequence[Document]) -> str:
+    """One row a network and precision."""
+    grouped: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for document in documents:
+        for row in document["rows"]:
+            grouped.setdefault((row["network"], row["precision"]), []).append(row)
+    rows = []
+    for (network, precision), found in grouped.items():
+        bad = [row for row in found if not row["bit_exact"]]
+        kinds = [", ".join(dict.fromkeys(row[key] for row in found)) for key in ("arithmetic", "level")]
+        result = f"NO: {len(bad)} of {len(found)}" if bad else "yes"
+        rows.append([network, precision, *kinds, min(row["samples"] for row in found), "1, 2", result])
+    text = "Every output of every sample, compared with the numpy oracle bit for bit, with one and two threads."
+    headers = ["network", "precision", "arithmetic", "instruction sets", "samples", "threads", "bit-exact"]
+    return section("Bit-exactness", "bit_exact", documents, text, markdown(headers, rows))
+
+
+def latency_section(documents: Sequence[Document]) -> str:
+    """One row a network and contender."""
+    rows = [line for document in documents for line in latency.lines(document["rows"])]
+    text = (
+        "One inference, interleaved in one run. `speed` is relative to onnxruntime float32, which uses AVX-512 where\n"
+        "the machine has it, as does OpenVINO; `qcompiler x86-64-v3` keeps to AVX2. `error`: signal-to-noise ratio of\n"
+        "an int8 contender's output against its own QDQ file run without optimizations (200 dB: equal)."
+    )
+    headers = ["network", "threads", "runtime", "precision", "median ms", "min ms", "speed", "error"]
+    return section("Latency", "latency", documents, text, markdown(headers, rows))
+
+
+def compile_section(documents: Sequence[Document]) -> str:
+    """Seconds and memory."""
+    rows = [
+        [r["network"], r["samples"], r["seconds"], r["limit"] or "-", f"{r['peak_bytes'] / (1 << 20):.0f} MiB"]
+        for document in documents
+        for r in document["rows"]
+    ]
+    text = "The whole command with the default recipe, in a process of its own. Limit of memory: 2560 MiB."
+    headers = ["network", "samples", "seconds", "limit", "peak memory"]
+    return section("Compile time", "compile_time", documents, text, markdown(headers, rows))
+
+
+def startup_section(documents: Sequence[Document]) -> str:
+    """Import, help, load."""
+    rows = [[r["what"], f"{r['median_s']:.3f}", r["limit_s"]] for document in documents for r in document["rows"]]
+    text = "Medians over fresh processes."
+    return section("Start-up", "startup", documents, text, markdown(["what", "seconds", "limit"], rows))
+
+
+def determinism_section(documents: Sequence[Document]) -> str:
+    """Two compiles."""
+    rows = [
+        [r["network"], r["files"], ", ".join(r["differing"]) or "none"]
+        for document in documents
+        for r in document["rows"]
+    ]
+    text = "Two compiles in two processes with different hash seeds, for all instruction sets; files that differ."
+    return section("Determinism", "determinism", documents, text, markdown(["network", "files", "differing"], rows))
+
+
+SECTIONS = {
+    "accuracy": accuracy_section,
+    "bit_exact": bit_exact_section,
+    "latency": latency_section,
+    "compile_time": compile_section,
+    "startup": startup_section,
+    "determinism": determinism_section,
+}
+
+
+def page(folder: Path) -> Iterator[str]:
+    """The parts of the page."""
+    yield "# Measured results\n\nWritten by `python -m benchmarks.results` from the benchmarks' JSON files.\n"
+    for name, make in SECTIONS.items():
+        documents = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}*.json"))]
+        if documents:
+            yield make(documents)
+
+
+def main() -> int:
+    """Write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    (ROOT / "docs" / "results.md").write_text("".join(page(parser.parse_args().folder)), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

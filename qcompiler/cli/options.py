@@ -1,0 +1,131 @@
+"""Groups of options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from qcompiler.errors import RecipeError
+
+Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+Texts = Annotated[tuple[str, ...], Parameter(negative="", show_default=False)]
+
+
+@Parameter(name="*", group="Output")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """Options of every command."""
+
+    json: Flag = False
+    "Print one JSON document on stdout and nothing else."
+    quiet: Flag = False
+    "No progress on stderr."
+    debug: Flag = False
+    "Show tracebacks."
+
+
+@Parameter(name="*", group="Shapes")
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """How dynamic dimensions are fixed."""
+
+    shape: Texts = ()
+    "Full shape of an input, as x=1,3,48,192; repeatable."
+    dim: Texts = ()
+    "Value of a named dimension, as batch=1; repeatable."
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input name -> shape. Raises RecipeError."""
+        return {name: ints(value, f"--shape {name}") for name, value in pairs(self.shape, "--shape x=1,3,48,192")}
+
+    def dims(self) -> dict[str, int]:
+        """Dimension name -> value. Raises RecipeError."""
+        found = {}
+        for name, value in pairs(self.dim, "--dim batch=1"):
+            sizes = ints(value, f"--dim {name}")
+            if len(sizes) != 1:
+                raise RecipeError(f"`{value}` is not one number.", where=f"--dim {name}", hint="Whole shapes: --shape.")
+            found[name] = sizes[0]
+        return found
+
+
+@Parameter(name="*", group="Images")
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """Preprocessing of images (folders, and arrays that hold images)."""
+
+    resize: str | None = None
+    "Short side, or height,width."
+    crop: str | None = None
+    "Centre crop: size, or height,width."
+    scale: float | None = None
+    "Factor on stored values, 0.00392157 for 0..255 to 0..1."
+    mean: str | None = None
+    "Per-channel mean after scaling, as 0.485,0.456,0.406."
+    std: str | None = None
+    "Per-channel standard deviation."
+    layout: str | None = None
+    "NCHW, NHWC or none."
+    colour: str | None = None
+    "RGB or BGR."
+
+    def table(self) -> dict[str, Any] | None:
+        """Keys that were given, or None."""
+        found: dict[str, Any] = {}
+        for key in ("resize", "crop"):
+            if (text := getattr(self, key)) is not None:
+                sizes = ints(text, f"--{key}")
+                found[key] = sizes[0] if len(sizes) == 1 else sizes
+        for key in ("mean", "std"):
+            if (text := getattr(self, key)) is not None:
+                found[key] = floats(text, f"--{key}")
+        found |= {key: getattr(self, key) for key in ("scale", "layout", "colour") if getattr(self, key) is not None}
+        return found or None
+
+
+@Parameter(name="*", group="Firmware (target c)")
+@dataclass(frozen=True, kw_only=True)
+class Firmware:
+    """What the sources for microcontrollers look like, and what they have to fit."""
+
+    prefix: str | None = None
+    "Name of the model in the sources: qc_PREFIX_run; default: model."
+    arena: str | None = None
+    "Working memory: static (default) or caller, who passes it to qc_PREFIX_run."
+    flash: str | None = None
+    "Flash that the model may take, as 256KiB: code and constants."
+    ram: str | None = None
+    "RAM that the model may take, as 64KiB: arena and stack."
+
+    def table(self) -> dict[str, str]:
+        """Options that were given."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
+def pairs(items: tuple[str, ...], example: str) -> list[tuple[str, str]]:
+    """NAME=VALUE texts, parted. Raises RecipeError that shows `example`."""
+    pairs = []
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name or not value:
+            raise RecipeError(f"`{item}` is not NAME=VALUE.", where=example.split()[0], hint=f"For example {example}.")
+        pairs.append((name, value))
+    return pairs
+
+
+def ints(text: str, where: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas or x. Raises RecipeError."""
+    try:
+        return tuple(int(part) for part in text.replace("x", ",").split(","))
+    except ValueError as error:
+        raise RecipeError(f"`{text}` is not a list of whole numbers.", where=where) from error
+
+
+def floats(text: str, where: str) -> tuple[float, ...]:
+    """Numbers separated by commas. Raises RecipeError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise RecipeError(f"`{text}` is not a list of numbers.", where=where) from error

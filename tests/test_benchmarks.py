@@ -1,0 +1,72 @@
+"""Benchmarks: data is read as the assets' manifest says, and the verdicts are not decoration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("PIL", reason="Pillow is not installed (extra `bench`)")
+
+from benchmarks import accuracy, determinism, latency  # noqa: E402
+from benchmarks.assets import GOALS, ROOT, Case, cases  # noqa: E402
+
+
+@pytest.fixture
+def digits_case() -> Case:
+    def arrays(split: str) -> tuple[np.ndarray, np.ndarray]:
+        with np.load(ROOT / "examples" / "digits" / "digits.npz") as stored:
+            return stored[f"x_{split}"], stored[f"y_{split}"]
+
+    entry = {"metric": "top1", "arrays": arrays}
+    return Case("digits", ROOT / "examples" / "digits" / "cnn.onnx", entry, ("loss", 0.005))
+
+
+def test_float_accuracy_is_that_of_the_manifest(assets: Path) -> None:
+    from qcompiler.evaluate import predict, runner
+    from qcompiler.graph.io import load_graph
+
+    entries = {e["name"]: e for e in json.loads((assets / "manifest.json").read_text())["evaluations"]}
+    for name in ("mlperf_tiny_kws", "mlperf_tiny_resnet8", "mlperf_tiny_ad"):
+        case = Case(name, assets / entries[name]["model"], entries[name], GOALS[name])
+        graph = load_graph(case.model, shapes=case.shapes)
+        outputs = predict(runner(graph), ({case.input: case.test[i : i + 1]} for i in range(len(case.test))))
+        assert case.score(outputs, outputs) == pytest.approx(entries[name]["value"], abs=entries[name]["tolerance"])
+
+
+def test_cases_are_picked_by_part_of_the_name(assets: Path) -> None:
+    assert [case.name for case in cases("kws,tiny_ad")] == ["mlperf_tiny_kws", "mlperf_tiny_ad"]
+
+
+@pytest.mark.slow
+def test_accuracy_row_measures_and_judges(digits_case: Case) -> None:
+    found = accuracy.row(digits_case, "w8a8", "default", 100)
+    assert found["samples"] == 100 and accuracy.state(found) == "ok" and found["same"] >= 0.99
+    assert found["loss"] == pytest.approx(found["float"] - found["bundle"])
+    impossible = Case(digits_case.name, digits_case.model, digits_case.entry, ("least", 1.01))
+    assert accuracy.state(accuracy.row(impossible, "w8a8", "default", 20)) == "LOSS"
+    assert accuracy.state({**found, "same": 0.99}).startswith("SAME")
+
+
+def test_latency_table_relates_to_onnxruntime_float32() -> None:
+    def row(runtime: str, precision: str, ms: float) -> dict[str, Any]:
+        times = {"median_ms": ms, "min_ms": ms, "error_db": None}
+        return {"network": "n", "threads": 1, "runtime": runtime, "precision": precision, **times}
+
+    lines = latency.lines([row("qcompiler", "w8a8", 0.5), row("onnxruntime", "float32", 2.0)])
+    assert [line[6] for line in lines] == ["4.00x", "1.00x"]
+
+
+def test_determinism_sees_one_byte_and_a_missing_file_but_not_the_report(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    for folder in (first, second):
+        (folder / "lib").mkdir(parents=True)
+        (folder / "lib" / "x.so").write_bytes(b"same")
+        (folder / "report.json").write_text(folder.name)
+    assert determinism.differences(first, second) == []
+    (second / "lib" / "x.so").write_bytes(b"sane")
+    (first / "manifest.json").write_text("{}")
+    assert determinism.differences(first, second) == ["lib/x.so", "manifest.json"]

@@ -1,0 +1,32 @@
+"""Inspection agrees with what compilation would do."""
+
+from __future__ import annotations
+
+from qcompiler.graph.io import load_graph
+from qcompiler.graph.model import Graph
+from qcompiler.inspect import inspect_graph
+
+
+def test_the_digits_network_is_all_integer(digits):
+    found = inspect_graph(load_graph(digits.cnn, dims={"N": 1}))
+    assert found["inputs"] == [{"name": "x", "shape": [1, 1, 8, 8]}]
+    assert found["outputs"] == [{"name": "logits", "shape": [1, 10]}]
+    assert found["integer_nodes"] == len(found["nodes"]) > 20
+    assert {row["becomes"] for row in found["nodes"]} <= {"integer", "table", "movement"}
+    assert "BatchNormalization" not in {row["operator"] for row in found["nodes"]}
+    convolutions = [row for row in found["nodes"] if row["operator"] == "Conv"]
+    assert all(row["macs"] > 0 for row in convolutions) and found["macs"] == sum(row["macs"] for row in found["nodes"])
+    # The first: 3x3 on one channel, 16 outputs, 8x8 pixels.
+    assert convolutions[0]["macs"] == 9 * 16 * 64
+
+
+def test_what_has_no_integer_form_is_said_with_a_reason():
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (float[1,4,6,6] x, float[1,4,6,6] z) => (float[1,4,6,6] y)
+    { [bad] a = LRN <size = 3> (x)  [good] b = Relu (a)  [dynamic] y = MatMul (b, z) }"""
+    graph = Graph.parse(text)
+    rows = {row["name"]: row for row in inspect_graph(graph)["nodes"]}
+    assert rows["bad"]["becomes"] == "unsupported" and rows["bad"]["reason"]
+    assert rows["dynamic"]["becomes"] == "unsupported" and "constant" in rows["dynamic"]["reason"]
+    assert rows["good"]["becomes"] != "unsupported"
+    assert graph.nodes("LRN") and len(graph.nodes()) == 3  # the model itself stays as it is
