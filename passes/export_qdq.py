@@ -1,7 +1,8 @@
 """Respell the quantizers of a QDQ graph for other tools; every form means the same, bit for bit.
 
 qcdq       QuantizeLinear, Clip on the codes, DequantizeLinear, in 8- and 16-bit storage: what insert_qdq writes
-standard   formats of 4 bits (and 2 bits, from operator set 25) as ONNX's own types, the others as qcdq
+standard   constants of 4 bits (and 2 bits, from operator set 25) in ONNX's own types, the others as qcdq;
+           activations too with `packed_activations` (onnxruntime 1.32 optimizes such files only without a Clip before)
 functions  one node `qcompiler::FakeQuantize(x, scale, zero_point)` a quantizer, with a function body of standard
            operators in the model, so that it runs in any runtime; constants stay float, on the grid of their format
 
@@ -49,6 +50,8 @@ class Options:
     """qcdq, standard or functions."""
     two_bit: bool = False
     """Raise the operator set to 25 to spell 2 bits as ONNX's own type (few runtimes have it)."""
+    packed_activations: bool = False
+    """Own types for activations as well, in the form `standard`."""
 
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
@@ -61,12 +64,18 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         read = qdq.read_quantizer(graph, node)
         if options.form == "functions":
             _as_function(graph, node, read)
-        elif options.form == "standard" and _own_type(read.params.format, options) is not None:
+        elif _has_own_type(read, options):
             _as_type(graph, node, read, options)
         else:
             _as_qcdq(graph, node, read)
     graph.sweep()
     return graph
+
+
+def _has_own_type(read: qdq.Quantized, options: Options) -> bool:
+    if options.form != "standard" or read.codes is None and not options.packed_activations:
+        return False
+    return _own_type(read.params.format, options) is not None
 
 
 def _own_type(fmt: Int, options: Options) -> np.dtype | None:

@@ -58,11 +58,22 @@ class Result:
     samples: Samples
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def save(self, path: str | Path) -> None:
-        """Write the QDQ graph as an .onnx file. Raises RecipeError when the recipe did not make one."""
+    def save(self, path: str | Path, form: str = "standard") -> None:
+        """Write the QDQ graph as an .onnx file. Raises RecipeError when the recipe did not make one.
+
+        form: `standard` (ONNX's own 4- and 2-bit types where the operator set has them), `qcdq` (8-bit storage and
+        Clip) or `functions` (our FakeQuantize with a function body); see the pass `export_qdq`.
+        """
+        self.exported(form).save(path)
+
+    def exported(self, form: str) -> Graph:
+        """A copy of the QDQ graph in another form."""
         if self.qdq_graph is None:
             raise RecipeError("it makes no QDQ graph.", where=f"recipe `{self.recipe.name}`", hint="Add insert_qdq.")
-        self.qdq_graph.save(path)
+        export = pass_module("export_qdq")
+        graph = export.run(self.qdq_graph.clone(), export.Options(form=form), self.context)
+        assert isinstance(graph, Graph)
+        return graph
 
 
 class Stopwatch:
@@ -131,6 +142,7 @@ def compile(  # noqa: A001 (the product's verb)
     output: str | Path | None = None,
     overwrite: bool = False,
     target_options: Mapping[str, Any] | None = None,
+    qdq_form: str = "qcdq",
     bench: bool = False,
     progress: Progress = _silent,
     **quantization: Any,
@@ -138,7 +150,8 @@ def compile(  # noqa: A001 (the product's verb)
     """Quantize a model, lower it, and write a bundle. Further keywords are those of `quantize`.
 
     output: the bundle's directory; default: the model's name with `.TARGET` beside the working directory.
-    bench: measure latency against onnxruntime for the report. Raises QCompilerError.
+    qdq_form: spelling of the bundle's qdq.onnx, see `Result.save`. bench: measure latency against onnxruntime for the
+    report. Raises QCompilerError.
     """
     from qcompiler.report import build_report, render_html
 
@@ -146,6 +159,8 @@ def compile(  # noqa: A001 (the product's verb)
     path = Path(output) if output is not None else _default_output(model, chosen.name)
     check_destination(path, overwrite)
     _check_options(target_options or {}, chosen)
+    if qdq_form not in (forms := pass_module("export_qdq").FORMS):
+        raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=f"Forms: {', '.join(forms)}.")
     arithmetic = _arithmetic(quantization.get("arithmetic"), chosen)
     plan = load_recipe(recipe)
     if pass_module(plan.passes[-1]).STAGE[1] is not Stage.INTEGER:
@@ -161,7 +176,7 @@ def compile(  # noqa: A001 (the product's verb)
     sample = next(iter(result.samples))
     files = {
         **lowered.files,
-        "qdq.onnx": result.qdq_graph.to_proto().SerializeToString(deterministic=True),
+        "qdq.onnx": result.exported(qdq_form).to_proto().SerializeToString(deterministic=True),
         "integer.onnx": result.integer_graph.to_proto().SerializeToString(deterministic=True),
         "recipe.toml": result.recipe.to_toml().encode(),
         "selftest.npz": self_test(sample, oracle.run(sample)),

@@ -49,6 +49,7 @@ def compile_command(
     arithmetic: str | None = None,
     samples: int | None = None,
     cpu: str | None = None,
+    qdq_form: str = "qcdq",
     seed: int = 0,
     overwrite: Flag = False,
     bench: Flag = False,
@@ -87,6 +88,8 @@ def compile_command(
         Use at most so many calibration samples.
     cpu
         Instruction sets of the cpu target: native, all, or names separated by commas.
+    qdq_form
+        Spelling of the bundle's qdq.onnx: qcdq (8-bit storage and Clip), standard (int4 where ONNX has it) or functions.
     seed
         Seed of everything random.
     overwrite
@@ -120,6 +123,7 @@ def compile_command(
             arithmetic=arithmetic,
             samples=samples,
             target_options={**firmware.table(), **({"cpu": cpu} if cpu else {})},
+            qdq_form=qdq_form,
             seed=seed,
             overwrite=overwrite,
             bench=bench,

@@ -37,6 +37,7 @@ class CompileRequest:
     arithmetic: str | None
     samples: int | None
     target_options: Mapping[str, Any]
+    qdq_form: str
     seed: int
     overwrite: bool
     bench: bool
@@ -76,6 +77,7 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         arithmetic=request.arithmetic,
         options=overrides,
         seed=request.seed,
+        qdq_form=request.qdq_form,
     )
     report = bundle.report()
     code, goals = _goals(request, exam, bundle, report)

@@ -10,6 +10,7 @@ import pytest
 from qcompiler.calibrate.data import load_samples
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
+from qcompiler.execute.ort import Session
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph
 from qcompiler.passes import decide, export_qdq, insert_qdq, set_ranges
@@ -66,10 +67,19 @@ def test_forms_agree(precision: str, form: tuple[str, bool]):
 def test_standard_form_has_packed_types():
     for precision, two_bit, want in (("w4a4", False, "INT4"), ("w2a2", True, "INT2"), ("w2a2", False, "INT8")):
         graph, _ = quantized(precision)
-        export_qdq.run(graph, export_qdq.Options(two_bit=two_bit), Context())
+        export_qdq.run(graph, export_qdq.Options(two_bit=two_bit, packed_activations=True), Context())
         types = {value.dtype for value in graph.ir.initializers.values()}
         assert {getattr(ir.DataType, want), getattr(ir.DataType, f"U{want}")} <= types
         assert graph.opset == (25 if want == "INT2" else 21)
+
+
+def test_standard_form_loads_with_all_optimizations():
+    graph, x = quantized("w4a4")
+    before = graph.run(x=x[:1])
+    export_qdq.run(graph, export_qdq.Options(), Context())
+    types = {value.dtype for value in graph.ir.initializers.values()}
+    assert ir.DataType.INT4 in types and ir.DataType.UINT4 not in types
+    np.testing.assert_allclose(Session(graph, optimize=True).run({"x": x[:1]})[0], before, rtol=0.2, atol=0.2)
 
 
 def test_functions_form_has_one_node_a_quantizer():
