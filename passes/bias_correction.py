@@ -115,9 +115,9 @@ def find_layers(graph: Graph) -> list[Layer]:
         seen = clip if clip is not None and decisions.clip_bounds(graph, clip) is not None else at
         axis = 1 if "Conv" in node.op_type else -1
         layer = Layer(node.name or "", at.outputs[0].name or "", seen.outputs[0].name or "", axis, at, index)
-        if len(at.inputs) <= index or at.inputs[index] is None:
+        bias = at.inputs[index] if len(at.inputs) > index else None
+        if bias is None:
             continue
-        bias = at.inputs[index]
         made = bias.producer()
         if made is None and graph.const(bias) is not None or made is not None and qdq.read_bias(graph, made):
             layers.append(layer)
@@ -129,7 +129,9 @@ def _bias_constant(layer: Layer) -> ir.Value:
     value = layer.bias_node.inputs[layer.bias_index]
     assert value is not None
     made = value.producer()
-    return value if made is None else made.inputs[0]
+    source = value if made is None else made.inputs[0]
+    assert source is not None
+    return source
 
 
 def shift_bias(graph: Graph, layer: Layer, shift: NDArray) -> None:

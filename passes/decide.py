@@ -23,7 +23,7 @@ from qcompiler.assignment import WEIGHTED, Assignment
 from qcompiler.calibrate.ranges import METHODS
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.formats import Int, QuantSpec, parse_format
+from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
@@ -83,7 +83,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     weights: dict[str, str] = {}
     activations: dict[str, str] = {}
     result = Assignment()
-    scale_type = "power_of_two" if options.power_of_two else "float32"
+    scale_type: ScaleType = "power_of_two" if options.power_of_two else "float32"
     saturating = not (options.symmetric or options.power_of_two)
     names = decisions.activations(graph, saturating=saturating)
     quantized = set(names)
@@ -93,7 +93,8 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         weights[_weight_name(graph, node)] = weight_token(weight_bits)
     for node in ends:
         _widen(graph, node, weights, activations, quantized, 8, options.symmetric, outputs=False)
-    for subject in (*graph.inputs, *graph.nodes()):
+    subjects: list[ir.Node | ir.Value] = [*graph.inputs, *graph.nodes()]
+    for subject in subjects:
         _apply_rules(graph, subject, rules, weights, activations, quantized, result)
     for node in graph.nodes():
         if any(pattern.search(node.name or "") for pattern in excluded):

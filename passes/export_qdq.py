@@ -12,6 +12,7 @@ Biases are int32 DequantizeLinear in every form.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -87,7 +88,7 @@ def _own_type(fmt: Int, options: Options) -> np.dtype | None:
 
 def _define(graph: Graph) -> None:
     """Put the function body into the model, once."""
-    function = ir.from_proto(onnx.parser.parse_function(BODY))
+    function: Any = ir.from_proto(onnx.parser.parse_function(BODY))
     if function.identifier() not in graph.model.functions:
         graph.model.functions[function.identifier()] = function
 

@@ -160,7 +160,8 @@ def compile(  # noqa: A001 (the product's verb)
     check_destination(path, overwrite)
     _check_options(target_options or {}, chosen)
     if qdq_form not in (forms := pass_module("export_qdq").FORMS):
-        raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=f"Forms: {', '.join(forms)}.")
+        hint = f"Forms: {', '.join(forms)}."
+        raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=hint)
     arithmetic = _arithmetic(quantization.get("arithmetic"), chosen)
     plan = load_recipe(recipe)
     if pass_module(plan.passes[-1]).STAGE[1] is not Stage.INTEGER:

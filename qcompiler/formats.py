@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,12 +108,13 @@ class QuantSpec:
 class QuantParams:
     """A QuantSpec with numbers: real = scale * (code - zero_point).
 
-    scale: float32, [] or [C]; zero_point: int64, same shape; axis: the kept axis if scale is [C].
+    scale: float32, [] or [C]; zero_point: int64, same shape; both given as anything that converts to such an array.
+    axis: the kept axis if scale is [C].
     """
 
     format: NumberFormat
-    scale: NDArray[np.float32]
-    zero_point: NDArray[np.int64] = field(default_factory=lambda: np.zeros((), np.int64))
+    scale: Any
+    zero_point: Any = field(default_factory=lambda: np.zeros((), np.int64))
     axis: int | None = None
 
     def __post_init__(self) -> None:

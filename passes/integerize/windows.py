@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -60,7 +61,7 @@ def _write_average_pool(writer: Writer, node: ir.Node, params: QuantParams, name
     graph = writer.source
     declared, window = _pool_window(graph, node)
     counts = _divisors(graph, node, declared, window)
-    scale = np.float64(x.params.scale) / np.float64(params.scale) / counts
+    scale: Any = np.float64(x.params.scale) / np.float64(params.scale) / counts
     if (counts == counts.flat[0]).all():
         scale = scale.flat[0]
     attributes = {

@@ -67,7 +67,7 @@ class Preprocess:
             image = _resize(image, self.resize)
         if self.crop is not None:
             image = _crop(image, self.crop)
-        x = image.astype(np.float32)
+        x: NDArray = image.astype(np.float32)
         if self.scale != 1.0:
             x = x * np.float32(self.scale)
         if self.mean:

@@ -89,7 +89,7 @@ def compile_command(
     cpu
         Instruction sets of the cpu target: native, all, or names separated by commas.
     qdq_form
-        Spelling of the bundle's qdq.onnx: qcdq (8-bit storage and Clip), standard (int4 where ONNX has it) or functions.
+        Spelling of the bundle's qdq.onnx: qcdq (8-bit storage and Clip), standard (int4 weights) or functions.
     seed
         Seed of everything random.
     overwrite

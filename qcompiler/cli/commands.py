@@ -214,7 +214,8 @@ def run_eval(
         opened = graph = load_graph(source, shapes=shapes, dims=dims)
     samples = _samples(data, graph, preprocess, limit)
     total = len(samples)
-    run = bundle_runner(opened, threads=threads) if isinstance(opened, Bundle) else evaluate.runner(opened, threads=threads)
+    open_runner = bundle_runner if isinstance(opened, Bundle) else evaluate.runner
+    run = open_runner(opened, threads=threads)  # type: ignore[arg-type]
     outputs = evaluate.predict(run, samples, lambda i: console.progress("evaluate", i, total))
     reference: NDArray | None = None
     if against is not None:

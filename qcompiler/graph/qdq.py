@@ -14,6 +14,7 @@ The DequantizeLinear (or FakeQuantize) carries the format's token as metadata `q
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -166,18 +167,17 @@ def is_quantizer(node: ir.Node | None) -> bool:
 
 def read_quantizer(graph: Graph, node: ir.Node) -> Quantized:
     """What the quantizer that ends in `node` says. Raises ModelError when its parameters are not constants."""
+    source = node.inputs[0]
+    assert source is not None
+    params = _read_params(graph, node)
     if node.domain == DOMAIN and node.op_type == FAKE_QUANTIZE:
-        source = node.inputs[0]
-        params = _read_params(graph, node)
         array = graph.const(source)
         return Quantized(params, source, None if array is None else quantize(array, params))
-    source = node.inputs[0]
-    params = _read_params(graph, node)
     codes = graph.const(source)
     if codes is not None:
         return Quantized(params, source, codes.astype(np.int32 if codes.dtype == np.int32 else params.format.storage))
     low = high = None
-    producer = source.producer()
+    producer: Any = source.producer()
     if producer is not None and producer.op_type == "Clip":
         low, high = (graph.const(value) for value in (*producer.inputs[1:3], None, None)[:2])
         producer = producer.inputs[0].producer()
@@ -269,7 +269,8 @@ def _read_params(graph: Graph, node: ir.Node) -> QuantParams:
     if scale is None or zero_point is None:
         raise ModelError(f"scale and zero point of `{node.name}` must be constants.", where=graph.path)
     token = node.metadata_props.get(FORMAT_KEY) or attribute(node, "format")
-    dtype = given.dtype if given is not None else node.inputs[0].dtype
+    stored = given if given is not None else node.inputs[0]
+    dtype = stored.dtype if stored is not None else None
     fmt = parse_format(token) if token else _TYPES.get(dtype)
     if fmt is None:
         raise ModelError(f"`{node.name}` quantizes to {dtype}, which is no format that we know.", where=graph.path)

@@ -24,12 +24,11 @@ def strip_boundary(graph: Graph) -> Graph:
         value.type = codes_type
         value.metadata_props.update(meta)
     for node in graph.nodes("DequantizeLinear"):
-        codes, value = node.inputs[0], node.outputs[0]
-        assert codes is not None
-        name = value.name
+        source, name = node.inputs[0], node.outputs[0].name
+        assert source is not None
         for i, output in enumerate(graph.ir.outputs):
-            if output is value:
-                graph.ir.outputs[i] = _own_output(graph, node, codes)
+            if output is node.outputs[0]:
+                graph.ir.outputs[i] = _own_output(graph, node, source)
         graph.ir.remove(node, safe=True)
         graph.ir.outputs[[o.name for o in graph.ir.outputs].index(f"{name}/codes")].name = name
     graph.sweep()

@@ -55,14 +55,14 @@ def test_every_quantization_option_arrives(qcompile, digits, digits_data: Path):
     Path("mine.toml").write_text('[recipe]\nname = "mine"\nbase = "fast"\n')
     done = qcompile(
         *(digits.cnn, "--shape", "x=1,1,8,8", "--calib", digits_data / "calib.npz", "-o", "out", "--json"),
-        *("--recipe", "mine.toml", "--precision", "w4a8", "--exclude", "block1", "--exclude", "head"),
+        *("--recipe", "mine.toml", "--precision", "w4a8", "--exclude", "block1", "--exclude", "logits"),
         *("--arithmetic", "fixed", "--seed", "3", "--cpu", "x86-64-v3", "--bench"),
     )
     assert done.code == 0
     document = done.document
     assert (document["recipe"], document["arithmetic"]) == ("mine", "fixed")
     assert [v["level"] for v in Bundle.open("out").manifest["cpu"]["variants"]] == ["x86-64-v3"]
-    assert 'exclude = ["block1", "head"]' in Path("out/recipe.toml").read_text()
+    assert 'exclude = ["block1", "logits"]' in Path("out/recipe.toml").read_text()
     rows = [(row["runtime"], row["precision"]) for row in document["latency"]]
     assert rows == [("qcompiler", "w4+8a8"), ("onnxruntime", "float32"), ("onnxruntime", "int8")]
 

@@ -297,3 +297,9 @@ def test_per_tensor_weights_share_one_scale() -> None:
     weights = [one.params for one in found if one is not None and one.codes is not None]
     assert len(weights) == 4
     assert all(params.scale.shape == () and params.axis is None for params in weights)
+
+
+def test_an_exclusion_that_matches_nothing_is_refused() -> None:
+    graph = network()
+    with pytest.raises(RecipeError, match="`hed` matches no node"):
+        decide.run(graph, decide.Options(exclude=("hed",)), context_of(graph))
