@@ -8,13 +8,19 @@ PIP := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.
 INSTALLED := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 
-.PHONY: demo test lint types docs
+.PHONY: demo test test-mcu lint types docs
 
 demo: $(INSTALLED)
 	$(RUN) -m examples.ocr_cls.demo $(ARGS)
 
 test: $(INSTALLED)
 	$(RUN) -m pytest tests $(ARGS)
+
+# Two networks on emulated boards (BOARDS=all: every board); installs compilers and emulators where it may.
+BOARDS ?= m4,rv32
+test-mcu: $(INSTALLED)
+	tests/mcu/install.sh
+	QCOMPILER_BOARDS=$(BOARDS) timeout 900 $(RUN) -m pytest tests/mcu $(ARGS)
 
 lint: $(DEVELOPMENT) types
 	$(RUN) -m ruff check .

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, latency
+from benchmarks import accuracy, latency, mcu
 from benchmarks.assets import ROOT
 
 Document = dict[str, Any]
@@ -112,6 +112,24 @@ def determinism_section(documents: Sequence[Document]) -> str:
     return section("Determinism", "determinism", documents, text, markdown(["network", "files", "differing"], rows))
 
 
+def mcu_section(documents: Sequence[Document]) -> str:
+    """Bits and sizes, then instructions."""
+    rows = [row for document in documents for row in document["rows"]]
+    boards = ", ".join(dict.fromkeys(name for row in rows for name in row["exact"]))
+    vectors = min(row["vectors"] for row in rows)
+    text = (
+        f"Bit-exact: the self-test with {vectors} samples on emulated boards ({boards}), compiled with -O2. Bytes are\n"
+        "those of arm-none-eabi-gcc -Os for a Cortex-M4; the arena stands beside its lower bound, the most that is\n"
+        "alive at once. `estimate off`: the worse of flash and RAM, where no cross compiler measures them."
+    )
+    found = section("Microcontrollers", "mcu", documents, text, markdown(mcu.HEADERS, mcu.lines(rows)))
+    return (
+        f"{found}\nInstructions of one inference on the Cortex-M4, counted by the emulator (not cycles), and for each\n"
+        "multiply-accumulate by kind of layer. `3x3`: windows over 16 or more planes; `first`: over fewer.\n\n"
+        + markdown(mcu.INSTRUCTION_HEADERS, mcu.instruction_lines(rows))
+    )
+
+
 SECTIONS = {
     "accuracy": accuracy_section,
     "bit_exact": bit_exact_section,
@@ -119,6 +137,7 @@ SECTIONS = {
     "compile_time": compile_section,
     "startup": startup_section,
     "determinism": determinism_section,
+    "mcu": mcu_section,
 }
 
 

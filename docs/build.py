@@ -32,6 +32,8 @@ PAGES = {
     "operators": "Operators",
     "integer_operators": "The integer graph",
     "bundle": "The bundle",
+    "c_target": "Firmware",
+    "misra": "MISRA C",
     "errors": "Errors and exit codes",
     "results": "Measured results",
 }

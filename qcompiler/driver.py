@@ -191,7 +191,7 @@ def compile(  # noqa: A001 (the product's verb)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         trial = write_bundle(Path(folder) / "bundle", files, manifest, overwrite=False)
         with watch("evaluate"):
-            facts = _evaluate(result, trial, oracle, progress)
+            facts = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
         if bench and chosen.runtime:
             with watch("bench"):
                 facts["latency"] = _bench(result, trial)

@@ -37,6 +37,8 @@ class Lowered:
     """Merged into manifest.json under the target's name."""
     sizes: dict[str, int]
     """At least weight_bytes, arena_bytes, arena_lower_bound."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """For the report alone: what may differ from machine to machine, such as measurements."""
 
 
 def _no_check(options: Mapping[str, Any]) -> None:

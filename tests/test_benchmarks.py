@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="Pillow is not installed (extra `bench`)")
 
-from benchmarks import accuracy, determinism, latency  # noqa: E402
+from benchmarks import accuracy, determinism, latency, mcu  # noqa: E402
 from benchmarks.assets import GOALS, ROOT, Case, cases  # noqa: E402
 
 
@@ -70,3 +70,16 @@ def test_determinism_sees_one_byte_and_a_missing_file_but_not_the_report(tmp_pat
     (second / "lib" / "x.so").write_bytes(b"sane")
     (first / "manifest.json").write_text("{}")
     assert determinism.differences(first, second) == ["lib/x.so", "manifest.json"]
+
+
+def test_instructions_are_divided_by_the_macs_of_their_kind() -> None:
+    from tests.conformance.suite import build_suite
+
+    graph = build_suite("fixed").graph
+    nodes = {str(node.name): node for node in graph.nodes()}
+    kinds = {name: mcu.kind_of(graph, node) for name, node in nodes.items()}
+    assert set(kinds.values()) == {*mcu.KINDS, ""}
+    work = {name: mcu.node_macs(graph, node) for name, node in nodes.items()}
+    found = mcu.per_mac(graph, [(name, 3 * macs) for name, macs in work.items() if kinds[name] == "depthwise"])
+    assert found["depthwise"] == 3.0 and found["3x3"] == 0.0
+    assert 0 < found["all"] < 3

@@ -121,7 +121,8 @@ def _goals(
         goals.append(
             {"goal": f"{request.metric} loss <= {request.max_drop}", "value": drop, "met": drop <= request.max_drop}
         )
-    code = 0 if all(goal["met"] for goal in goals) else GOAL_MISSED
+    fits = (report.get("fit") or {}).get("verdict") != "TOO BIG"
+    code = 0 if fits and all(goal["met"] for goal in goals) else GOAL_MISSED
     if request.require_speedup:
         ours, peer = _pair(report["latency"])
         goals.append({"goal": "faster than onnxruntime float32", "value": peer / ours, "met": ours <= peer})
@@ -160,12 +161,30 @@ def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> s
         f"{size(sizes['arena_bytes'])}",
         f"  time     {sum(report['seconds'].values()):.1f} s",
     ]
+    if report.get("fit"):
+        lines.extend(_fit_lines(report["fit"]))
     for row in report.get("latency", []):
         lines.append(f"  latency  {row['runtime']} {row['precision']}: {row['median_ms']:.3f} ms")
     for goal in goals:
         lines.append(f"  goal     {goal['goal']}: {goal['value']:.3g}, {'met' if goal['met'] else 'MISSED'}")
     lines.append(f"  report   {Path(report['bundle']) / 'report.html'}")
     return "\n".join(lines)
+
+
+def _fit_lines(fit: Mapping[str, Any]) -> list[str]:
+    """What a microcontroller has to hold, and whether it can."""
+    limits = fit["limits"]
+
+    def of(name: str) -> str:
+        return f" of {size(limits[name])}" if name in limits else ""
+
+    lines = [
+        f"  firmware flash {size(fit['flash_bytes'])}{of('flash')} ({size(fit['code_bytes'])} code), RAM "
+        f"{size(fit['ram_bytes'])}{of('ram')} ({size(fit['stack_bytes'])} stack), {fit['how']} for {fit['core']}",
+        f"           about {fit['instructions'] / 1e6:.2f} M instructions an inference",
+    ]
+    lines += [f"  fits     {fit['verdict']}"] if fit["verdict"] else []
+    return lines + [f"           {advice}" for advice in fit["advice"]]
 
 
 def run_verify(

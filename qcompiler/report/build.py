@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from qcompiler.graph.model import Graph, attributes
-from qcompiler.ops import OPERATORS
+from qcompiler.graph.model import Graph
+from qcompiler.ops.macs import node_macs
 
 if TYPE_CHECKING:
     from qcompiler.driver import Result
@@ -39,6 +39,7 @@ def build_report(
         "operators": operators(result.integer_graph),
         "verification": facts.get("verification"),
         "latency": facts.get("latency", []),
+        "fit": facts.get("fit"),
         "worst_layers": sorted(facts["layers"], key=lambda row: row["sqnr_db"])[:10],
         "layers": facts["layers"],
         "notes": [{"pass": n.source, "where": n.where, "text": n.text} for n in result.context.notes],
@@ -104,12 +105,7 @@ def _bits(value: ir.Value | None) -> int:
 
 def macs(graph: Graph) -> int:
     """Multiply-accumulates of one inference."""
-    total = 0
-    for node in graph.nodes():
-        key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        inputs = [graph.shape(value) if value is not None else () for value in node.inputs]
-        total += OPERATORS[key].macs(inputs, [graph.shape(value) for value in node.outputs], attributes(node))
-    return total
+    return sum(node_macs(graph, node) for node in graph.nodes())
 
 
 def operators(graph: Graph) -> dict[str, int]:

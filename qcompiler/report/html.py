@@ -47,6 +47,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         f"<h1>{escape(str(report['model']).rsplit('/', 1)[-1])} &rarr; {escape(report['target'])}</h1>",
         f"<p class='verdict{mood}'>{escape(report['verdict'])}</p>",
         _cards(report),
+        _fit(report.get("fit")),
         _latency(report.get("latency") or []),
         "<h2>Worst layers</h2>",
         "<p class='soft'>Signal to quantization noise of a value against the float model; every layer inherits the "
@@ -87,6 +88,35 @@ def _cards(report: Mapping[str, Any]) -> str:
     source = escape(f"{report['calibration']['samples']} samples from {report['calibration']['source']}")
     recipe = escape(report["recipe"])
     return f"<div class='cards'>{items}</div><p class='soft'>Recipe {recipe}, calibrated on {source}.</p>"
+
+
+def _fit(fit: Mapping[str, Any] | None) -> str:
+    """Flash and RAM of firmware beside their limits."""
+    if not fit:
+        return ""
+    rows = ""
+    for name, parts in (("flash", "code constant"), ("ram", "arena stack")):
+        used, limit = fit[f"{name}_bytes"], fit["limits"].get(name)
+        of = " + ".join(f"{part} {_bytes(fit[f'{part}_bytes'])}" for part in parts.split())
+        share = used / limit if limit else 0.0
+        colour = "bad" if share > 1 else "fair" if share > 0.9 else ""
+        rows += (
+            f"<tr><td>{name}</td><td class='n'>{_bytes(used)}</td><td>{escape(of)}</td>"
+            f"<td class='n'>{_bytes(limit) if limit else ''}</td>"
+            f"<td class='b'>{_bar(share, colour) if limit else ''}</td></tr>"
+        )
+    head = "<tr><th></th><th class='n'>used</th><th>of which</th><th class='n'>limit</th><th></th></tr>"
+    largest, peak = fit["largest_layer"], fit["peak"]
+    alive = ", ".join(f"<code>{escape(one['name'])}</code> {_bytes(one['bytes'])}" for one in peak["alive"])
+    text = (
+        f"Largest layer: <code>{escape(largest['node'])}</code>, {_bytes(largest['constant_bytes'])} of constants. "
+        f"Most of the arena is alive at <code>{escape(peak['node'])}</code>: {alive}. "
+        f"About {fit['instructions'] / 1e6:.2f} M instructions an inference."
+    )
+    advice = "".join(f"<p>{escape(line)}</p>" for line in fit["advice"])
+    title = f"Firmware: {fit['verdict']}" if fit["verdict"] else "Firmware"
+    how = escape(f"{fit['how']} for {fit['core']} at -Os")
+    return f"<h2>{title}</h2><p class='soft'>{how}. {text}</p><table>{head}{rows}</table>{advice}"
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,8 +1,23 @@
 """The c target: freestanding C99 sources for microcontrollers, with the oracle's bits and no float."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
 from qcompiler.target import Target
 from qcompiler.targets.c.build import build, check
 from qcompiler.targets.c.capabilities import CAPABILITIES
+
+
+def _host(path: Path, manifest: Mapping[str, Any]) -> Callable[[Mapping[str, NDArray]], list[NDArray]]:
+    from qcompiler.targets.c.host import HostSession
+
+    return HostSession(path, manifest).run
+
 
 TARGET = Target(
     "c",
@@ -11,7 +26,11 @@ TARGET = Target(
     options={
         "prefix": "name of the model in the sources: qc_PREFIX_run; default: model",
         "arena": "static (default) or caller (the arena is passed to qc_PREFIX_run)",
+        "flash": "limit of code and constants, as 256KiB: the report says whether it fits",
+        "ram": "limit of arena and stack, as 64KiB",
+        "vectors": "samples of the self-test; default: 4",
     },
     check=check,
     runtime=False,
+    host=_host,
 )

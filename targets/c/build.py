@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 from qcompiler.errors import RecipeError
 from qcompiler.graph.model import Graph
 from qcompiler.target import Lowered
+from qcompiler.targets.c import footprint
 from qcompiler.targets.c.emit import Sources, facts
+from qcompiler.targets.c.fit import judge, limits_of
 from qcompiler.targets.c.machine import SCALAR
 from qcompiler.targets.c.project import cmake, makefile, readme
-from qcompiler.targets.c.selftest import answers, selftest
+from qcompiler.targets.c.selftest import VECTORS, answers, selftest
 from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.lower import check_operators, lower
 
@@ -25,8 +28,13 @@ def check(options: Mapping[str, Any]) -> None:
     prefix = options.get("prefix", "model")
     if not re.fullmatch(r"[a-z][a-z0-9_]*", prefix):
         raise RecipeError(
-            f"`{prefix}` is no C identifier in lower case.", where="option prefix", hint="For example kws or person_detector."
+            f"`{prefix}` is no C identifier in lower case.",
+            where="option prefix",
+            hint="For example kws or person_detector.",
         )
+    limits_of(options)
+    if not str(options.get("vectors", VECTORS)).isdigit():
+        raise RecipeError(f"`{options['vectors']}` is no count.", where="option vectors")
     if options.get("arena", "static") not in ("static", "caller"):
         raise RecipeError(f"`{options['arena']}` is neither static nor caller.", where="option arena")
 
@@ -39,25 +47,46 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     program = lower(stripped, SCALAR, progress)
     progress("generate code", 0, 1)
     sources = Sources(stripped, program, options.get("prefix", "model"), options.get("arena") == "caller")
-    name = sources.name
+    name, vectors = sources.name, int(options.get("vectors", VECTORS))
     float_header, float_source = sources.float_wrappers()
+    weight_bytes = sum(int(a.nbytes) for a in program.constants.arrays.values())
+    kernels = sources.kernels()
+    arguments = [len(call.arguments) for call in program.calls]
+    # What stands in files must not depend on tools of this machine, so it is the estimate.
+    guess = footprint.estimate(kernels, arguments, program.arena_bytes, weight_bytes, footprint.Rates.read())
     sizes = {
-        "weight_bytes": sum(int(a.nbytes) for a in program.constants.arrays.values()),
+        "weight_bytes": weight_bytes,
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_bound,
+        "code_bytes": guess.code,
+        "stack_bytes": guess.stack,
     }
     texts = {
         f"src/{name}.h": sources.header(),
         f"src/{name}.c": sources.model(),
         f"src/{name}_kernels.h": sources.kernels_header(),
-        f"src/{name}_kernels.c": sources.kernels(),
+        f"src/{name}_kernels.c": kernels,
         "src/qc_dot.h": (_TEMPLATES / "qc_dot.h").read_text(),
         f"src/{name}_float.h": float_header,
         f"src/{name}_float.c": float_source,
-        "test/selftest.c": selftest(sources, answers(stripped, graph)),
+        "test/selftest.c": selftest(sources, answers(stripped, vectors)),
         "Makefile": makefile(name),
         "CMakeLists.txt": cmake(name),
         "README.md": readme(sources, sizes),
     }
+    files = {path: text.encode() for path, text in texts.items()}
     progress("generate code", 1, 1)
-    return Lowered({path: text.encode() for path, text in texts.items()}, facts(sources), sizes)
+    fit = judge(_measured(files, sources, weight_bytes) or guess, program, limits_of(options))
+    return Lowered(files, facts(sources), sizes, {"fit": fit})
+
+
+def _measured(files: Mapping[str, bytes], sources: Sources, weight_bytes: int) -> footprint.Footprint | None:
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as work:
+        folder = Path(work)
+        (folder / "src").mkdir()
+        for path, data in files.items():
+            if path.startswith("src/"):
+                (folder / path).write_bytes(data)
+        return footprint.measure(
+            folder, facts(sources)["files"], sources.name, sources.program.arena_bytes, weight_bytes
+        )

@@ -20,19 +20,18 @@ WHOLE = 2048
 
 def codes(count: int, seed: int, fmt: Int) -> NDArray:
     """The codes that selftest.c makes: a 32-bit linear congruential generator, high bits."""
-    state = np.uint64(seed)
-    found = np.empty(count, np.int64)
-    for i in range(count):
-        state = (state * np.uint64(1664525) + np.uint64(1013904223)) & np.uint64(0xFFFFFFFF)
-        found[i] = int(state >> np.uint64(16)) % (fmt.max - fmt.min + 1) + fmt.min
-    return found.astype(fmt.storage)
+    state, found = seed, []
+    for _ in range(count):
+        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
+        found.append((state >> 16) % (fmt.max - fmt.min + 1) + fmt.min)
+    return np.array(found, fmt.storage)
 
 
-def answers(graph: Graph, float_graph: Graph) -> list[list[NDArray]]:
-    """Output codes of every vector, by the oracle. `graph` has codes at its boundary, `float_graph` is the original."""
+def answers(graph: Graph, vectors: int = VECTORS) -> list[list[NDArray]]:
+    """Output codes of every vector, by the oracle. `graph` has codes at its boundary."""
     oracle = Oracle(graph)
     found = []
-    for vector in range(VECTORS):
+    for vector in range(vectors):
         inputs = {}
         for i, value in enumerate(graph.inputs):
             fmt = parse_format(value.metadata_props["qcompiler.format"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 _SIGNATURE = re.compile(r"(?m)^void (\w+)\(([^)]*)\)( \{|;)\n")
 _PROTOTYPE = re.compile(r"(?m)^[a-z]\w* \w+\([^{}\n]*\);\n")
@@ -43,10 +44,13 @@ def clean(source: str) -> tuple[str, list[str]]:
 def _without_unused(function: str) -> str:
     """Drop declarations that nothing reads, until none is left."""
     while True:
-        counts: dict[str, int] = {}
-        for word in re.findall(r"\bv\d+\b|\bv_\w*", function):
-            counts[word] = counts.get(word, 0) + 1
-        kept = _DECLARED.sub(lambda match: "" if counts[match[1]] == 1 else match[0], function)
+        counts = Counter(re.findall(r"\bv\d+\b|\bv_\w*", function))
+        once = {word for word, count in counts.items() if count == 1}
+        kept = "".join(
+            line
+            for line in function.splitlines(keepends=True)
+            if (match := _DECLARED.fullmatch(line)) is None or match[1] not in once
+        )
         if kept == function:
             return _use_bounds(function)
         function = kept
@@ -62,7 +66,8 @@ def _use_bounds(function: str) -> str:
     return head + brace + "".join(f"  (void){name};\n" for name in unused) + rest
 
 
-def array(name: str, kind: str, values: list[int]) -> str:
-    """A `static const` array, 16 numbers a line."""
+def array(name: str, kind: str, values: list[int], attributes: str = "") -> str:
+    """A `static const` array, 16 numbers a line. attributes: a macro in front."""
     lines = [", ".join(str(v) for v in values[i : i + 16]) for i in range(0, len(values), 16)]
-    return f"static const {kind} {name}[{len(values)}] = {{\n  " + ",\n  ".join(lines) + "\n};\n"
+    opening = f"{attributes} static const" if attributes else "static const"
+    return f"{opening} {kind} {name}[{len(values)}] = {{\n  " + ",\n  ".join(lines) + "\n};\n"

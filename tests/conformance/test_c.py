@@ -61,6 +61,7 @@ def self_test(bundle: Bundle, folder: Path, compiler: str, flags: list[str]) -> 
     )
 
 
+@pytest.mark.slow
 def test_sanitizers_find_nothing(bundle: Bundle, tmp_path: Path) -> None:
     flags = [*STRICT, "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     done = self_test(bundle, tmp_path, found_compiler("gcc"), flags)

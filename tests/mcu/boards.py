@@ -49,15 +49,13 @@ _PICOLIBC = {
     "__flash": 0x80000000, "__flash_size": 0x800000, "__ram": 0x80800000, "__ram_size": 0x400000,
     "__stack_size": 0x10000,
 }  # fmt: skip
-_HARD = "-mfloat-abi=hard"
+_SOFT, _HARD = "-mfloat-abi=soft", "-mfloat-abi=hard"
 BOARDS: Mapping[str, Board] = {
     board.name: board
     for board in (
-        _arm("m4", "Cortex-M4", "mps2-an386", ["-mcpu=cortex-m4", "-mfloat-abi=soft"], 0, 0x40000, 0x20000000),
+        _arm("m4", "Cortex-M4", "mps2-an386", ["-mcpu=cortex-m4", _SOFT], 0, 0x40000, 0x20000000),
         _arm("m7", "Cortex-M7", "mps2-an500", ["-mcpu=cortex-m7", _HARD, "-mfpu=fpv5-d16"], 0, 0x40000, 0x20000000),
-        _arm(
-            "m33", "Cortex-M33", "mps2-an505", ["-mcpu=cortex-m33", "-mfloat-abi=soft"], 0x10000000, 0x10040000, 0x38000000
-        ),
+        _arm("m33", "Cortex-M33", "mps2-an505", ["-mcpu=cortex-m33", _SOFT], 0x10000000, 0x10040000, 0x38000000),
         _arm("m55", "Cortex-M55", "mps3-an547", ["-mcpu=cortex-m55", _HARD], 0x10000000, 0x70000000, 0x31000000),
         Board(
             "rv32", "RV32IMAC", "riscv64-unknown-elf-gcc", "qemu-system-riscv32", "virt",
@@ -108,20 +106,60 @@ def probe(facts: Mapping[str, Any], runs: int) -> str:
     arguments = [word.rpartition("*")[2].strip() for word in signature.partition("(")[2].rstrip(")").split(",")]
     memory = []
     for argument in arguments:
-        size = f"QC_{name.upper()}_ARENA_BYTES" if argument == "arena" else f"8 * QC_{name.upper()}_{argument.upper()}_SIZE"
+        upper = f"QC_{name.upper()}_{argument.upper()}"
+        size = f"{upper}_BYTES" if argument == "arena" else f"8 * {upper}_SIZE"
         memory.append(f"static union {{ long long align; char bytes[{size}]; }} {argument};")
     call = f"qc_{name}_run({', '.join(f'(void *){argument}.bytes' for argument in arguments)});"
     return f"""#include <stdint.h>
 #include <stdio.h>
 #include "{name}.h"
 {chr(10).join(memory)}
+void qc_after(void);
+__attribute__((noinline)) void qc_after(void) {{ __asm volatile(""); }}
 int main(void) {{
   volatile uint8_t mark;
   volatile uint8_t *top = (volatile uint8_t *)((uintptr_t)&mark - 64u), *deep = top - {PAINT};
   for (volatile uint8_t *p = deep; p < top; ++p) *p = 0xA5u;
   for (int i = 0; i < {runs}; ++i) {call}
+  qc_after();
   while (deep < top && *deep == 0xA5u) ++deep;
   printf("stack %ld\\n", (long)((volatile uint8_t *)__builtin_frame_address(0) - deep));
   return 0;
 }}
 """
+
+
+def build_plugin(output: Path) -> Path:
+    """The instruction counter, compiled for this machine."""
+    subprocess.run(["gcc", "-shared", "-fPIC", "-O2", str(HERE / "count.c"), "-o", str(output)], check=True)
+    return output
+
+
+def instructions(
+    board: Board, image: Path, plugin: Path, facts: Mapping[str, Any], timeout: float
+) -> list[tuple[str, int]]:
+    """(kernel, instructions) of every call that the first qc_NAME_run makes, in order.
+
+    A figure reaches from the entry of one kernel to that of the next: it holds what it calls, and the few instructions
+    that pass the next one's arguments. The last ends where qc_NAME_run returns.
+    """
+    prefix = f"qc_{facts['prefix']}_"
+    listing = subprocess.run(
+        [board.compiler.removesuffix("gcc") + "nm", str(image)], check=True, capture_output=True, text=True
+    ).stdout
+    entries: dict[int, str] = {}
+    for line in listing.splitlines():
+        address, kind, name = line.split()[-3:] if len(line.split()) == 3 else ("0", "", "")
+        if kind.lower() == "t" and (name.startswith(prefix) or name == "qc_after"):
+            entries[int(address, 16) & ~1] = name
+    log = image.with_suffix(".counts")
+    marks = ",".join(f"mark={address:#x}" for address in entries)
+    done = emulate(board, image, timeout, ["-plugin", f"{plugin},out={log},{marks}"])
+    if done.returncode:
+        raise RuntimeError(f"{board.name}: exit code {done.returncode}: {done.stderr.strip()[:300]}")
+    rows = (line.split() for line in log.read_text().splitlines())
+    steps = [(entries.get(int(address, 16), ""), int(at)) for address, at in rows]
+    start = [name for name, _ in steps].index(f"{prefix}run")
+    end = [name for name, _ in steps].index("qc_after")
+    calls = steps[start + 1 : end + 1]
+    return [(name, behind - at) for (name, at), (_, behind) in zip(calls[:-1], calls[1:], strict=True)]

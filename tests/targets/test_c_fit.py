@@ -1,0 +1,149 @@
+"""Whether a model fits: sizes against a linked image, verdicts against limits, advice that is true."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.bundle import Bundle
+from qcompiler.driver import compile
+from qcompiler.errors import RecipeError
+from qcompiler.report import render_html
+from qcompiler.targets.c import footprint
+from qcompiler.targets.c.fit import TIGHT, judge, parse_size
+from qcompiler.targets.c.footprint import Footprint, Rates
+from qcompiler.targets.c.machine import SCALAR
+from qcompiler.targets.shared.boundary import strip_boundary
+from qcompiler.targets.shared.lower import lower
+from qcompiler.targets.shared.program import Program
+from tests.conftest import Digits
+from tests.mcu.boards import BOARDS, build, emulate, probe
+
+M4 = BOARDS["m4"]
+
+
+@pytest.fixture(scope="module")
+def bundle(digits: Digits, digits_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    path = tmp_path_factory.mktemp("fit") / "digits.c"
+    return compile(digits.cnn, "c", digits_data / "calib.npz", output=path, dims={"N": 1})
+
+
+@pytest.fixture(scope="module")
+def program(bundle: Bundle) -> Program:
+    return lower(strip_boundary(bundle.integer_graph()), SCALAR)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("256KiB", 262144), ("64kb", 64000), ("1.5 MiB", 1572864), ("65536", 65536), ("8K", 8192)]
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text, "--flash") == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "-4KiB", "0", "3 parsecs", "KiB"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError, match="--ram"):
+        parse_size(text, "--ram")
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(0.5, "FITS"), (TIGHT - 0.01, "FITS"), (0.95, "TIGHT"), (1.0, "TIGHT"), (1.01, "TOO BIG")]
+)
+def test_the_worse_of_flash_and_ram_decides(program: Program, share: float, verdict: str) -> None:
+    found = Footprint(code=2000, constants=8000, arena=900, stack=100, how="measured")
+    for limits in ({"flash": round(10000 / share)}, {"flash": 10**6, "ram": round(1000 / share)}):
+        fit = judge(found, program, limits)
+        assert fit["verdict"] == verdict
+        assert bool(fit["advice"]) == (verdict == "TOO BIG")
+    assert judge(found, program, {})["verdict"] is None
+
+
+def test_advice_names_the_largest_layer_and_the_peak(program: Program) -> None:
+    found = Footprint(code=3000, constants=22304, arena=7168, stack=376, how="measured")
+    flash, ram = judge(found, program, {"flash": 24000, "ram": 6000})["advice"]
+    sizes = {node.name: program.graph.const(node.inputs[1]).size for node in program.graph.nodes("MatMul", "Conv")}
+    largest = max(sizes, key=lambda name: sizes[name])
+    assert f"`{largest}` is the largest layer" in flash and "fewer channels" in flash
+    assert "RAM: 1.5 KiB too much" in ram and "fewer channels there" in ram
+    (code,) = judge(found, program, {"flash": 2000})["advice"]
+    assert "the code alone" in code
+
+
+def test_measured_sizes_are_those_of_a_linked_image(bundle: Bundle, tmp_path: Path) -> None:
+    """An image with the model less one without it, and the stack that the emulated board painted over."""
+    if reason := M4.missing():
+        pytest.skip(reason)
+    facts, size = bundle.manifest["c"], bundle.manifest["size"]
+    found = footprint.measure(bundle.path, facts["files"], facts["prefix"], size["arena_bytes"], size["weight_bytes"])
+    assert found is not None and found.how == "measured"
+    (tmp_path / "with.c").write_text(probe(facts, 2))
+    use = '__attribute__((noinline)) static void use(void *x, void *y) { __asm volatile("" ::"r"(x), "r"(y)); }\n'
+    (tmp_path / "without.c").write_text(use + probe(facts, 2).replace(f"qc_{facts['prefix']}_run(", "use("))
+    sections = []
+    for name in ("with", "without"):
+        image = build(M4, bundle.path, facts, tmp_path / name, main=tmp_path / f"{name}.c")
+        listing = subprocess.run(["arm-none-eabi-size", str(image)], capture_output=True, text=True, check=True).stdout
+        sections.append([int(field) for field in listing.splitlines()[1].split()[:3]])
+    text, data, bss = (a - b for a, b in zip(*sections, strict=True))
+    assert found.flash == pytest.approx(text + data, rel=0.03)
+    assert found.arena == pytest.approx(bss, rel=0.03)
+    stack = int(emulate(M4, tmp_path / "with", 60).stdout.split()[1])
+    assert found.ram == pytest.approx(bss + stack, rel=0.03)
+
+
+def test_the_estimate_is_close_to_the_measurement(bundle: Bundle) -> None:
+    facts, size = bundle.manifest["c"], bundle.manifest["size"]
+    found = footprint.measure(bundle.path, facts["files"], facts["prefix"], size["arena_bytes"], size["weight_bytes"])
+    if found is None:
+        pytest.skip(f"no {footprint.COMPILER}")
+    guess = size["weight_bytes"] + size["code_bytes"], size["arena_bytes"] + size["stack_bytes"]
+    assert guess == pytest.approx((found.flash, found.ram), rel=0.03)
+
+
+def test_without_the_cross_compiler_the_report_gives_the_estimate(
+    digits: Digits, digits_data: Path, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "COMPILER", "no-such-gcc")
+    again = compile(
+        digits.cnn, "c", digits_data / "calib.npz", output=tmp_path / "c", dims={"N": 1},
+        target_options={"flash": "24KiB", "ram": "64KiB"},
+    )  # fmt: skip
+    assert again.manifest == bundle.manifest, "the bundle must not depend on the tools of a machine"
+    fit = again.report()["fit"]
+    assert fit["how"] == "estimated" and fit["verdict"] == "TOO BIG" and len(fit["advice"]) == 1
+    assert fit["flash_bytes"] == again.manifest["size"]["weight_bytes"] + again.manifest["size"]["code_bytes"]
+    page = render_html(again.report())
+    assert "Firmware: TOO BIG" in page and "largest layer" in page
+
+
+def test_a_model_that_is_too_big_is_written_and_exits_with_4(
+    digits: Digits, digits_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    from qcompiler.cli import main
+
+    arguments = [str(digits.cnn), "--target", "c", "-o", str(tmp_path / "c"), "--dim", "N=1", "--quiet", "--json"]
+    assert main([*arguments, "--calib", str(digits_data / "calib.npz"), "--ram", "4KiB", "--flash", "1MiB"]) == 4
+    fit = json.loads(capsys.readouterr().out)["fit"]
+    assert fit["verdict"] == "TOO BIG" and fit["limits"] == {"flash": 1 << 20, "ram": 4096}
+    assert (tmp_path / "c" / "src" / "model.c").is_file()
+
+
+def test_rates_ship_with_their_origin() -> None:
+    rates = Rates.read()
+    assert footprint.COMPILER in rates.origin and footprint.CORE in rates.origin
+    counts = footprint.features("void f(void) { for (;;) { x = 1; } }")
+    assert counts["loop"] == 1 and counts["statement"] == 3 and np.isfinite(list(rates.code.values())).all()
+
+
+def test_a_compiler_that_fails_is_no_measurement(bundle: Bundle, tmp_path: Path) -> None:
+    if shutil.which(footprint.COMPILER) is None:
+        pytest.skip(f"no {footprint.COMPILER}")
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle.path, broken)
+    (broken / "src" / "model.c").write_text("int broken(")
+    assert footprint.measure(broken, bundle.manifest["c"]["files"], "model", 0, 0) is None
