@@ -94,6 +94,8 @@ class Firmware:
     "Name of the model in the sources: qc_PREFIX_run; default: model."
     arena: str | None = None
     "Working memory: static (default) or caller, who passes it to qc_PREFIX_run."
+    object: str | None = None
+    "Kernels as an object file for this core in place of C text: cortex-m55, with vectors."
     flash: str | None = None
     "Flash that the model may take, as 256KiB: code and constants."
     ram: str | None = None

@@ -28,6 +28,7 @@ TARGET = Target(
         "arena": "static (default) or caller (the arena is passed to qc_PREFIX_run)",
         "flash": "limit of code and constants, as 256KiB: the report says whether it fits",
         "ram": "limit of arena and stack, as 64KiB",
+        "object": "kernels as an object file with vectors, for this core (cortex-m55), instead of C text",
         "vectors": "samples of the self-test; default: 4",
     },
     check=check,

@@ -15,9 +15,11 @@ from qcompiler.targets.c import footprint
 from qcompiler.targets.c.emit import Sources, facts
 from qcompiler.targets.c.fit import judge, limits_of
 from qcompiler.targets.c.machine import SCALAR
-from qcompiler.targets.c.project import cmake, makefile, readme
+from qcompiler.targets.c.objects import OBJECTS, code_bytes
+from qcompiler.targets.c.project import cmake, makefile, object_makefile, readme
 from qcompiler.targets.c.selftest import VECTORS, answers, selftest
 from qcompiler.targets.shared.boundary import strip_boundary
+from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.lower import check_operators, lower
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -37,18 +39,34 @@ def check(options: Mapping[str, Any]) -> None:
         raise RecipeError(f"`{options['vectors']}` is no count.", where="option vectors")
     if options.get("arena", "static") not in ("static", "caller"):
         raise RecipeError(f"`{options['arena']}` is neither static nor caller.", where="option arena")
+    core = options.get("object")
+    if core is not None and core not in OBJECTS:
+        raise RecipeError(
+            f"there is no object for `{core}`.", where="--object", hint=f"Choose from {', '.join(OBJECTS)}."
+        )
+    if core is not None and limits_of(options):
+        raise RecipeError(
+            "the stack of an object is not known, so it cannot be held against limits.",
+            where="--object",
+            hint="Leave out --flash and --ram, or --object.",
+        )
 
 
 def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, int], None]) -> Lowered:
-    """Sources under `src/`, a self-test and project files. Raises UnsupportedError for operators without a lowering."""
+    """Sources under `src/`, a self-test and project files; with option `object` the kernels are an object file.
+
+    Raises UnsupportedError for operators without a lowering.
+    """
     check(options)
     check_operators(graph, "c")
     stripped = strip_boundary(graph)
-    program = lower(stripped, SCALAR, progress)
+    core = options.get("object")
+    program = lower(stripped, OBJECTS[core] if core else SCALAR, progress)
     progress("generate code", 0, 1)
     sources = Sources(stripped, program, options.get("prefix", "model"), options.get("arena") == "caller")
     name, vectors = sources.name, int(options.get("vectors", VECTORS))
     float_header, float_source = sources.float_wrappers()
+    kernel_object = compile_objects(program.kernels(), program.machine.llvm) if core else b""
     weight_bytes = sum(int(a.nbytes) for a in program.constants.arrays.values())
     kernels = sources.kernels()
     arguments = [len(call.arguments) for call in program.calls]
@@ -58,23 +76,31 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
         "weight_bytes": weight_bytes,
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_bound,
-        "code_bytes": guess.code,
-        "stack_bytes": guess.stack,
+        "code_bytes": code_bytes(kernel_object) if core else guess.code,
+        **({} if core else {"stack_bytes": guess.stack}),
     }
     texts = {
         f"src/{name}.h": sources.header(),
         f"src/{name}.c": sources.model(),
         f"src/{name}_kernels.h": sources.kernels_header(),
-        f"src/{name}_kernels.c": kernels,
-        "src/qc_dot.h": (_TEMPLATES / "qc_dot.h").read_text(),
         f"src/{name}_float.h": float_header,
         f"src/{name}_float.c": float_source,
         "test/selftest.c": selftest(sources, answers(stripped, vectors)),
-        "Makefile": makefile(name),
-        "CMakeLists.txt": cmake(name),
-        "README.md": readme(sources, sizes),
+        "Makefile": object_makefile(name, core) if core else makefile(name),
+        "README.md": readme(sources, sizes, core),
     }
+    if not core:
+        texts |= {
+            f"src/{name}_kernels.c": kernels,
+            "src/qc_dot.h": (_TEMPLATES / "qc_dot.h").read_text(),
+            "CMakeLists.txt": cmake(name),
+        }
     files = {path: text.encode() for path, text in texts.items()}
+    if core:
+        files[f"src/{name}_kernels.o"] = kernel_object
+        progress("generate code", 1, 1)
+        entry = {**facts(sources), "files": [f"{name}.c"], "object": {"core": core, "file": f"{name}_kernels.o"}}
+        return Lowered(files, entry, sizes)
     progress("generate code", 1, 1)
     fit = judge(_measured(files, sources, weight_bytes) or guess, program, limits_of(options))
     return Lowered(files, facts(sources), sizes, {"fit": fit})

@@ -62,6 +62,12 @@ class HostSession:
     def __init__(self, path: Path, manifest: Mapping[str, Any], compiler: str | None = None) -> None:
         self.inputs, self.outputs = manifest["inputs"], manifest["outputs"]
         facts = manifest["c"]
+        if "object" in facts:
+            raise UnsupportedError(
+                f"its kernels are an object for {facts['object']['core']}, which does not run here.",
+                where=str(path),
+                hint="Run test/selftest.c on the board, or compile without --object for the same bits in C.",
+            )
         name = facts["prefix"]
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             library = Path(folder) / "model.so"

@@ -85,6 +85,7 @@ def build(
         command = [board.compiler, *board.flags, *specs, *(strict if i < len(sources) else []), level]
         command += ["-ffunction-sections", "-fdata-sections", f"-I{bundle / 'src'}", "-c", source, "-o", objects[-1]]
         subprocess.run(command, check=True, capture_output=True, text=True)
+    objects += [str(bundle / "src" / facts["object"]["file"])] if "object" in facts else []
     command = [board.compiler, *board.flags, level, *objects, "-Wl,--gc-sections", *board.link, "-o", str(output)]
     subprocess.run(command, check=True, capture_output=True, text=True)
     return output

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from qcompiler.bundle import Bundle
+from qcompiler.bundle import Bundle, manifest_of, write_bundle
+from qcompiler.driver import bundle_runner
+from qcompiler.errors import UnsupportedError
+from qcompiler.targets.c.build import build as compile_sources
 from tests.mcu.boards import BOARDS, Board, build, emulate, instructions, probe
 
 SECONDS = 120.0
@@ -58,3 +62,31 @@ def test_instructions_are_estimated(bundle: Bundle, plugin: Path, tmp_path: Path
     fit = bundle.report()["fit"]
     assert fit["instructions"] == sum(layer["instructions"] for layer in fit["layers"])
     assert fit["instructions"] == pytest.approx(sum(count for _, count in counted), rel=0.15)
+
+
+def test_an_object_with_vectors_gives_the_same_bits(bundle: Bundle, plugin: Path, tmp_path: Path) -> None:
+    """Kernels as an object for the Cortex-M55: bit-exact, and fewer instructions than the C text at -O2."""
+    board = BOARDS["m55"]
+    if reason := board.missing():
+        pytest.skip(reason)
+    graph = bundle.integer_graph()
+    options = {"prefix": bundle.manifest["c"]["prefix"], "arena": bundle.manifest["c"]["arena"], "object": "cortex-m55"}
+    lowered = compile_sources(graph, options, lambda stage, done, total: None)
+    manifest = manifest_of("c", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
+    vectors = write_bundle(tmp_path / "object", lowered.files, manifest, overwrite=False)
+    assert emulate(board, build(board, vectors.path, manifest["c"], tmp_path / "test.elf"), SECONDS).returncode == 0
+    (tmp_path / "probe.c").write_text(probe(manifest["c"], 1))
+    counts = []
+    for one in (bundle, vectors):
+        facts = one.manifest["c"]
+        image = build(board, one.path, facts, tmp_path / "probe.elf", main=tmp_path / "probe.c", level="-O2")
+        counts.append(sum(count for _, count in instructions(board, image, plugin, facts, SECONDS)))
+    assert counts[1] < counts[0]
+    with pytest.raises(UnsupportedError, match="object for cortex-m55"):
+        bundle_runner(vectors)
+    subprocess.run(["make"], cwd=vectors.path, check=True, capture_output=True)
+    assert (vectors.path / f"lib{options['prefix']}.a").is_file()
+    listing = subprocess.run(["arm-none-eabi-size", "-A", str(vectors.path / "src" / manifest["c"]["object"]["file"])],
+                             capture_output=True, text=True, check=True).stdout  # fmt: skip
+    text = sum(int(line.split()[1]) for line in listing.splitlines() if line.startswith(".text"))
+    assert manifest["size"]["code_bytes"] == text

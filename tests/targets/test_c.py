@@ -56,7 +56,14 @@ def test_two_compiles_give_the_same_bytes(bundle: Bundle, digits: Digits, digits
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("prefix", "Big Model"), ("prefix", "9lives"), ("arena", "heap"), ("flash", "much"), ("cpu", "x")],
+    [
+        ("prefix", "Big Model"),
+        ("prefix", "9lives"),
+        ("arena", "heap"),
+        ("flash", "much"),
+        ("object", "z80"),
+        ("cpu", "x"),
+    ],
 )
 def test_options_are_checked_before_any_work(name: str, value: str, digits: Digits, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=name):
