@@ -120,7 +120,7 @@ def write_constant(
         [stored, scale, zero_point],
         _axis(params),
         before=before or _first_user(graph, value),
-        name=f"{name}/dequantize",
+        name=_node_name(graph, f"{name}/dequantize"),
         outputs=[f"{name}_dequantized"],
     )
     node.metadata_props[FORMAT_KEY] = params.format.token
@@ -150,12 +150,21 @@ def write_bias(
         inputs,
         {"axis": 0},
         before=before,
-        name=f"{name}/dequantize",
+        name=_node_name(graph, f"{name}/dequantize"),
         outputs=[f"{name}_dequantized"],
     )
     node.metadata_props[FORMAT_KEY] = BIAS_TOKEN
     _describe(node.outputs[0], ir.Shape(bias.shape), ir.DataType.FLOAT)
     return node.outputs[0]
+
+
+def _node_name(graph: Graph, base: str) -> str:
+    """`base`, or numbered: layers may share a weight or a bias, and onnxruntime refuses two nodes of one name."""
+    taken, name, i = {node.name for node in graph.ir}, base, 0
+    while name in taken:
+        i += 1
+        name = f"{base}_{i}"
+    return name
 
 
 def is_quantizer(node: ir.Node | None) -> bool:

@@ -303,3 +303,17 @@ def test_an_exclusion_that_matches_nothing_is_refused() -> None:
     graph = network()
     with pytest.raises(RecipeError, match="`hed` matches no node"):
         decide.run(graph, decide.Options(exclude=("hed",)), context_of(graph))
+
+
+def test_layers_that_share_weights_and_bias_get_nodes_of_their_own() -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (float[1,3,4,4] x, float[3,3,1,1] w, float[3] b) => (float[1,3,4,4] y) { h = Conv(x, w, b)  y = Conv(h, w, b) }"""
+    rng = np.random.default_rng(1)
+    constants = {"w": rng.normal(size=(3, 3, 1, 1)).astype(np.float32), "b": rng.normal(size=3).astype(np.float32)}
+    graph = load_graph(Graph.parse(text, **constants).to_proto())
+    context = Context(samples=load_samples({"x": rng.normal(size=(8, 3, 4, 4)).astype(np.float32)}, graph))
+    graph = decide.run(graph, decide.Options(), context)
+    graph = insert_qdq.run(set_ranges.run(graph, set_ranges.Options(), context), insert_qdq.Options(), context)
+    names = [node.name for node in graph.nodes()]
+    assert len(set(names)) == len(names)
+    assert Session(graph).run({"x": np.ones((1, 3, 4, 4), np.float32)})[0].shape == (1, 3, 4, 4)
