@@ -10,10 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import CalibrationError, ModelError
-from qcompiler.graph.model import Graph, attributes
+from qcompiler.graph.model import Graph, attributes, operator_key
+from qcompiler.graph.qdq import FORMAT_KEY
 from qcompiler.ops import OPERATORS
-
-FORMAT_KEY = "qcompiler.format"
 
 
 class Oracle:
@@ -28,7 +27,7 @@ class Oracle:
         }
         self._steps: list[tuple[ir.Node, Any, dict[str, Any]]] = []
         for node in graph.nodes():
-            key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+            key = operator_key(node)
             if key not in OPERATORS:
                 raise ModelError(f"node `{node.name}`: {key} has no oracle.", where=graph.path)
             values = attributes(node)

@@ -301,3 +301,8 @@ def set_attributes(node: onnx_ir.Node, **values: Any) -> None:
 def attributes(node: onnx_ir.Node) -> dict[str, Any]:
     """All attributes as plain Python values."""
     return {name: attribute(node, name) for name in node.attributes}
+
+
+def operator_key(node: onnx_ir.Node) -> str:
+    """`domain::type`, or the bare type for the default domain."""
+    return f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from qcompiler.errors import ModelError, RecipeError
 from qcompiler.formats import QuantParams, parse_format
 from qcompiler.graph import qdq
-from qcompiler.graph.model import DOMAIN, Graph, attribute
+from qcompiler.graph.model import DOMAIN, Graph, attribute, operator_key
 
 METADATA = ("qcompiler.format", "qcompiler.scale", "qcompiler.zero_point")
 """What every integer activation carries."""
@@ -38,11 +38,6 @@ def check(graph: Graph, stage: Stage) -> None:
         _CHECKS[stage](graph, node)
     if stage is Stage.INTEGER:
         _check_outputs(graph)
-
-
-def operator_key(node: ir.Node) -> str:
-    """`domain::type`, or the bare type for the default domain."""
-    return f"{node.domain}::{node.op_type}" if node.domain not in ("", "ai.onnx") else node.op_type
 
 
 def _fail(graph: Graph, node: ir.Node, why: str, hint: str = "") -> ModelError:

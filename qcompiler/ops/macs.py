@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qcompiler.graph.model import Graph, attributes
+from qcompiler.graph.model import Graph, attributes, operator_key
 from qcompiler.ops import OPERATORS
 
 
 def node_macs(graph: Graph, node: ir.Node) -> int:
     """Multiply-accumulates of one node, by its operator's own count."""
-    key = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
     inputs = [graph.shape(value) if value is not None else () for value in node.inputs]
-    return OPERATORS[key].macs(inputs, [graph.shape(value) for value in node.outputs], attributes(node))
+    return OPERATORS[operator_key(node)].macs(inputs, [graph.shape(value) for value in node.outputs], attributes(node))

@@ -6,8 +6,6 @@ What firmware computes, computed at the desk: `verify` and `eval` use it, and so
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import BundleError, UnsupportedError
 from qcompiler.formats import QuantParams, parse_format
 from qcompiler.quantizer import dequantize, quantize
+from qcompiler.targets.shared.compiler import find_compiler
 
 STRICT = (
     *("-std=c99", "-ffreestanding", "-pedantic", "-Wall", "-Wextra", "-Wconversion", "-Wsign-conversion"),
@@ -30,9 +29,8 @@ STRICT = (
 
 def host_compiler() -> str:
     """Name of a C compiler on this machine. Raises UnsupportedError."""
-    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return name
+    if found := find_compiler():
+        return found
     raise UnsupportedError(
         "the sources cannot be tried here: no C compiler was found.",
         where="target `c`",

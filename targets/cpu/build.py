@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -16,6 +15,7 @@ from qcompiler.target import Lowered
 from qcompiler.targets.cpu.emit import entry_source
 from qcompiler.targets.cpu.isa import LEVELS, host_level
 from qcompiler.targets.shared.codegen import compile_objects
+from qcompiler.targets.shared.compiler import find_compiler
 from qcompiler.targets.shared.lower import check_operators, lower
 from qcompiler.targets.shared.program import Program
 
@@ -85,9 +85,8 @@ def _levels(asked: str | None) -> list[str]:
 
 
 def _compiler() -> str:
-    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and shutil.which(name):
-            return name
+    if found := find_compiler():
+        return found
     raise UnsupportedError(
         "no C compiler was found to link the bundle's library.",
         where="target `cpu`",

@@ -6,8 +6,6 @@ import onnx_ir as ir
 
 from qcompiler.graph.model import Graph
 
-FORMAT_KEY = "qcompiler.format"
-
 
 def strip_boundary(graph: Graph) -> Graph:
     """A copy whose inputs and outputs are codes: QuantizeLinear and DequantizeLinear at the boundary are gone.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.graph.model import Graph
+from qcompiler.graph.model import Graph, operator_key
 from qcompiler.targets.shared import layout
 from qcompiler.targets.shared.lower_movement import (
     lower_concat,
@@ -59,11 +59,6 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "Split": lower_split,
     "Transpose": lower_transpose,
 }
-
-
-def operator_key(node: ir.Node) -> str:
-    """`domain::type`, or the bare type for the default domain."""
-    return f"{node.domain}::{node.op_type}" if node.domain else node.op_type
 
 
 def check_operators(graph: Graph, target: str) -> None:

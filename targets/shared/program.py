@@ -167,11 +167,6 @@ class Program:
         return functions
 
 
-def strides_for(view: View, order: Sequence[int]) -> list[int]:
-    """Strides in memory order."""
-    return [view.strides[d] for d in order]
-
-
 def as_int32(array: NDArray) -> NDArray[np.int32]:
     """Checked narrowing of parameters."""
     narrow = np.asarray(array).astype(np.int32)
