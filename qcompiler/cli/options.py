@@ -94,8 +94,12 @@ class Firmware:
     "Name of the model in the sources: qc_PREFIX_run; default: model."
     arena: str | None = None
     "Working memory: static (default) or caller, who passes it to qc_PREFIX_run."
+    weights: str | None = None
+    "Weights as C arrays (header, the default) or as a file of bytes in a section of its own (bin)."
+    mcu: str | None = None
+    "Core of project files and measured sizes: cortex-m0, -m4, -m7, -m33, -m55, rv32imac; default: generic."
     object: str | None = None
-    "Kernels as an object file for this core in place of C text: cortex-m55, with vectors."
+    "Kernels as an object file in place of C text: cortex-m4, -m7, -m33, -m55 (with vectors) or rv32imac."
     flash: str | None = None
     "Flash that the model may take, as 256KiB: code and constants."
     ram: str | None = None

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from qcompiler.target import Target
 from qcompiler.targets.c.build import build, check
 from qcompiler.targets.c.capabilities import CAPABILITIES
+from qcompiler.targets.c.mcus import CHOICES
+from qcompiler.targets.c.objects import OBJECTS
 
 
 def _host(path: Path, manifest: Mapping[str, Any]) -> Callable[[Mapping[str, NDArray]], list[NDArray]]:
@@ -28,7 +30,9 @@ TARGET = Target(
         "arena": "static (default) or caller (the arena is passed to qc_PREFIX_run)",
         "flash": "limit of code and constants, as 256KiB: the report says whether it fits",
         "ram": "limit of arena and stack, as 64KiB",
-        "object": "kernels as an object file with vectors, for this core (cortex-m55), instead of C text",
+        "weights": "header (default: C arrays) or bin (a file of bytes in a section of its own, for external flash)",
+        "mcu": f"core of project files and measured sizes: {', '.join(CHOICES)} (default)",
+        "object": f"kernels as an object file for this core instead of C text: {', '.join(OBJECTS)}",
         "vectors": "samples of the self-test; default: 4",
     },
     check=check,

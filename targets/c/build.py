@@ -14,10 +14,14 @@ from qcompiler.target import Lowered
 from qcompiler.targets.c import footprint
 from qcompiler.targets.c.emit import Sources, facts
 from qcompiler.targets.c.fit import judge, limits_of
+from qcompiler.targets.c.header import header
 from qcompiler.targets.c.machine import SCALAR
+from qcompiler.targets.c.mcus import CHOICES, GENERIC, Mcu, mcu_of
+from qcompiler.targets.c.modules import module_files
 from qcompiler.targets.c.objects import OBJECTS, code_bytes
-from qcompiler.targets.c.project import cmake, makefile, object_makefile, readme
+from qcompiler.targets.c.project import Project
 from qcompiler.targets.c.selftest import VECTORS, answers, selftest
+from qcompiler.targets.c.weights import assembler
 from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.lower import check_operators, lower
@@ -28,9 +32,9 @@ _TEMPLATES = Path(__file__).resolve().parent / "templates"
 def check(options: Mapping[str, Any]) -> None:
     """Raise RecipeError for values of options that `build` cannot use."""
     prefix = options.get("prefix", "model")
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", prefix):
+    if not re.fullmatch(r"(?!qc_)[a-z][a-z0-9_]*", prefix):  # qc_ is in front of it anyway, and of our own headers
         raise RecipeError(
-            f"`{prefix}` is no C identifier in lower case.",
+            f"`{prefix}` is no C identifier in lower case, or begins with qc_.",
             where="option prefix",
             hint="For example kws or person_detector.",
         )
@@ -39,7 +43,16 @@ def check(options: Mapping[str, Any]) -> None:
         raise RecipeError(f"`{options['vectors']}` is no count.", where="option vectors")
     if options.get("arena", "static") not in ("static", "caller"):
         raise RecipeError(f"`{options['arena']}` is neither static nor caller.", where="option arena")
+    if options.get("weights", "header") not in ("header", "bin"):
+        raise RecipeError(f"`{options['weights']}` is neither header nor bin.", where="option weights")
+    mcu = options.get("mcu", GENERIC)
+    if mcu not in CHOICES:
+        raise RecipeError(f"`{mcu}` is no core.", where="option mcu", hint=f"Choose from {', '.join(CHOICES)}.")
     core = options.get("object")
+    if core is not None and mcu not in (GENERIC, core):
+        raise RecipeError(
+            f"the object is for `{core}` and the project for `{mcu}`.", where="option mcu", hint="Leave out --mcu."
+        )
     if core is not None and core not in OBJECTS:
         raise RecipeError(
             f"there is no object for `{core}`.", where="--object", hint=f"Choose from {', '.join(OBJECTS)}."
@@ -63,7 +76,15 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     core = options.get("object")
     program = lower(stripped, OBJECTS[core] if core else SCALAR, progress)
     progress("generate code", 0, 1)
-    sources = Sources(stripped, program, options.get("prefix", "model"), options.get("arena") == "caller")
+    sources = Sources(
+        stripped,
+        program,
+        options.get("prefix", "model"),
+        options.get("arena") == "caller",
+        options.get("weights") == "bin",
+    )
+    mcu = mcu_of(core or options.get("mcu"))
+    project = Project(sources, mcu, core)
     name, vectors = sources.name, int(options.get("vectors", VECTORS))
     float_header, float_source = sources.float_wrappers()
     kernel_object = compile_objects(program.kernels(), program.machine.llvm) if core else b""
@@ -80,33 +101,44 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
         **({} if core else {"stack_bytes": guess.stack}),
     }
     texts = {
-        f"src/{name}.h": sources.header(),
+        f"src/{name}.h": header(sources),
+        "src/qc_tensor.h": (_TEMPLATES / "qc_tensor.h").read_text(),
         f"src/{name}.c": sources.model(),
         f"src/{name}_kernels.h": sources.kernels_header(),
         f"src/{name}_float.h": float_header,
         f"src/{name}_float.c": float_source,
         "test/selftest.c": selftest(sources, answers(stripped, vectors)),
-        "Makefile": object_makefile(name, core) if core else makefile(name),
-        "README.md": readme(sources, sizes, core),
+        "README.md": project.readme(sizes),
+        **project.files(),
+        **module_files(project),
     }
     if not core:
         texts |= {
             f"src/{name}_kernels.c": kernels,
             "src/qc_dot.h": (_TEMPLATES / "qc_dot.h").read_text(),
-            "CMakeLists.txt": cmake(name),
         }
+    if sources.blob:
+        texts[f"src/{name}_weights.S"] = assembler(name)
     files = {path: text.encode() for path, text in texts.items()}
+    if sources.blob:
+        files[f"src/{name}_weights.bin"] = sources.blob.data
     if core:
         files[f"src/{name}_kernels.o"] = kernel_object
         progress("generate code", 1, 1)
-        entry = {**facts(sources), "files": [f"{name}.c"], "object": {"core": core, "file": f"{name}_kernels.o"}}
+        entry = {
+            **facts(sources),
+            "files": [file for file in sources.files() if file != f"{name}_kernels.c"],
+            "object": {"core": core, "file": f"{name}_kernels.o"},
+        }
         return Lowered(files, entry, sizes)
     progress("generate code", 1, 1)
-    fit = judge(_measured(files, sources, weight_bytes) or guess, program, limits_of(options))
+    fit = judge(_measured(files, sources, weight_bytes, mcu) or guess, program, limits_of(options))
     return Lowered(files, facts(sources), sizes, {"fit": fit})
 
 
-def _measured(files: Mapping[str, bytes], sources: Sources, weight_bytes: int) -> footprint.Footprint | None:
+def _measured(
+    files: Mapping[str, bytes], sources: Sources, weight_bytes: int, mcu: Mcu | None
+) -> footprint.Footprint | None:
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as work:
         folder = Path(work)
         (folder / "src").mkdir()
@@ -114,5 +146,5 @@ def _measured(files: Mapping[str, bytes], sources: Sources, weight_bytes: int) -
             if path.startswith("src/"):
                 (folder / path).write_bytes(data)
         return footprint.measure(
-            folder, facts(sources)["files"], sources.name, sources.program.arena_bytes, weight_bytes
+            folder, facts(sources)["files"], sources.name, sources.program.arena_bytes, weight_bytes, mcu
         )

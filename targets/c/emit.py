@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
+from qcompiler.targets.c.header import init, tensors
 from qcompiler.targets.c.text import array, clean
+from qcompiler.targets.c.weights import Blob
 from qcompiler.targets.shared.codegen import c_source
 from qcompiler.targets.shared.program import Argument, Program
 
@@ -24,18 +26,17 @@ def c_type(token: str) -> str:
     return f"{parse_format(token).storage}_t"
 
 
-def comment(text: str) -> str:
-    """A name out of the model, harmless inside a C comment."""
-    return re.sub(r"[^\x20-\x7e]", "?", text).replace("*/", "* /").replace("/*", "/ *")[:80]
-
-
 class Sources:
     """All files of one model. `name` is its prefix: qc_NAME_run."""
 
-    def __init__(self, graph: Graph, program: Program, name: str, caller_arena: bool) -> None:
+    def __init__(self, graph: Graph, program: Program, name: str, caller_arena: bool, binary: bool = False) -> None:
         self.graph, self.program, self.name, self.caller_arena = graph, program, name, caller_arena
         for call in program.calls:
             call.kernel = call.kernel.replace("qc_", f"qc_{name}_", 1)
+        passed = [argument.buffer for call in program.calls for argument in call.arguments]
+        self.constants = sorted({buffer.index for buffer in passed if buffer.kind == "constant"})
+        """Indices of the constants that calls read."""
+        self.blob = Blob(program, self.constants) if binary else None
         self.definitions, self.prototypes = clean(c_source(program.kernels()))
 
     # -- pieces ------------------------------------------------------------------------------------------------
@@ -57,46 +58,9 @@ class Sources:
             parameters.append(f"{constant}{kind} *{name}")
         return f"void qc_{self.name}_run({', '.join(parameters)})"
 
-    def header(self) -> str:
-        """NAME.h: sizes and quantization as macros and as const structs."""
-        upper = f"QC_{self.name.upper()}"
-        lines = [
-            _LICENCE.rstrip(),
-            f"#ifndef {upper}_H",
-            f"#define {upper}_H",
-            "",
-            "#include <stdint.h>",
-            "",
-            "#ifdef __cplusplus",
-            'extern "C" {',
-            "#endif",
-            "",
-            f"#define {upper}_ARENA_BYTES {self.program.arena_bytes}",
-        ]
-        for name, value, _, count in self.values():
-            meta = value.metadata_props
-            shape = "x".join(map(str, self.graph.shape(value)))
-            lines += [
-                "",
-                f"/* {name}: `{comment(str(value.name))}`, {shape}, {meta['qcompiler.format']};",
-                "   real = scale * (code - zero_point) */",
-                f"#define {upper}_{name.upper()}_SIZE {count}",
-                f"#define {upper}_{name.upper()}_SCALE {float(meta['qcompiler.scale']).hex()}",
-                f"#define {upper}_{name.upper()}_ZERO_POINT ({meta['qcompiler.zero_point']})",
-            ]
-        lines += [
-            "",
-            "/* One inference. Tensors are dense, in the order of the ONNX model."
-            + (" `arena` is 8-byte aligned. */" if self.caller_arena else " Not re-entrant: the arena is static. */"),
-            f"{self.run_signature()};",
-            "",
-            "#ifdef __cplusplus",
-            "}",
-            "#endif",
-            f"#endif /* {upper}_H */",
-            "",
-        ]
-        return "\n".join(lines)
+    def files(self) -> list[str]:
+        """What a build compiles under src/, kernels last but for the weights."""
+        return [f"{self.name}.c", f"{self.name}_kernels.c", *([f"{self.name}_weights.S"] if self.blob else [])]
 
     def kernels_header(self) -> str:
         """kernels.h."""
@@ -113,16 +77,13 @@ class Sources:
     def model(self) -> str:
         """NAME.c: constants, arena, the calls."""
         upper = f"QC_{self.name.upper()}"
-        parts = [f'{_LICENCE}#include "{self.name}.h"\n\n#include "{self.name}_kernels.h"\n']
-        place = f"{upper}_CONSTANTS"
-        parts.append(
-            "/* Attributes of all constants, for example a section in external flash; a build may define them. */\n"
-            f"#ifndef {place}\n#define {place}\n#endif\n"
-        )
-        passed = [argument.buffer for call in self.program.calls for argument in call.arguments]
-        for index in sorted({buffer.index for buffer in passed if buffer.kind == "constant"}):
-            values = self.program.constants.arrays[index]
-            parts.append(array(f"c{index}", f"{values.dtype}_t", values.tolist(), place))
+        null = "#include <stddef.h>\n\n" if self.caller_arena else ""
+        parts = [f'{_LICENCE}#include "{self.name}.h"\n\n{null}#include "{self.name}_kernels.h"\n']
+        if self.blob:
+            parts.append(f"/* {self.name}_weights.S */\nextern const uint8_t qc_{self.name}_weights[];\n")
+        else:
+            parts += self._arrays()
+        parts += [tensors(self), init(self)]
         if not self.caller_arena:
             parts.append(f"static union {{\n  int64_t align;\n  uint8_t bytes[{upper}_ARENA_BYTES];\n}} memory;\n")
         body = [] if not self.caller_arena else ["  uint8_t *const a = arena;"]
@@ -136,11 +97,24 @@ class Sources:
         parts.append(f"{self.run_signature()} {{\n" + "\n".join(body) + "\n}\n")
         return "\n".join(parts)
 
+    def _arrays(self) -> list[str]:
+        place = f"QC_{self.name.upper()}_CONSTANTS"
+        found = [
+            "/* Attributes of all constants, for example a section in external flash; a build may define them. */\n"
+            f"#ifndef {place}\n#define {place}\n#endif\n"
+        ]
+        for index in self.constants:
+            values = self.program.constants.arrays[index]
+            found.append(array(f"c{index}", f"{values.dtype}_t", values.tolist(), place))
+        return found
+
     def _address(self, argument: Argument) -> str:
         buffer, offset = argument.buffer, argument.offset
         if buffer.kind == "arena":
             at = buffer.offset + offset
             return f"(void *)&a[{at}]" if at else "(void *)a"
+        if buffer.kind == "constant" and self.blob:
+            return f"(const void *)&qc_{self.name}_weights[{self.blob.offsets[buffer.index] + offset}]"
         if buffer.kind == "constant":
             size = self.program.constants.arrays[buffer.index].itemsize
             return f"&c{buffer.index}[{offset // size}]" if offset else f"c{buffer.index}"
@@ -189,7 +163,7 @@ def facts(sources: Sources) -> dict[str, Any]:
         "prefix": sources.name,
         "arena": "caller" if sources.caller_arena else "static",
         "run": sources.run_signature(),
-        "files": [f"{sources.name}.c", f"{sources.name}_kernels.c"],
+        "files": sources.files(),
         "calls": [
             {"kernel": call.kernel, "node": call.node, "arguments": len(call.arguments)}
             for call in sources.program.calls

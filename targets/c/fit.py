@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcompiler.errors import RecipeError
-from qcompiler.targets.c.footprint import CORE, Footprint
+from qcompiler.targets.c.footprint import Footprint
 from qcompiler.targets.c.instructions import estimate, read_rates
 from qcompiler.targets.shared.program import Program
 
@@ -66,7 +66,7 @@ def judge(footprint: Footprint, program: Program, limits: Mapping[str, int]) -> 
     return {
         "verdict": verdict,
         "how": footprint.how,
-        "core": CORE,
+        "core": footprint.core,
         "flash_bytes": footprint.flash,
         "code_bytes": footprint.code,
         "constant_bytes": footprint.constants,

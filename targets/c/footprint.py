@@ -15,9 +15,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from qcompiler.targets.c.mcus import Mcu
+
 CORE = "cortex-m4"
 COMPILER = "arm-none-eabi-gcc"
-FLAGS = (f"-mcpu={CORE}", "-mthumb", "-Os", "-std=c99", "-ffunction-sections", "-fdata-sections", "-fstack-usage")
+_SIZE = ("-Os", "-std=c99", "-ffunction-sections", "-fdata-sections", "-fstack-usage")
+FLAGS = (f"-mcpu={CORE}", "-mthumb", *_SIZE)
 _SECONDS = 120
 RATES = Path(__file__).with_name("rates.json")
 
@@ -31,6 +34,7 @@ class Footprint:
     arena: int
     stack: int
     how: str
+    core: str = CORE
 
     @property
     def flash(self) -> int:
@@ -116,9 +120,13 @@ def _weighted(counts: Mapping[str, int], rates: Mapping[str, float]) -> float:
 # -- measurement -------------------------------------------------------------------------------------------------------
 
 
-def measure(folder: Path, files: Sequence[str], name: str, arena: int, constants: int) -> Footprint | None:
-    """With the cross compiler, or None where there is none (or it fails). files: under folder/src."""
-    compiler = shutil.which(COMPILER)
+def measure(
+    folder: Path, files: Sequence[str], name: str, arena: int, constants: int, mcu: Mcu | None = None
+) -> Footprint | None:
+    """With the cross compiler, or None where there is none (or it fails). files: under folder/src. mcu: in place of a
+    Cortex-M4."""
+    name_of, flags, link = (mcu.compiler, (*mcu.flags, *_SIZE), mcu.link) if mcu else (COMPILER, FLAGS, ())
+    compiler = shutil.which(name_of)
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as work:
@@ -127,20 +135,22 @@ def measure(folder: Path, files: Sequence[str], name: str, arena: int, constants
         for file in files:
             output = Path(work) / f"{file}.o"
             source = folder / "src" / file
-            if not _works([compiler, *FLAGS, "-I", str(source.parent), "-c", str(source), "-o", str(output)]):
+            if not _works([compiler, *flags, *link, "-I", str(source.parent), "-c", str(source), "-o", str(output)]):
                 return None
             objects.append(str(output))
-            stacks |= frames(output.with_suffix(".su"))
+            if output.with_suffix(".su").exists():  # an assembler file has none
+                stacks |= frames(output.with_suffix(".su"))
         image = Path(work) / "image"
-        run = f"qc_{name}_run"
-        keep = ["-nostartfiles", "-Wl,--gc-sections", f"-Wl,-e,{run},-u,{run}", "-Wl,--no-warn-rwx-segments"]
+        run, init = f"qc_{name}_run", f"qc_{name}_init"
+        keep = ["-nostartfiles", "-Wl,--gc-sections", f"-Wl,-e,{run},-u,{run},-u,{init}", "-Wl,--no-warn-rwx-segments"]
         # -nostartfiles: no start-up code, yet libgcc and libc for what the compiler itself calls.
-        if not _works([compiler, *FLAGS, *objects, *keep, "-o", str(image)]):
+        if not _works([compiler, *flags, *link, *objects, *keep, "-o", str(image)]):
             return None
         listing = subprocess.run([f"{compiler.removesuffix('gcc')}size", str(image)], capture_output=True, text=True)
         text, data, _ = map(int, listing.stdout.splitlines()[1].split()[:3])
     own = stacks.pop(run)
-    return Footprint(text + data - constants, constants, arena, own + max(stacks.values(), default=0), "measured")
+    stack = own + max(stacks.values(), default=0)
+    return Footprint(text + data - constants, constants, arena, stack, "measured", mcu.name if mcu else CORE)
 
 
 def frames(path: Path) -> dict[str, int]:

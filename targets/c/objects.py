@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from qcompiler.targets.shared.machine import Machine
 
+
+def _scalar(core: str, triple: str, cpu: str, **more: Any) -> Machine:
+    """A core without vectors: the kernels of the C text, by LLVM."""
+    llvm = {"kind": "llvm", "mtriple": triple, "mcpu": cpu, "vector-width": 32, **more}
+    return Machine(core, llvm, cpu_flags=(), lanes=1, registers=8, alignment=8, slack=0, borders=False)
+
+
+_EABI, _HARD = "none-unknown-eabi", "none-unknown-eabihf"
 OBJECTS: dict[str, Machine] = {
+    "cortex-m4": _scalar("cortex-m4", f"thumbv7em-{_EABI}", "cortex-m4"),
+    "cortex-m7": _scalar("cortex-m7", f"thumbv7em-{_HARD}", "cortex-m7", **{"mfloat-abi": "hard"}),
+    "cortex-m33": _scalar("cortex-m33", f"thumbv8m.main-{_EABI}", "cortex-m33"),
     "cortex-m55": Machine(
         name="cortex-m55",
         llvm={
@@ -19,11 +31,9 @@ OBJECTS: dict[str, Machine] = {
         alignment=16,
         slack=16,
     ),
+    "rv32imac": _scalar("rv32imac", "riscv32-unknown-elf", "generic-rv32", mabi="ilp32", mattr=["+m", "+a", "+c"]),
 }  # fmt: skip
 """Core -> machine."""
-
-COMPILER_FLAGS = {"cortex-m55": "-mcpu=cortex-m55 -mthumb -mfloat-abi=hard"}
-"""What the rest of the firmware is compiled with, for gcc and clang."""
 
 _EXECUTABLE = 4
 

@@ -60,7 +60,9 @@ def selftest(sources: Sources, expected: list[list[NDArray]]) -> str:
     if sources.caller_arena:
         parts.append(f"static union {{ int64_t align; uint8_t bytes[QC_{name.upper()}_ARENA_BYTES]; }} arena;")
     parts.append(_CRC if any(count > WHOLE for _, _, _, count in outputs) else "")
-    parts.append("int main(void);\nint main(void) {\n  int32_t wrong = 0;\n  uint32_t state;")
+    arena = f"arena.bytes, QC_{name.upper()}_ARENA_BYTES" if sources.caller_arena else ""
+    start = f"int32_t wrong = qc_{name}_init({arena}) != QC_OK"
+    parts.append(f"int main(void);\nint main(void) {{\n  {start};\n  uint32_t state;")
     for vector in range(len(expected)):
         for i, (cname, value, kind, count) in enumerate(inputs):
             fmt = parse_format(value.metadata_props["qcompiler.format"])
