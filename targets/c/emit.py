@@ -13,9 +13,9 @@ import onnx_ir as ir
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
 from qcompiler.targets.c.header import init, tensors
-from qcompiler.targets.c.text import array, clean
+from qcompiler.targets.c.text import array, clean, signature
 from qcompiler.targets.c.weights import Blob
-from qcompiler.targets.shared.codegen import c_source
+from qcompiler.targets.shared.codegen import c_parameters, c_source
 from qcompiler.targets.shared.program import Argument, Call, Program
 
 _HELPER = r"\bqc_(dot|column|planes)_"
@@ -46,7 +46,12 @@ class Sources:
         self.constants = sorted({buffer.index for buffer in passed if buffer.kind == "constant"})
         """Indices of the constants that calls read."""
         self.blob = Blob(program, self.constants) if binary else None
-        self.definitions, self.prototypes = clean(c_source(program.kernels()))
+        functions = program.kernels()
+        if program.machine.llvm["kind"] == "llvm":
+            self.definitions = ""
+            self.prototypes = [f"{signature(name, text)};" for name, text in c_parameters(functions).items()]
+        else:
+            self.definitions, self.prototypes = clean(c_source(functions))
 
     # -- pieces ------------------------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ OBJECTS: dict[str, Machine] = {
         cpu_flags=(),
         lanes=4,
         registers=8,
+        across="llvm.arm.mve.vmldava.v16i8",
         alignment=16,
         slack=16,
     ),

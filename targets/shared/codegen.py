@@ -50,6 +50,19 @@ def assembly(functions: Mapping[str, Any], target: Mapping[str, Any]) -> str:
     return tvm.get_global_func("target.build.llvm")(lower_module(functions, llvm), llvm).inspect_source("asm")
 
 
+def c_parameters(functions: Mapping[str, Any]) -> dict[str, str]:
+    """Function -> its C parameters as c_source would write them, for functions that are compiled to an object."""
+    found = {}
+    for name, function in functions.items():
+        parameters = []
+        for parameter in function.params:
+            pointer = getattr(parameter.ty, "element_type", None)
+            kind = str((parameter.ty if pointer is None else pointer).dtype)
+            parameters.append(f"{kind}_t{'' if pointer is None else '*'} {parameter.name}")
+        found[name] = ", ".join(parameters)
+    return found
+
+
 def c_source(functions: Mapping[str, Any]) -> str:
     """C99 function definitions without TVM's prologue: plain pointers, no headers, not yet `const` or `restrict`."""
     import tvm

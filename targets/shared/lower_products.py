@@ -72,6 +72,10 @@ def _dense(
     shift = dot_shift(dot, program.view(value).dtype, zero)
     code = zero - shift
     x = feed(program, value, dot.activation, shift, window.border(), code)
+    if dot.kind == "across" and x.buffer.kind == "input":  # vectors may read past the end of it
+        inside = program.scratch(f"{value.name}/inside", x.dtype, x.shape, channels_last(len(x.shape)))
+        program.copy(x, inside)
+        x = inside
     y = target_of(program, node.outputs[0], 1)
     x4, y4 = as_image(x), as_image(y)
     m, c, (kh, kw) = weights.shape[0], weights.shape[1], window.kernel
@@ -115,8 +119,12 @@ def emit_matrix(
     assert bias is not None
     bias = bias.astype(np.int64)
     if not spec.dot.centred:
-        bias = bias - zero_point * weights.astype(np.int64).sum(axis=(2, 3)).ravel()
-    parameters = [bias.astype(spec.dot.accumulator), *requantize_inputs(program, node, 3)]
+        bias = bias - (zero_point - spec.dot.offset) * weights.astype(np.int64).sum(axis=(2, 3)).ravel()
+    scales = requantize_inputs(program, node, 3)
+    if spec.dot.kind == "across" and len(scales) == 2 and scales[1].min(initial=33) >= 33:
+        spec = replace(spec, requantize=replace(spec.requantize, high=True))
+        scales[1] = (scales[1] - 33).astype(np.int8)
+    parameters = [bias.astype(spec.dot.accumulator), *scales]
     program.call(
         spec,
         spec.units(machine),
@@ -237,7 +245,8 @@ def lower_matmul(program: Program, node: ir.Node) -> None:
     k, n = weights.shape
     rows = prod(view.shape[:-1])
     shift = dot_shift(dot, view.dtype, zero)
-    if view.dtype != dot.activation or shift or not view.is_dense():
+    outside = dot.kind == "across" and view.buffer.kind == "input"
+    if view.dtype != dot.activation or shift or not view.is_dense() or outside:
         fed = program.scratch(f"{value.name}/fed", dot.activation, view.shape, range(len(view.shape)))
         program.copy(view, fed, shift)
         view = fed

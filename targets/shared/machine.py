@@ -24,6 +24,8 @@ class Machine:
     """Saturating u8 x s8 pair sums into int16 (vpmaddubsw)."""
     madd_s16: str = ""
     """s16 x s16 pair sums into int32 (vpmaddwd)."""
+    across: str = ""
+    """s8 x s8 products of 16 lanes summed into one int32 scalar (vmladava)."""
     permute_bytes: str = ""
     """Two-table byte permutation over 128 entries (vpermi2b)."""
     alignment: int = 64

@@ -18,6 +18,8 @@ def choose_tile(spec: Matrix, machine: Machine) -> Matrix:
 
     A step costs its multiplies or its loads, whichever is more, and at least the latency of one multiply.
     """
+    if spec.dot.kind == "across":  # eight sums fill the scalar registers
+        return _split_rows(replace(spec, tile=min(2, spec.pixels), vectors=1))
     vectors_needed = -(-spec.channels // machine.lanes)
     steps = spec.steps
     for extent, _ in spec.taps:

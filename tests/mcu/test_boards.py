@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,15 +28,27 @@ def test_self_test_passes(board: Board, bundle: Bundle, level: str, tmp_path: Pa
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def run_suite(board: Board, folder: Path, **options: Any) -> int:
+    """Exit code of the self-test of the conformance suite: the inner loops that the host does not compile."""
+    graph = build_suite("fixed").graph
+    table = {"prefix": "suite", "vectors": "2", **options}
+    lowered = compile_sources(graph, table, lambda stage, done, total: None)
+    manifest = manifest_of("c", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
+    suite = write_bundle(folder / "suite", lowered.files, manifest, overwrite=False)
+    image = build(board, suite.path, manifest["c"], folder / "image.elf", level="-O2")
+    return emulate(board, image, SECONDS).returncode
+
+
 @pytest.mark.parametrize("pack", [False, True])
 def test_every_problem_has_the_oracles_bits(board: Board, pack: bool, tmp_path: Path) -> None:
-    """The conformance suite on a board: the inner loops for its instructions, which the host does not compile."""
-    graph = build_suite("fixed").graph
-    lowered = compile_sources(graph, {"prefix": "suite", "vectors": "2", "pack": pack}, lambda stage, done, total: None)
-    manifest = manifest_of("c", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
-    suite = write_bundle(tmp_path / "suite", lowered.files, manifest, overwrite=False)
-    image = build(board, suite.path, manifest["c"], tmp_path / "image.elf", level="-O2")
-    assert emulate(board, image, SECONDS).returncode == 0
+    assert run_suite(board, tmp_path, pack=pack) == 0
+
+
+def test_an_object_with_vectors_solves_every_problem(tmp_path: Path) -> None:
+    board = BOARDS["m55"]
+    if reason := board.missing():
+        pytest.skip(reason)
+    assert run_suite(board, tmp_path, object="cortex-m55") == 0
 
 
 def test_a_wrong_bit_is_noticed(board: Board, bundle: Bundle, tmp_path: Path) -> None:

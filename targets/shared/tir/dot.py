@@ -20,7 +20,7 @@ INT16_MAX = 32767
 class Dot:
     """One way to accumulate sum(x * w) into int32 (int64 for `wide`)."""
 
-    kind: Literal["vnni", "madd_u8s8", "madd_s16", "plain", "wide"]
+    kind: Literal["vnni", "madd_u8s8", "madd_s16", "across", "plain", "wide"]
     activation: str
     """Storage that the kernel reads. int16 means x - zero_point, widened beforehand."""
     weight: str
@@ -31,6 +31,11 @@ class Dot:
     def accumulator(self) -> str:
         """dtype of the sums."""
         return "int64" if self.kind == "wide" else "int32"
+
+    @property
+    def offset(self) -> int:
+        """What the kernel itself subtracts from activations: `across` multiplies signed bytes only."""
+        return 128 if self.kind == "across" else 0
 
     @property
     def centred(self) -> bool:
@@ -48,12 +53,20 @@ def choose_dot(machine: Machine, activation_max: int, weight_max: int, activatio
         return Dot("wide", "int32", "int16", 1)
     if machine.vnni and weight_max <= 128:
         return Dot("vnni", "uint8", "int8", 4)
+    if machine.across and weight_max <= 127:
+        return Dot("across", "uint8", "int8", 16)
     chain = INT16_MAX // max(2 * activation_max * weight_max, 1)
     if machine.madd_u8s8 and chain >= 1 and weight_max <= 127:
         return Dot("madd_u8s8", "uint8", "int8", 4, next(c for c in (8, 4, 2, 1) if c <= chain))
     if machine.madd_s16:
         return Dot("madd_s16", "int16", "int16", 2)
     return Dot("plain", "int16", "int16", 1)
+
+
+def accumulate_across(kernel: Kernel, machine: Machine, acc: Expr, x: Expr, weights: Expr) -> Expr:
+    """acc + the sum of 16 products of signed bytes, a scalar."""
+    zero = kernel.const(0)
+    return kernel.intrinsic("int32", 1, machine.across, zero, zero, zero, acc, x, weights)
 
 
 def accumulate(

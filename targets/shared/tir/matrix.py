@@ -12,7 +12,7 @@ from typing import Any
 
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.builder import Expr, Kernel
-from qcompiler.targets.shared.tir.dot import Dot, accumulate
+from qcompiler.targets.shared.tir.dot import Dot, accumulate, accumulate_across
 from qcompiler.targets.shared.tir.requantize import Requantize, store_lanes
 
 
@@ -107,10 +107,13 @@ def matrix_kernel(name: str, spec: Matrix, machine: Machine) -> Any:
 
     def _tile(pixel: Expr, count: int, vectors: int, x_row: Expr, y_row: Expr, w_block: Expr, p_block: Expr) -> None:
         acc = kernel.local(count * vectors * lanes, spec.dot.accumulator)
-        for j in range(vectors):
-            start = kernel.let(bias.load(p_block + j * lanes, lanes))
+        across = spec.dot.kind == "across"
+        # Sums across vectors are scalars from the first to the last step, so that they stay in scalar registers.
+        width = 1 if across else lanes
+        for j in range(0, vectors * lanes, width):
+            start = kernel.let(bias.load(p_block + j, width))
             for i in range(count):
-                acc.store((i * vectors + j) * lanes, start, lanes)
+                acc.store(i * vectors * lanes + j, start, width)
         x_tile = kernel.let(x_row + pixel * spec.pixel_x)
 
         def reduce(depth: int, x_at: Expr, tap: Expr) -> None:
@@ -135,6 +138,16 @@ def matrix_kernel(name: str, spec: Matrix, machine: Machine) -> Any:
             def weights(c: int, j: int) -> Expr:
                 return w.load(w_run + (s + c) * panel + j * lanes * group, lanes * group)
 
+            if across:
+                for i in range(count):
+                    signs = kernel.const(-128, "int8", group)
+                    bytes_ = kernel.reinterpret(x.load(x_run + i * spec.pixel_x + s * group, group), "int8", group)
+                    value = kernel.let(kernel.tirx.bitwise_xor(bytes_, signs))
+                    for j in range(vectors * lanes):
+                        at = i * vectors * lanes + j
+                        row = w.load(w_run + s * panel + j * group, group)
+                        acc.store(at, accumulate_across(kernel, machine, acc.load(at), value, row))
+                return
             for i in range(count):
                 xs = [
                     kernel.let(_word(kernel, x, spec, x_run + i * spec.pixel_x + (s + c) * group)) for c in range(chain)
@@ -150,7 +163,11 @@ def matrix_kernel(name: str, spec: Matrix, machine: Machine) -> Any:
             # Only the last vector of a group can be partly filled.
             partial = spec.channels % lanes if spec.channels % lanes and _ends_here(vectors, j) else lanes
             for i in range(count):
-                code = spec.requantize.apply(kernel, acc.load((i * vectors + j) * lanes, lanes), parameters, lanes)
+                at = (i * vectors + j) * lanes
+                total = acc.load(at, lanes)
+                if across:
+                    total = kernel.shuffle([acc.load(at + t) for t in range(lanes)], range(lanes))
+                code = spec.requantize.apply(kernel, total, parameters, lanes)
                 at = y_row + pixel * spec.pixel_y + i * spec.pixel_y + j * lanes
                 store_lanes(kernel, y, at, code, lanes, partial)
 

@@ -43,6 +43,9 @@ class Requantize:
     ) -> Expr:
         """The code, in storage dtype. acc: int32 or int64 [lanes]; zero_point: int32, if known at run time only."""
         low, high, z = self.format.min, self.format.max, self.zero_point
+        if self.high:
+            zero = kernel.const(z) if zero_point is None else zero_point
+            return self._apply_high(kernel, acc, parameters, lanes, zero)
         if zero_point is not None:
             return self._apply_late(kernel, acc, parameters, zero_point)
         if self.arithmetic == "float":
@@ -59,20 +62,20 @@ class Requantize:
             code = kernel.cast(clipped, "int32", lanes) + kernel.const(z, "int32", lanes)
         return kernel.cast(code, self.storage, lanes)
 
-    def _apply_late(self, kernel: Kernel, acc: Expr, parameters: list[Expr], zero_point: Expr) -> Expr:
-        """One code by the fixed arithmetic, zero point as an expression; scalar code has no float form.
+    def _apply_high(self, kernel: Kernel, acc: Expr, parameters: list[Expr], lanes: int, zero_point: Expr) -> Expr:
+        """With s >= 33, floor((p + 2^(s-1)) / 2^s) = floor((floor(p / 2^(s-1)) + 1) / 2), whose inner part is the
+        upper word of p shifted by s - 33."""
+        product = kernel.cast(acc, "int64", lanes) * kernel.cast(parameters[0], "int64", lanes)
+        upper = kernel.cast(kernel.tirx.shift_right(product, kernel.const(32, "int64", lanes)), "int32", lanes)
+        halves = kernel.tirx.shift_right(upper, kernel.cast(parameters[1], "int32", lanes))
+        added = halves + kernel.broadcast(zero_point * 2 + 1, lanes)
+        rounded = kernel.let(kernel.tirx.shift_right(added, kernel.const(1, "int32", lanes)))
+        clipped = kernel.clamp(rounded, self.format.min, self.format.max, "int32", lanes)
+        return kernel.cast(clipped, self.storage, lanes)
 
-        With s >= 33, floor((p + 2^(s-1)) / 2^s) = floor((floor(p / 2^(s-1)) + 1) / 2), whose inner part is the upper
-        word of p shifted by s - 33.
-        """
+    def _apply_late(self, kernel: Kernel, acc: Expr, parameters: list[Expr], zero_point: Expr) -> Expr:
+        """One code by the fixed arithmetic, zero point as an expression; scalar code has no float form."""
         assert self.arithmetic == "fixed", "scalar schedules requantize in fixed point"
-        if self.high:
-            product = kernel.cast(acc, "int64") * kernel.cast(parameters[0], "int64")
-            upper = kernel.cast(kernel.tirx.shift_right(product, kernel.const(32, "int64")), "int32")
-            halves = kernel.tirx.shift_right(upper, kernel.cast(parameters[1], "int32"))
-            rounded = kernel.tirx.shift_right(halves + (zero_point * 2 + 1), kernel.const(1))
-            low, high = self.format.min, self.format.max
-            return kernel.cast(kernel.clamp(kernel.let(rounded), low, high, "int32"), self.storage)
         multiplier, shift = (kernel.cast(p, "int64") for p in parameters)
         half = kernel.tirx.shift_left(kernel.const(1, "int64"), shift - kernel.const(1, "int64"))
         shifted = kernel.tirx.shift_right(kernel.cast(acc, "int64") * multiplier + half, shift)
