@@ -4,8 +4,9 @@
                              [--levels=-Os,-O2] [--json FILE]
 
 Needs the cross compilers and emulators that tests/mcu/install.sh installs. `exact`: the self-test with that many
-samples passes on every board. Instructions are those of one inference on the Cortex-M4, counted by a plugin of the
-emulator; they are not cycles. Exit code 1 if a bit is wrong anywhere.
+samples passes on every board; so it does for kernels as an object on the Cortex-M55, and with --optimize-for memory on
+the Cortex-M4. Instructions are those of one inference on the Cortex-M4, counted by a plugin of the emulator; they are
+not cycles. Exit code 1 if a bit is wrong anywhere.
 """
 
 from __future__ import annotations
@@ -64,13 +65,43 @@ def per_mac(graph: Graph, calls: Sequence[tuple[str, int]]) -> dict[str, float]:
     return {name: round(spent.get(name, 0) / macs, 3) for name, macs in work.items() if name and macs}
 
 
-def counted(bundle: Bundle, plugin: Path, folder: Path, level: str) -> list[tuple[str, int]]:
-    """(node, instructions) of every call on the Cortex-M4."""
-    facts = bundle.manifest["c"]
+def counted(bundle: Bundle, plugin: Path, folder: Path, level: str, name: str = "m4") -> list[tuple[str, int]]:
+    """(node, instructions) of every call on a board, the Cortex-M4."""
+    facts, board = bundle.manifest["c"], BOARDS[name]
     (folder / "probe.c").write_text(probe(facts, 1))
-    image = build(BOARDS["m4"], bundle.path, facts, folder / "probe.elf", main=folder / "probe.c", level=level)
-    found = instructions(BOARDS["m4"], image, plugin, facts, SECONDS)
+    image = build(board, bundle.path, facts, folder / "probe.elf", main=folder / "probe.c", level=level)
+    found = instructions(board, image, plugin, facts, SECONDS)
     return [(call["node"], count) for call, (_, count) in zip(facts["calls"], found, strict=True)]
+
+
+def made(graph: Graph, folder: Path, **options: Any) -> Bundle:
+    """The bundle of an integer graph."""
+    lowered = build_sources(graph, {"prefix": "net", **options}, lambda stage, done, total: None)
+    manifest = manifest_of("c", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
+    return write_bundle(folder, lowered.files, manifest, overwrite=True)
+
+
+def variants(graph: Graph, folder: Path, vectors: int, plugin: Path) -> dict[str, Any]:
+    """The plan with least memory, weights packed, and kernels as an object for the Cortex-M55."""
+
+    def passes(bundle: Bundle, board: str) -> bool:
+        image = build(BOARDS[board], bundle.path, bundle.manifest["c"], folder / "selftest.elf", level="-O2")
+        return emulate(BOARDS[board], image, SECONDS).returncode == 0
+
+    small = made(graph, folder / "small", vectors=vectors, optimize_for="memory", pack=True)
+    spent = sum(count for _, count in counted(small, plugin, folder, "-O2"))
+    found: dict[str, Any] = {
+        "small": {
+            "exact": passes(small, "m4"), "arena": small.manifest["size"]["arena_bytes"],
+            "constants": small.manifest["size"]["weight_bytes"], "instructions": spent,
+        }
+    }  # fmt: skip
+    if not BOARDS["m55"].missing():
+        object_ = made(graph, folder / "object", vectors=vectors, object="cortex-m55")
+        calls = counted(object_, plugin, folder, "-O2", "m55")
+        figures = {"total": sum(count for _, count in calls), **per_mac(graph, calls)}
+        found["object"] = {"exact": passes(object_, "m55"), **figures}
+    return found
 
 
 def row(
@@ -105,6 +136,7 @@ def row(
             if level == "-Os":
                 found["estimated"]["instructions"] = lowered.facts["fit"]["instructions"]
             found["instructions"][level] = {"total": sum(count for _, count in calls), **per_mac(graph, calls)}
+        found |= variants(graph, folder, vectors, plugin)
     return found
 
 
@@ -131,6 +163,22 @@ def instruction_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[object
             yield [one["network"], one["precision"], level, f"{found['total'] / 1e6:.2f} M", off, *kinds]
 
 
+def variant_lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[object]]:
+    """Lines of the table of the smallest form, and of the object for the Cortex-M55."""
+    for one in rows:
+        small, figures = one["small"], one.get("object", {})
+        exact = all([small["exact"], figures.get("exact", True)])
+        kinds = [f"{figures[kind]:.2f}" if kind in figures else "" for kind in ("all", *KINDS)]
+        yield [
+            one["network"], one["precision"], "yes" if exact else "NO", small["constants"], small["arena"],
+            f"{small['arena'] / one['arena']:.2f}", f"{small['instructions'] / 1e6:.2f} M",
+            f"{figures['total'] / 1e6:.2f} M" if figures else "", *kinds,
+        ]  # fmt: skip
+
+
+VARIANT_HEADERS = [
+    "network", "precision", "bit-exact", "constants", "arena", "/ default", "M4 -O2", "M55 object", "per MAC", *KINDS,
+]  # fmt: skip
 HEADERS = ["network", "precision", "bit-exact", "constants", "code", "arena", "/ bound", "stack", "estimate off"]
 INSTRUCTION_HEADERS = ["network", "precision", "level", "instructions", "estimate off", "per MAC", *KINDS]
 
@@ -154,7 +202,10 @@ def main() -> int:
                 print(rows[-1], file=sys.stderr, flush=True)
                 write_json(given.json, rows)
     print(table(HEADERS, list(lines(rows))) + "\n\n" + table(INSTRUCTION_HEADERS, list(instruction_lines(rows))))
-    return 0 if all(all(one["exact"].values()) for one in rows) else 1
+    print("\n" + table(VARIANT_HEADERS, list(variant_lines(rows))))
+    parts = [one["exact"].values() for one in rows]
+    parts += [[one["small"]["exact"], one.get("object", {}).get("exact", True)] for one in rows]
+    return 0 if all(map(all, parts)) else 1
 
 
 if __name__ == "__main__":

@@ -127,6 +127,9 @@ def mcu_section(documents: Sequence[Document]) -> str:
         f"{found}\nInstructions of one inference on the Cortex-M4, counted by the emulator (not cycles), and for each\n"
         "multiply-accumulate by kind of layer. `3x3`: windows over 16 or more planes; `first`: over fewer.\n\n"
         + markdown(mcu.INSTRUCTION_HEADERS, mcu.instruction_lines(rows))
+        + "\nThe smallest form, `--optimize-for memory --pack`: bytes, and instructions on the Cortex-M4; and kernels\n"
+        "as an object for the Cortex-M55 with its vectors: instructions, and for each multiply-accumulate.\n\n"
+        + markdown(mcu.VARIANT_HEADERS, mcu.variant_lines(rows))
     )
 
 

@@ -78,6 +78,7 @@ class Program:
     """Name of the node being lowered."""
     arena_bytes: int = 0
     arena_bound: int = 0
+    """Bytes of the most values that live at once, scratch memory aside."""
     loop: Loop | None = None
     """The loop that calls are put into."""
 
@@ -192,7 +193,8 @@ class Program:
             call.kernel = names[call.spec]
         used = [buffer for buffer in self.buffers if buffer.first >= 0]
         self.arena_bytes = arena.place(used, self.machine.alignment, self.machine.slack)
-        self.arena_bound = arena.lower_bound(used)
+        values = {id(view.buffer) for view in self.views.values()}
+        self.arena_bound = arena.lower_bound([buffer for buffer in used if id(buffer) in values])
 
     def kernels(self) -> dict[str, Any]:
         """Kernel name -> PrimFunc, every spec once."""

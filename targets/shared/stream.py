@@ -127,9 +127,10 @@ def lower_chain(program: Program, nodes: Sequence[ir.Node]) -> None:
                     program.copy(_rows(x, band.shift, band.kept), _rows(x, 0, band.kept))
                 made = window_of(graph, maker)
                 fresh = band.behind - band.source - band.kept
-                piece = Piece(band.source + band.kept, fresh, stride, 0, 0, count * fresh / made.output[0])
-                source = program.view(maker.inputs[0])  # type: ignore[arg-type]
-                lower_piece(program, maker, made, source, _rows(x, band.kept, fresh), piece)
+                if fresh:  # the last band may find all that it reads
+                    piece = Piece(band.source + band.kept, fresh, stride, 0, 0, count * fresh / made.output[0])
+                    source = program.view(maker.inputs[0])  # type: ignore[arg-type]
+                    lower_piece(program, maker, made, source, _rows(x, band.kept, fresh), piece)
             program.node = str(depthwise.name)
             part = replace(
                 window,
