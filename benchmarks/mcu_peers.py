@@ -5,9 +5,9 @@
 
 Peers are not part of this repository: each option names where one lies, and a peer without its option is left out.
 --tflm: github.com/tensorflow/tflite-micro, with CMSIS-NN (github.com/ARM-software/CMSIS-NN), folders that hold
-flatbuffers/, fixedpoint/ (gemmlowp) and ruy/, and the models of github.com/mlcommons/tiny. --emx: emx-onnx-cgen
-of PyPI. --onnx2c: github.com/kraiskil/onnx2c. What was built stays in --work. Instructions are no cycles; input and output
-tensors count as RAM for all but TFLM, which keeps them in its arena. Sizes are those of peers.py.
+flatbuffers/, fixedpoint/ (gemmlowp) and ruy/, and the models of github.com/mlcommons/tiny. --emx: emx-onnx-cgen of
+PyPI. --onnx2c: github.com/kraiskil/onnx2c. What was built stays in --work. Instructions are no cycles; input and
+output tensors count as RAM for all but TFLM, which keeps them in its arena. Sizes are those of peers.py.
 """
 
 from __future__ import annotations

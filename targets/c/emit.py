@@ -77,7 +77,9 @@ class Sources:
         null = "#include <stddef.h>\n\n" if self.caller_arena else ""
         parts = [f'{_LICENCE}#include "{self.name}.h"\n\n{null}#include "{self.name}_kernels.h"\n']
         if self.blob:
-            parts.append(f"/* {self.name}_weights.S */\nextern const uint8_t qc_{self.name}_weights[];\n")
+            parts.append(
+                f"/* {self.name}_weights.S */\nextern const uint8_t qc_{self.name}_weights[{len(self.blob.data)}];\n"
+            )
         else:
             parts += self._arrays()
         parts += [tensors(self), init(self)]

@@ -137,8 +137,10 @@ def init(sources: Sources) -> str:
             "    status = QC_ARENA_NULL;",
             "  } else if (((uintptr_t)arena % QC_ARENA_ALIGNMENT) != 0u) {",
             "    status = QC_ARENA_UNALIGNED;",
-            f"  }} else if (arena_bytes < QC_{sources.name.upper()}_ARENA_BYTES) {{",
+            f"  }} else if (arena_bytes < {sources.program.arena_bytes}u) {{",
             "    status = QC_ARENA_SMALL;",
+            "  } else {",
+            "    /* It serves. */",
             "  }",
         ]
     return f"{init_signature(sources)} {{\n" + "\n".join([*body, "  return status;"]) + "\n}\n"
