@@ -9,6 +9,7 @@ is from the measurement for each network. Run it after kernels changed.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,6 +33,10 @@ from tests.conformance.suite import build_suite
 from tests.mcu.boards import build_plugin
 
 
+CALLED = re.compile(r"qc_(dot|column|planes|taps|row|window)_\w*(u8|s8|x1|x4|3x3)$")
+"""Functions of qc_dot.h that kernels call."""
+
+
 def graphs() -> Iterator[tuple[str, Graph]]:
     """Name and INTEGER graph."""
     yield "suite", build_suite("fixed").graph
@@ -39,6 +44,26 @@ def graphs() -> Iterator[tuple[str, Graph]]:
         graph = quantize(case, "w8a8", "fixed").integer_graph
         assert graph is not None
         yield case.name, graph
+
+
+def sizes_of(output: Path) -> dict[str, int]:
+    """Function -> bytes of code in an object file."""
+    nm = [footprint.COMPILER.removesuffix("gcc") + "nm", "-S", str(output)]
+    listing = subprocess.run(nm, capture_output=True, text=True, check=True).stdout
+    rows = (line.split() for line in listing.splitlines())
+    return {row[3]: int(row[1], 16) for row in rows if len(row) == 4 and row[2].lower() == "t"}
+
+
+def function_sizes() -> dict[str, int]:
+    """Bytes of each function of qc_dot.h that kernels call."""
+    header = Path(footprint.__file__).with_name("templates") / "qc_dot.h"
+    with tempfile.TemporaryDirectory() as name:
+        text, output = Path(name) / "f.c", Path(name) / "f.o"
+        text.write_text(header.read_text())
+        command = [footprint.COMPILER, *footprint.FLAGS, "-fkeep-inline-functions", "-fkeep-static-functions"]
+        subprocess.run([*command, "-c", str(text), "-o", str(output)], check=True, cwd=name)
+        found = sizes_of(output)
+    return {function: size for function, size in sorted(found.items()) if CALLED.match(function)}
 
 
 def measured(folder: Path, name: str) -> tuple[dict[str, int], dict[str, int]]:
@@ -50,11 +75,7 @@ def measured(folder: Path, name: str) -> tuple[dict[str, int], dict[str, int]]:
         command = [footprint.COMPILER, *footprint.FLAGS, "-c", str(folder / "src" / file), "-o", str(output)]
         subprocess.run(command, check=True, cwd=folder / "src")
         stack |= footprint.frames(output.with_suffix(".su"))
-        nm = [footprint.COMPILER.removesuffix("gcc") + "nm", "-S", str(output)]
-        for line in subprocess.run(nm, capture_output=True, text=True, check=True).stdout.splitlines():
-            fields = line.split()
-            if len(fields) == 4 and fields[2].lower() == "t":
-                code[fields[3]] = int(fields[1], 16)
+        code |= sizes_of(output)
     return code, stack
 
 
@@ -108,6 +129,7 @@ def main() -> int:
     found: list[tuple[str, Any, Any]] = []
     spent: dict[str, list[tuple[dict[str, int], int]]] = {}
     library = tempfile.TemporaryDirectory()
+    functions = function_sizes()
     plugin = build_plugin(Path(library.name) / "count.so")
     for name, graph in graphs():
         with tempfile.TemporaryDirectory() as work:
@@ -121,7 +143,8 @@ def main() -> int:
             calls = [call["arguments"] for call in lowered.manifest["calls"]]
             for kernel, text in footprint.split_kernels(kernels).items():
                 features.append(footprint.features(text))
-                sizes.append(code[kernel])
+                inlined = (size for f, size in functions.items() if f not in code and re.search(rf"\b{f}\(", text))
+                sizes.append(max(code[kernel] - sum(inlined), 1))
                 frames.append(stack[kernel])
             runs.append((len(calls), sum(calls), code["qc_net_run"], stack["qc_net_run"]))
             size = (lowered.sizes["arena_bytes"], lowered.sizes["weight_bytes"])
@@ -140,6 +163,7 @@ def main() -> int:
         "argument": call.get("argument", 0.0),
         "run": float(np.median([s for *_, s in runs])),
         "instructions": fit_instructions(spent),
+        "functions": functions,
         "helpers": {
             "softmax": helper("long long f(long long a, long long b) { return a / b; }"),
             "fill": helper(

@@ -55,7 +55,7 @@ _WORDS: Mapping[str, str] = {
     "loop": r"\bfor \(",
     "branch": r"\bif \(|\?",
     "wide": r"int64_t",
-    "dot": r"\bqc_dot_",
+    "helper": r"\bqc_\w+\(\(",
     "product": r" \* ",
     "division": r" / |%",
 }
@@ -78,6 +78,8 @@ class Rates:
     """Stack of qc_NAME_run."""
     helpers: Mapping[str, int]
     """Code that the compiler pulls in by itself for a kind of kernel: 64-bit division, memset."""
+    functions: Mapping[str, int]
+    """Code of each function of qc_dot.h."""
 
     @classmethod
     def read(cls, path: Path = RATES) -> Rates:
@@ -106,6 +108,7 @@ def estimate(kernels: str, arguments: Sequence[int], arena: int, constants: int,
     for kind, size in rates.helpers.items():
         if any(f"_{kind}_" in name for name in texts):
             code += size
+    code += sum(size for name, size in rates.functions.items() if re.search(rf"\b{name}\(", kernels))
     stack = rates.run + max((_weighted(counts, rates.stack) for counts in counted), default=0.0)
     return Footprint(round(code), constants, arena, round(stack), "estimated")
 

@@ -10,6 +10,6 @@ SCALAR = Machine(
     registers=8,
     alignment=8,
     slack=0,
-    dot_u8s8="qc_dot_u8s8_x4",
+    helpers=True,
     borders=False,
 )

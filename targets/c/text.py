@@ -9,8 +9,8 @@ _SIGNATURE = re.compile(r"(?m)^void (\w+)\(([^)]*)\)( \{|;)\n")
 _PROTOTYPE = re.compile(r"(?m)^[a-z]\w* \w+\([^{}\n]*\);\n")
 _DECLARED = re.compile(r"(?m)^ *(?:u?int\d+_t|bool) (v\d+|v_\w*) = [^;\n]*;\n")
 
-WRITTEN = "y"
-"""The pointer parameter that kernels write; they only read the others."""
+WRITTEN = ("y", "columns", "planes")
+"""Pointer parameters that kernels write; they only read the others."""
 
 
 def signature(name: str, parameters: str) -> str:
@@ -21,7 +21,7 @@ def signature(name: str, parameters: str) -> str:
         if not kind.endswith("*"):
             spelled.append(parameter)
             continue
-        constant = "" if variable == WRITTEN else "const "
+        constant = "" if variable in WRITTEN else "const "
         spelled.append(f"{constant}{kind[:-1]} *restrict {variable}")
     return f"void {name}({', '.join(spelled)})"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 
-def lower_module(functions: Mapping[str, Any], target: Any) -> Any:
+def lower_module(functions: Mapping[str, Any], target: Any, *, simplify: bool = True) -> Any:
     """PrimFuncs -> a module ready for a code generator.
 
     Left out on purpose: MakePackedAPI (plain ABI), LowerTVMBuiltin and StorageRewrite (with them the register
-    tiles would live in memory).
+    tiles would live in memory). `simplify` also puts named expressions back into their uses.
     """
     import tvm
     from tvm import s_tir, tirx
@@ -22,7 +22,7 @@ def lower_module(functions: Mapping[str, Any], target: Any) -> Any:
     passes = [
         x.FlattenBuffer(),
         x.VectorizeLoop(True),
-        x.StmtSimplify(),
+        *([x.StmtSimplify()] if simplify else []),
         x.RemoveNoOp(),
         s.RewriteUnsafeSelect(),
         x.LowerIntrin(),
@@ -55,7 +55,9 @@ def c_source(functions: Mapping[str, Any]) -> str:
     import tvm
 
     target = tvm.target.Target("c")
-    text = str(tvm.get_global_func("target.build.c")(lower_module(functions, target), target).inspect_source())
+    text = str(
+        tvm.get_global_func("target.build.c")(lower_module(functions, target, simplify=False), target).inspect_source()
+    )
     end_of_prologue = "__tvm_ffi__library_ctx = NULL;"
     text = text[text.index(end_of_prologue) + len(end_of_prologue) :]
     return text.replace('#ifdef __cplusplus\nextern "C"\n#endif\n', "").replace("TVM_DLL ", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -14,22 +14,34 @@ from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
+from qcompiler.targets.shared.tir.columns import PIXELS, ColumnConv, PlaneDepthwise, padded_run
 from qcompiler.targets.shared.tir.requantize import Requantize
 from qcompiler.targets.shared.tir.scalar import ScalarConv, ScalarDepthwise, ScalarPool, shape_table
-from qcompiler.targets.shared.views import View, as_image
+from qcompiler.targets.shared.views import View, as_image, channels_last
+
+_PLANES = 3072
+"""Bytes that the channels which a depthwise convolution copies out may take."""
 
 
 def _weight_type(weights: NDArray) -> str:
     return "int8" if weights.min(initial=0) >= -128 and weights.max(initial=0) <= 127 else "int16"
 
 
-def _late(node: ir.Node, *, scalar: bool = False) -> Requantize:
-    """The node's requantization with its zero point left to the shape table, so that layers share code."""
-    return replace(requantize_of(node, scalar=scalar), zero_point=0)
+def _requantization(program: Program, node: ir.Node, first: int) -> tuple[Requantize, list[NDArray]]:
+    """The node's requantization and its parameters, inputs `first` and on.
+
+    The zero point is left to the shape table, so that layers share code; one entry is read at index 0 either way, so
+    `scalar` (a broadcast) would only split the code.
+    """
+    requantize = replace(requantize_of(node), zero_point=0)
+    multiplier, shift = requantize_inputs(program, node, first)
+    if shift.min(initial=33) < 33:
+        return requantize, [multiplier, shift]
+    return replace(requantize, high=True), [multiplier, (shift - 33).astype(np.int8)]
 
 
 def _table(
-    node: ir.Node, window: Window, x: View, y: View, groups: int, inputs: int, outputs: int
+    node: ir.Node, window: Window, x: View, y: View, groups: int, inputs: int, outputs: int, band: int = 0
 ) -> NDArray[np.int32]:
     xs, ys = as_image(x).strides, as_image(y).strides
     return shape_table(
@@ -41,13 +53,71 @@ def _table(
         outputs=outputs,
         x_zero_point=attribute(node, "x_zero_point", 0),
         zero_point=attribute(node, "zero_point", 0),
+        band=band,
     )
 
 
 def _dot(program: Program, storage: str, weight: str, accumulator: str) -> str:
     """The external dot product for these types, if the machine has one."""
     fitting = storage == "uint8" and weight == "int8" and accumulator == "int32"
-    return program.machine.dot_u8s8 if fitting else ""
+    return "qc_dot_u8s8_x4" if fitting and program.machine.helpers else ""
+
+
+@dataclass(frozen=True)
+class _Paired:
+    """A convolution as the schedules of tir/columns.py take it: int8 weights [M, ...] and sums that are not centred."""
+
+    weights: NDArray[np.int8]
+    bias: NDArray[np.int32]
+    requantize: Requantize
+    scales: list[NDArray]
+
+
+def _paired(program: Program, node: ir.Node, value: ir.Value, weights: NDArray) -> _Paired | None:
+    """None where the machine has no such schedules, or types or sums do not fit them.
+
+    Narrow weights are multiplied by a power of two where that makes all shifts 33 or more: the same product, shifted
+    further.
+    """
+    if not program.machine.helpers or format_of(value).bits > 8:
+        return None
+    bias = program.graph.const(node.inputs[2])
+    assert bias is not None
+    requantize, scales = _requantization(program, node, 3)
+    wide = weights.astype(np.int64)
+    each = wide.reshape(len(wide), -1)
+    folded = bias.astype(np.int64) - attribute(node, "x_zero_point", 0) * each.sum(axis=1)
+    reach = int((np.abs(folded) + 255 * np.abs(each).sum(axis=1)).max(initial=0))
+    lift = 0 if requantize.high else max(0, 33 - int(scales[1].min(initial=33)))
+    if lift and int(np.abs(wide).max(initial=0)) << lift <= 127 and reach << lift < 2**31:
+        wide, folded, reach = wide << lift, folded << lift, reach << lift
+        requantize = replace(requantize, high=True)
+        scales = [scales[0], (scales[1] + (lift - 33)).astype(np.int8)]
+    if reach >= 2**31 or wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
+        return None
+    return _Paired(wide.astype(np.int8), folded.astype(np.int32), requantize, scales)
+
+
+def _evenly(program: Program, value: ir.Value, window: Window) -> View:
+    """Where a product writes whose pixels must lie at one distance from each other: the value's view, or scratch."""
+    y = target_of(program, value, 1)
+    if _even(y, window):
+        return y
+    return program.scratch(f"{value.name}/dense", y.dtype, y.shape, channels_last(len(y.shape)))
+
+
+def _even(view: View, window: Window) -> bool:
+    """Whether the pixels of an image of the output's extents lie at one distance from each other."""
+    strides = as_image(view).strides
+    rows, columns = window.output
+    even = rows == 1 or strides[2] == columns * strides[3]
+    return even and (window.batch == 1 or strides[0] == rows * columns * strides[3])
+
+
+def _flat(window: Window, x: View) -> bool:
+    """Whether output pixels read the input pixels of the same number."""
+    single = window.kernel == (1, 1) and window.strides == (1, 1) and window.before == (0, 0)
+    return single and window.input == window.output and _even(x, window)
 
 
 def lower_clipped_conv(
@@ -55,23 +125,107 @@ def lower_clipped_conv(
 ) -> None:
     """weights: [M, C/groups, KH, KW]."""
     x = feed(program, value, program.view(value).dtype, 0, ((0, 0),) * window.rank, 0)
-    y = target_of(program, node.outputs[0], 1)
-    kind = _weight_type(weights)
-    spec: ScalarConv | ScalarDepthwise
     if depthwise:
-        packed = weights[:, 0].transpose(1, 2, 0)
-        spec = ScalarDepthwise(x.dtype, kind, _late(node))
-        table = _table(node, window, x, y, 1, window.channels, window.channels)
+        y = target_of(program, node.outputs[0], 1)
+        _depthwise(program, node, value, weights, window, x, y)
     else:
-        packed = weights.transpose(0, 2, 3, 1)
-        inputs = weights.shape[1]
-        accumulator = "int64" if format_of(value).bits > 8 else "int32"
-        merged = groups == 1 and window.dilations[1] == 1 and as_image(x).strides[3] == inputs
-        dot = _dot(program, x.dtype, kind, accumulator)
-        spec = ScalarConv(x.dtype, kind, accumulator, _late(node), merged, dot)
-        table = _table(node, window, x, y, groups, inputs, weights.shape[0] // groups)
-    _emit(program, node, spec, window.batch * window.output[0], table, x, y, packed.astype(kind))
+        y = _evenly(program, node.outputs[0], window)
+        _product(program, node, value, weights, window, groups, x, y)
     settle(program, node.outputs[0], y)
+
+
+def _depthwise(
+    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, x: View, y: View
+) -> None:
+    channels = (1, window.channels, window.channels)
+    paired = _paired(program, node, value, weights) if _slides(window) else None
+    if paired is not None:
+        taps = paired.weights[:, 0]
+        if _slides(turned := _turned(window)) and _work(turned) < _work(window):
+            window, taps, x, y = turned, taps.transpose(0, 2, 1), _turned_view(x), _turned_view(y)
+        band = _band(window)
+        planes = program.scratch(f"{node.name}/planes", "int16", (_plane(window, band) * PIXELS,), (0,))
+        table = _table(node, window, x, y, *channels, band)
+        spec = PlaneDepthwise(x.dtype, paired.requantize, window.strides[1])
+        _emit(program, node, spec, window.batch, table, [x, y, planes], [taps, paired.bias, *paired.scales])
+        return
+    kind, bias = _weight_type(weights), program.graph.const(node.inputs[2])
+    assert bias is not None
+    requantize, scales = _requantization(program, node, 3)
+    arrays = [weights[:, 0].transpose(1, 2, 0).astype(kind), bias, *scales]
+    table = _table(node, window, x, y, *channels)
+    single = ScalarDepthwise(x.dtype, kind, requantize)
+    _emit(program, node, single, window.batch * window.output[0], table, [x, y], arrays)
+
+
+def _product(
+    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int, x: View, y: View
+) -> None:
+    inputs, units = weights.shape[1], window.batch * window.output[0]
+    table = _table(node, window, x, y, groups, inputs, weights.shape[0] // groups)
+    merged = groups == 1 and window.dilations[1] == 1 and as_image(x).strides[3] == inputs
+    paired = _paired(program, node, value, weights) if window.batch * prod(window.output) >= PIXELS else None
+    if paired is not None:
+        runs = _runs(paired.weights, merged)
+        columns = program.scratch(f"{node.name}/columns", "int16", (runs[0].size * PIXELS,), (0,))
+        spec = ColumnConv(x.dtype, paired.requantize, merged, _flat(window, x))
+        _emit(program, node, spec, units, table, [x, y, columns], [runs, paired.bias, *paired.scales])
+        return
+    bias = program.graph.const(node.inputs[2])
+    assert bias is not None
+    requantize, scales = _requantization(program, node, 3)
+    kind, accumulator = _weight_type(weights), "int64" if format_of(value).bits > 8 else "int32"
+    single = ScalarConv(x.dtype, kind, accumulator, requantize, merged, _dot(program, x.dtype, kind, accumulator))
+    arrays = [weights.transpose(0, 2, 3, 1).astype(kind), bias, *scales]
+    _emit(program, node, single, units, table, [x, y], arrays)
+
+
+def _slides(window: Window) -> bool:
+    """Whether PlaneDepthwise does this window."""
+    return (
+        window.kernel == (3, 3)
+        and window.dilations == (1, 1)
+        and window.strides[1] in (1, 2)
+        and window.channels >= PIXELS
+    )
+
+
+def _work(window: Window) -> int:
+    """Instructions of a plane, about: windows in fours, single ones, rows."""
+    rows, columns = window.output
+    return rows * (70 * (columns // PIXELS) + 35 * (columns % PIXELS) + 20)
+
+
+def _turned(window: Window) -> Window:
+    """Rows and columns exchanged."""
+    pairs = ("input", "output", "kernel", "strides", "dilations", "before")
+    return replace(window, **{name: getattr(window, name)[::-1] for name in pairs})
+
+
+def _turned_view(view: View) -> View:
+    return as_image(view).permuted((0, 1, 3, 2))
+
+
+def _band(window: Window) -> int:
+    """Output rows of four channels that are held at a time: all, or as many as the memory allows."""
+    rows = window.output[0]
+    while rows > 1 and 2 * PIXELS * _plane(window, rows) > _PLANES:
+        rows = -(-rows // 2)
+    return rows
+
+
+def _plane(window: Window, rows: int) -> int:
+    """Elements of so many output rows' windows in one channel, rows of an even length."""
+    height, width = (rows - 1) * window.strides[0] + 3, (window.output[1] - 1) * window.strides[1] + 3
+    return height * (-(-width // 2) * 2)
+
+
+def _runs(weights: NDArray, merged: bool) -> NDArray[np.int8]:
+    """[M, C/groups, KH, KW] -> [M, runs, elements of a run padded to fours]."""
+    ordered = weights.transpose(0, 2, 3, 1)
+    ordered = ordered.reshape(*ordered.shape[:2], -1) if merged else ordered.reshape(len(weights), -1, ordered.shape[3])
+    padding = padded_run(ordered.shape[2]) - ordered.shape[2]
+    return np.pad(ordered, ((0, 0), (0, 0), (0, padding)))
 
 
 def lower_clipped_matmul(program: Program, node: ir.Node, value: ir.Value, weights: NDArray) -> None:
@@ -86,29 +240,28 @@ def lower_clipped_matmul(program: Program, node: ir.Node, value: ir.Value, weigh
     y = target
     if not target.is_dense():
         y = program.scratch(f"{node.outputs[0].name}/dense", target.dtype, target.shape, range(len(target.shape)))
-    window = Window(4, 1, k, (1, rows), (1, rows), (1, 1), (1, 1), (1, 1), (0, 0))
-    kind = _weight_type(weights)
-    accumulator = "int64" if format_of(value).bits > 8 else "int32"
-    spec = ScalarConv(x.dtype, kind, accumulator, _late(node), True, _dot(program, x.dtype, kind, accumulator))
     line = replace(x, shape=(1, k, 1, rows), strides=(0, 1, 0, k), border=())
     out = replace(y, shape=(1, n, 1, rows), strides=(0, 1, 0, n), border=())
-    table = _table(node, window, line, out, 1, k, n)
-    _emit(program, node, spec, 1, table, x, y, np.ascontiguousarray(weights.T).astype(kind))
+    window = Window(4, 1, k, (1, rows), (1, rows), (1, 1), (1, 1), (1, 1), (0, 0))
+    product = np.ascontiguousarray(weights.T)[:, :, None, None]
+    _product(program, node, value, product, window, 1, line, out)
     settle(program, node.outputs[0], y)
 
 
 def _emit(
-    program: Program, node: ir.Node, spec: Any, units: int, table: NDArray, x: View, y: View, weights: NDArray
+    program: Program,
+    node: ir.Node,
+    spec: Any,
+    units: int,
+    table: NDArray,
+    views: list[View],
+    parameters: list[NDArray],
 ) -> None:
-    bias = program.graph.const(node.inputs[2])
-    assert bias is not None
-    parameters = [weights, bias, *requantize_inputs(program, node, 3)]
     program.call(
         spec,
         units,
         program.parameter(table, f"{node.name}/shape"),
-        x,
-        y,
+        *views,
         *(program.parameter(p, f"{node.name}/parameters") for p in parameters),
     )
 
@@ -119,10 +272,8 @@ def lower_clipped_pool(program: Program, node: ir.Node, value: ir.Value) -> None
     x = feed(program, value, program.view(value).dtype, 0, ((0, 0),) * window.rank, 0)
     y = target_of(program, node.outputs[0], 1)
     average = node.op_type == "AveragePool"
-    parameters = requantize_inputs(program, node, 1) if average else []
-    per_position = bool(parameters) and parameters[0].size > 1
-    # One entry is read at index 0 either way, so `scalar` (a broadcast) would only split the code.
-    spec = ScalarPool(x.dtype, _late(node) if average else None, per_position)
+    requantize, parameters = _requantization(program, node, 1) if average else (None, [])
+    spec = ScalarPool(x.dtype, requantize, bool(parameters) and parameters[0].size > 1)
     arguments = [program.parameter(p.ravel(), f"{node.name}/scale") for p in parameters]
     table = program.parameter(_table(node, window, x, y, 1, window.channels, window.channels), f"{node.name}/shape")
     program.call(spec, window.batch * window.output[0], table, x, y, *arguments)

@@ -30,8 +30,8 @@ class Machine:
     """Of values in the arena, in bytes."""
     slack: int = 64
     """Bytes behind the arena that vector loads may touch; what they read there meets zero weights."""
-    dot_u8s8: str = ""
-    """External C function for runs of u8 x s8 products, four output channels at a time (see tir/scalar.py)."""
+    helpers: bool = False
+    """Whether the functions of templates/qc_dot.h are there to be called (see tir/scalar.py, tir/columns.py)."""
     borders: bool = True
     """Whether images carry their padding in memory; without, kernels clip their windows (see tir/scalar.py)."""
 

@@ -14,6 +14,7 @@ from qcompiler.driver import bundle_runner
 from qcompiler.errors import UnsupportedError
 from qcompiler.targets.c.build import build as compile_sources
 from qcompiler.targets.c.objects import OBJECTS
+from tests.conformance.suite import build_suite
 from tests.mcu.boards import BOARDS, Board, build, emulate, instructions, probe
 
 SECONDS = 120.0
@@ -24,6 +25,17 @@ def test_self_test_passes(board: Board, bundle: Bundle, level: str, tmp_path: Pa
     image = build(board, bundle.path, bundle.manifest["c"], tmp_path / "image.elf", level=level)
     done = emulate(board, image, SECONDS)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("level", ["-O2"])
+def test_every_problem_has_the_oracles_bits(board: Board, level: str, tmp_path: Path) -> None:
+    """The conformance suite on a board: the inner loops for its instructions, which the host does not compile."""
+    graph = build_suite("fixed").graph
+    lowered = compile_sources(graph, {"prefix": "suite", "vectors": "2"}, lambda stage, done, total: None)
+    manifest = manifest_of("c", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
+    suite = write_bundle(tmp_path / "suite", lowered.files, manifest, overwrite=False)
+    image = build(board, suite.path, manifest["c"], tmp_path / "image.elf", level=level)
+    assert emulate(board, image, SECONDS).returncode == 0
 
 
 def test_a_wrong_bit_is_noticed(board: Board, bundle: Bundle, tmp_path: Path) -> None:

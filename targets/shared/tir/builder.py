@@ -105,6 +105,17 @@ class Kernel:
 
         return self.tirx.call_llvm_pure_intrin(vector(dtype, lanes), llvm_lookup_intrinsic_id(name), *args)
 
+    def extern(self, name: str, *arguments: Expr | tuple[Pointer, Expr]) -> None:
+        """Call a C function that returns nothing; (pointer, index) passes the address of an element."""
+        tirx = self.tirx
+        spelled = []
+        for argument in arguments:
+            if isinstance(argument, tuple):
+                pointer, index = argument
+                argument = tirx.address_of(tirx.BufferLoad(pointer.buffer, [self.span(index, 1)]))
+            spelled.append(tirx.const(argument, "int32") if isinstance(argument, int) else argument)
+        self.emit(tirx.Evaluate(tirx.call_extern("int32", name, *spelled)))
+
     def span(self, index: Expr, lanes: int, stride: int = 1) -> Expr:
         """index .. as a ramp."""
         index = self.tirx.const(index, "int32") if isinstance(index, int) else index

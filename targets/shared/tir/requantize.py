@@ -17,6 +17,9 @@ class Requantize:
     format: Int
     zero_point: int
     scalar: bool = False
+    high: bool = False
+    """Fixed arithmetic whose shifts are all 33 or more: the upper word of the product decides. Shifts are stored as
+    int8, less 33."""
 
     @property
     def storage(self) -> str:
@@ -27,7 +30,7 @@ class Requantize:
         """Declare the pointer parameters that `apply` reads."""
         if self.arithmetic == "float":
             return [kernel.pointer("scale", "float32")]
-        return [kernel.pointer("multiplier", "int32"), kernel.pointer("shift", "int32")]
+        return [kernel.pointer("multiplier", "int32"), kernel.pointer("shift", "int8" if self.high else "int32")]
 
     def load(self, kernel: Kernel, pointers: list[Pointer], index: Expr, lanes: int) -> list[Expr]:
         """Parameters of `lanes` channels from `index` on."""
@@ -57,8 +60,19 @@ class Requantize:
         return kernel.cast(code, self.storage, lanes)
 
     def _apply_late(self, kernel: Kernel, acc: Expr, parameters: list[Expr], zero_point: Expr) -> Expr:
-        """One code by the fixed arithmetic, zero point as an expression; scalar code has no float form."""
+        """One code by the fixed arithmetic, zero point as an expression; scalar code has no float form.
+
+        With s >= 33, floor((p + 2^(s-1)) / 2^s) = floor((floor(p / 2^(s-1)) + 1) / 2), whose inner part is the upper
+        word of p shifted by s - 33.
+        """
         assert self.arithmetic == "fixed", "scalar schedules requantize in fixed point"
+        if self.high:
+            product = kernel.cast(acc, "int64") * kernel.cast(parameters[0], "int64")
+            upper = kernel.cast(kernel.tirx.shift_right(product, kernel.const(32, "int64")), "int32")
+            halves = kernel.tirx.shift_right(upper, kernel.cast(parameters[1], "int32"))
+            rounded = kernel.tirx.shift_right(halves + (zero_point * 2 + 1), kernel.const(1))
+            low, high = self.format.min, self.format.max
+            return kernel.cast(kernel.clamp(kernel.let(rounded), low, high, "int32"), self.storage)
         multiplier, shift = (kernel.cast(p, "int64") for p in parameters)
         half = kernel.tirx.shift_left(kernel.const(1, "int64"), shift - kernel.const(1, "int64"))
         shifted = kernel.tirx.shift_right(kernel.cast(acc, "int64") * multiplier + half, shift)

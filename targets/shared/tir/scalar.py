@@ -23,9 +23,10 @@ from qcompiler.targets.shared.tir.requantize import Requantize
 FIELDS = (
     *("rows", "columns", "height", "width", "kernel_y", "kernel_x", "stride_y", "stride_x", "dilation_y", "dilation_x"),
     *("before_y", "before_x", "x_image", "x_row", "x_pixel", "y_image", "y_row", "y_pixel"),
-    *("groups", "inputs", "outputs", "x_zero_point", "zero_point"),
+    *("groups", "inputs", "outputs", "x_zero_point", "zero_point", "band"),
 )
-"""The table of a call, in this order. rows, columns: of the output; inputs, outputs: channels of one group."""
+"""The table of a call, in this order. rows, columns: of the output; inputs, outputs: channels of one group; band:
+output rows that PlaneDepthwise holds at a time."""
 
 
 def shape_table(
@@ -38,6 +39,7 @@ def shape_table(
     outputs: int,
     x_zero_point: int,
     zero_point: int,
+    band: int,
 ) -> NDArray[np.int32]:
     """FIELDS of one call. Strides (image, row, pixel) in elements."""
     values = [
@@ -54,11 +56,12 @@ def shape_table(
         outputs,
         x_zero_point,
         zero_point,
+        band,
     ]
     return np.array(values, np.int32)
 
 
-class _Shape:
+class Shape:
     """The fields of the table as named expressions."""
 
     def __init__(self, kernel: Kernel, table: Pointer) -> None:
@@ -78,7 +81,7 @@ Taps = tuple[Expr, Expr, Expr, Expr]
 """First and behind-the-last tap: rows, then columns."""
 
 
-def _range(kernel: Kernel, start: Expr, taps: Expr, step: Expr, extent: Expr) -> tuple[Expr, Expr]:
+def tap_range(kernel: Kernel, start: Expr, taps: Expr, step: Expr, extent: Expr) -> tuple[Expr, Expr]:
     """Taps k of 0..taps for which 0 <= start + k * step < extent."""
     tirx = kernel.tirx
     one = kernel.const(1)
@@ -89,24 +92,25 @@ def _range(kernel: Kernel, start: Expr, taps: Expr, step: Expr, extent: Expr) ->
 
 
 @contextmanager
-def _pixels(kernel: Kernel, shape: _Shape) -> Iterator[tuple[Expr, Expr, Expr, Taps]]:
+def _pixels(kernel: Kernel, shape: Shape) -> Iterator[tuple[Expr, Expr, Expr, Taps]]:
     """Loop over output pixels of units lo..hi (rows of all images): (x offset of tap 0, y offset, position, taps)."""
     shape.load(*FIELDS[:18])
     with kernel.loop(kernel.hi, kernel.lo) as u:
         image = kernel.let(kernel.tirx.truncdiv(u, shape.rows))
         oy = kernel.let(u - image * shape.rows)
         iy = kernel.let(oy * shape.stride_y - shape.before_y)
-        ky0, ky1 = _range(kernel, iy, shape.kernel_y, shape.dilation_y, shape.height)
+        ky0, ky1 = tap_range(kernel, iy, shape.kernel_y, shape.dilation_y, shape.height)
         x_row = kernel.let(image * shape.x_image + iy * shape.x_row)
         y_row = kernel.let(image * shape.y_image + oy * shape.y_row)
         with kernel.loop(shape.columns) as ox:
             ix = kernel.let(ox * shape.stride_x - shape.before_x)
-            kx0, kx1 = _range(kernel, ix, shape.kernel_x, shape.dilation_x, shape.width)
+            kx0, kx1 = tap_range(kernel, ix, shape.kernel_x, shape.dilation_x, shape.width)
             x_at = kernel.let(x_row + ix * shape.x_pixel)
             yield x_at, kernel.let(y_row + ox * shape.y_pixel), oy * shape.columns + ox, (ky0, ky1, kx0, kx1)
 
 
-def _finish(kernel: Kernel, requantize: Requantize, acc: Expr, scales: list[Pointer], at: Expr, zero: Expr) -> Expr:
+def finish(kernel: Kernel, requantize: Requantize, acc: Expr, scales: list[Pointer], at: Expr, zero: Expr) -> Expr:
+    """The code of an accumulator, with the parameters that stand at index `at`."""
     return requantize.apply(kernel, acc, requantize.load(kernel, scales, at, 1), 1, zero)
 
 
@@ -128,7 +132,7 @@ class ScalarConv:
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, shape, x, y, w, bias, requantization...)."""
         kernel = Kernel(name)
-        shape = _Shape(kernel, kernel.pointer("shape", "int32"))
+        shape = Shape(kernel, kernel.pointer("shape", "int32"))
         x, y = kernel.pointer("x", self.storage), kernel.pointer("y", self.requantize.storage)
         w, bias = kernel.pointer("w", self.weight), kernel.pointer("bias", self.accumulator)
         scales = self.requantize.parameters(kernel)
@@ -138,14 +142,7 @@ class ScalarConv:
 
         def run(x_from: Expr, w_from: Expr, length: Expr, acc: Pointer, count: int) -> None:
             if self.dot and count == self.TILE:
-                tirx = kernel.tirx
-                arguments = [
-                    tirx.address_of(tirx.BufferLoad(x.buffer, [x_from])),
-                    tirx.address_of(tirx.BufferLoad(w.buffer, [w_from])),
-                    *(length, panel, zero),
-                    tirx.address_of(tirx.BufferLoad(acc.buffer, [kernel.const(0)])),
-                ]
-                kernel.emit(tirx.Evaluate(tirx.call_extern("int32", self.dot, *arguments)))
+                kernel.extern(self.dot, (x, x_from), (w, w_from), length, panel, zero, (acc, 0))
                 return
             with kernel.loop(length) as k:
                 value = kernel.let(kernel.cast(x.load(x_from + k), self.accumulator) - zero)
@@ -170,7 +167,7 @@ class ScalarConv:
                             x_kx = kernel.let(x_ky + kx * (shape.dilation_x * shape.x_pixel))
                             run(x_kx, kernel.let(w_ky + kx * shape.inputs), shape.inputs, acc, count)
                 for t in range(count):
-                    code = _finish(kernel, self.requantize, acc.load(t), scales, first + t, shape.zero_point)
+                    code = finish(kernel, self.requantize, acc.load(t), scales, first + t, shape.zero_point)
                     y.store(y_at + first + t, code)
 
             with kernel.loop(shape.groups) as g:
@@ -194,7 +191,7 @@ class ScalarDepthwise:
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, shape, x, y, w, bias, requantization...)."""
         kernel = Kernel(name)
-        shape = _Shape(kernel, kernel.pointer("shape", "int32"))
+        shape = Shape(kernel, kernel.pointer("shape", "int32"))
         x, y = kernel.pointer("x", self.storage), kernel.pointer("y", self.requantize.storage)
         w, bias = kernel.pointer("w", self.weight), kernel.pointer("bias", "int32")
         scales = self.requantize.parameters(kernel)
@@ -208,7 +205,7 @@ class ScalarDepthwise:
                 acc.store(0, acc.load(0) + value * kernel.cast(w.load(w_tap * shape.inputs + c), "int32"))
 
             _window(kernel, shape, x_at, taps, tap)
-            y.store(y_at + c, _finish(kernel, self.requantize, acc.load(0), scales, c, shape.zero_point))
+            y.store(y_at + c, finish(kernel, self.requantize, acc.load(0), scales, c, shape.zero_point))
         return kernel.function()
 
 
@@ -224,7 +221,7 @@ class ScalarPool:
         """void name(lo, hi, shape, x, y, requantization...)."""
         kernel = Kernel(name)
         requantize = self.requantize
-        shape = _Shape(kernel, kernel.pointer("shape", "int32"))
+        shape = Shape(kernel, kernel.pointer("shape", "int32"))
         x = kernel.pointer("x", self.storage)
         y = kernel.pointer("y", requantize.storage if requantize else self.storage)
         scales: list[Pointer] = requantize.parameters(kernel) if requantize else []
@@ -246,11 +243,11 @@ class ScalarPool:
                 y.store(y_at + c, kernel.cast(acc.load(0), self.storage))
             else:
                 at = position if self.per_position else kernel.const(0)
-                y.store(y_at + c, _finish(kernel, requantize, acc.load(0), scales, at, shape.zero_point))
+                y.store(y_at + c, finish(kernel, requantize, acc.load(0), scales, at, shape.zero_point))
         return kernel.function()
 
 
-def _window(kernel: Kernel, shape: _Shape, x_at: Expr, taps: Taps, tap: Callable[[Expr, Expr], None]) -> None:
+def _window(kernel: Kernel, shape: Shape, x_at: Expr, taps: Taps, tap: Callable[[Expr, Expr], None]) -> None:
     """tap(x offset, index of the tap) for every cell of the clipped window."""
     ky0, ky1, kx0, kx1 = taps
     with kernel.loop(ky1, ky0) as ky:
