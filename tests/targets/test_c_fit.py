@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +21,7 @@ from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.lower import lower
 from qcompiler.targets.shared.program import Program
 from tests.conftest import Digits
-from tests.mcu.boards import BOARDS, build, emulate, probe
+from tests.mcu.boards import BOARDS, linked
 
 M4 = BOARDS["m4"]
 
@@ -81,19 +80,11 @@ def test_measured_sizes_are_those_of_a_linked_image(bundle: Bundle, tmp_path: Pa
     facts, size = bundle.manifest["c"], bundle.manifest["size"]
     found = footprint.measure(bundle.path, facts["files"], facts["prefix"], size["arena_bytes"], size["weight_bytes"])
     assert found is not None and found.how == "measured"
-    (tmp_path / "with.c").write_text(probe(facts, 2))
-    use = '__attribute__((noinline)) static void use(void *x, void *y) { __asm volatile("" ::"r"(x), "r"(y)); }\n'
-    (tmp_path / "without.c").write_text(use + probe(facts, 2).replace(f"qc_{facts['prefix']}_run(", "use("))
-    sections = []
-    for name in ("with", "without"):
-        image = build(M4, bundle.path, facts, tmp_path / name, main=tmp_path / f"{name}.c")
-        listing = subprocess.run(["arm-none-eabi-size", str(image)], capture_output=True, text=True, check=True).stdout
-        sections.append([int(field) for field in listing.splitlines()[1].split()[:3]])
-    text, data, bss = (a - b for a, b in zip(*sections, strict=True))
-    assert found.flash == pytest.approx(text + data, rel=0.03)
-    assert found.arena == pytest.approx(bss, rel=0.03)
-    stack = int(emulate(M4, tmp_path / "with", 60).stdout.split()[1])
-    assert found.ram == pytest.approx(bss + stack, rel=0.03)
+    image = linked(M4, bundle.path, facts, tmp_path)
+    assert found.flash == pytest.approx(image.flash, rel=0.03)
+    assert found.arena == pytest.approx(image.variables, rel=0.03)
+    assert found.ram == pytest.approx(image.variables + image.stack, rel=0.03)
+    assert image.stack <= found.stack <= image.stack + 16  # the last words of a frame may stay as they were
 
 
 def test_the_estimate_is_close_to_the_measurement(bundle: Bundle) -> None:
@@ -131,6 +122,22 @@ def test_a_model_that_is_too_big_is_written_and_exits_with_4(
     fit = json.loads(capsys.readouterr().out)["fit"]
     assert fit["verdict"] == "TOO BIG" and fit["limits"] == {"flash": 1 << 20, "ram": 4096}
     assert (tmp_path / "c" / "src" / "model.c").is_file()
+
+
+def test_stack_is_that_of_the_deepest_chain_of_calls(tmp_path: Path) -> None:
+    """run -> kernel -> helper, and a kernel beside it with a larger frame that calls nobody."""
+    if shutil.which(footprint.COMPILER) is None:
+        pytest.skip(f"no {footprint.COMPILER}")
+    (tmp_path / "src").mkdir()
+    hold = "__attribute__((noinline)) {0} void {1}(int n) {{ volatile char a[{2}]; a[0] = (char)n; {3} }}\n"
+    text = hold.format("static", "helper", 200, "(void)n;") + hold.format("static", "deep", 100, "helper(n + a[0]);")
+    text += (
+        hold.format("static", "wide", 250, "(void)n;") + "int qc_net_init(void); int qc_net_init(void) { return 0; }\n"
+    )
+    text += "void qc_net_run(int n); void qc_net_run(int n) { deep(n); wide(n); }\n"
+    (tmp_path / "src" / "net.c").write_text(text)
+    found = footprint.measure(tmp_path, ["net.c"], "net", 0, 0)
+    assert found is not None and 300 <= found.stack < 360
 
 
 def test_rates_ship_with_their_origin() -> None:
