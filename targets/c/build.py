@@ -88,7 +88,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     name, vectors = sources.name, int(options.get("vectors", VECTORS))
     float_header, float_source = sources.float_wrappers()
     kernel_object = compile_objects(program.kernels(), program.machine.llvm) if core else b""
-    weight_bytes = sum(int(a.nbytes) for a in program.constants.arrays.values())
+    weight_bytes = sources.constant_bytes()
     kernels = sources.kernels()
     arguments = [len(call.arguments) for call in program.calls]
     # What stands in files must not depend on tools of this machine, so it is the estimate.
@@ -122,18 +122,18 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     files = {path: text.encode() for path, text in texts.items()}
     if sources.blob:
         files[f"src/{name}_weights.bin"] = sources.blob.data
+    entry = {**facts(sources), "mcu": mcu.name if mcu else GENERIC}
     if core:
         files[f"src/{name}_kernels.o"] = kernel_object
         progress("generate code", 1, 1)
-        entry = {
-            **facts(sources),
+        entry |= {
             "files": [file for file in sources.files() if file != f"{name}_kernels.c"],
             "object": {"core": core, "file": f"{name}_kernels.o"},
         }
         return Lowered(files, entry, sizes)
     progress("generate code", 1, 1)
     fit = judge(_measured(files, sources, weight_bytes, mcu) or guess, program, limits_of(options))
-    return Lowered(files, facts(sources), sizes, {"fit": fit})
+    return Lowered(files, entry, sizes, {"fit": fit})
 
 
 def _measured(

@@ -62,6 +62,12 @@ class Sources:
         """What a build compiles under src/, kernels last but for the weights."""
         return [f"{self.name}.c", f"{self.name}_kernels.c", *([f"{self.name}_weights.S"] if self.blob else [])]
 
+    def constant_bytes(self) -> int:
+        """Bytes of constants in flash; a file of bytes has its stamp and gaps between arrays."""
+        if self.blob:
+            return len(self.blob.data)
+        return sum(int(self.program.constants.arrays[index].nbytes) for index in self.constants)
+
     def kernels_header(self) -> str:
         """kernels.h."""
         guard = f"QC_{self.name.upper()}_KERNELS_H"
@@ -164,6 +170,7 @@ def facts(sources: Sources) -> dict[str, Any]:
     return {
         "prefix": sources.name,
         "arena": "caller" if sources.caller_arena else "static",
+        "weights": "bin" if sources.blob else "header",
         "run": sources.run_signature(),
         "files": sources.files(),
         "calls": [

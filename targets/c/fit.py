@@ -100,13 +100,17 @@ def _state(used: int, limit: int) -> str:
 def _less_flash(excess: int, largest: str, size: int, footprint: Footprint, program: Program) -> str:
     head = f"flash: {_kib(excess)} too much; `{largest}` is the largest layer with {_kib(size)} of constants"
     wide = _wide_weights(program)
-    if wide:
-        return f"{head}. Symmetric 8-bit weights in place of wider ones would save {_kib(wide)}."
     if excess >= footprint.constants:
         return f"{head}. The limit is below the code alone ({_kib(footprint.code)}): it needs a larger part."
-    if excess < size:
-        return f"{head}. It fits with {excess / size:.0%} fewer channels there."
-    return f"{head}. It fits with {excess / footprint.constants:.0%} less weights in all: narrow the network."
+    outside = f"or with the constants in external flash (`--weights bin`), beside {_kib(footprint.code)} of code"
+    if wide >= excess:
+        return f"{head}. It fits with symmetric 8-bit weights, which save {_kib(wide)}, {outside}."
+    if wide:
+        head += f". Symmetric 8-bit weights would save {_kib(wide)} of it"
+    if excess - wide < size:
+        return f"{head}. It fits with {_percent(excess - wide, size)} fewer channels there, {outside}."
+    share = _percent(excess - wide, footprint.constants - wide)
+    return f"{head}. It fits with {share} less weights in all, {outside}."
 
 
 def _less_ram(excess: int, where: str, alive: Sequence[tuple[str, int]], footprint: Footprint, program: Program) -> str:
@@ -120,7 +124,8 @@ def _less_ram(excess: int, where: str, alive: Sequence[tuple[str, int]], footpri
             f"{head}. Activations of 8 bits (--precision w8a8) would halve the arena to {_kib(footprint.arena // 2)}."
         )
     side = (1 - excess / footprint.arena) ** 0.5
-    return f"{head}. It fits with {excess / footprint.arena:.0%} fewer channels there, or pictures {side:.0%} as wide."
+    fewer = _percent(excess, footprint.arena)
+    return f"{head}. It fits with {fewer} fewer channels there, or pictures {int(100 * side)}% as wide."
 
 
 def _wide_weights(program: Program) -> int:
@@ -128,6 +133,11 @@ def _wide_weights(program: Program) -> int:
     used = {a.buffer.index for call in program.calls for a in call.arguments if a.buffer.kind == "constant"}
     arrays = [program.constants.arrays[index] for index in used]
     return sum(int(array.nbytes) // 2 for array in arrays if array.dtype == "int16")
+
+
+def _percent(part: int, whole: int) -> str:
+    """Rounded up: advice must be enough."""
+    return f"{-(-100 * part // whole)}%"
 
 
 def _kib(size: int) -> str:
