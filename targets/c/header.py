@@ -11,14 +11,10 @@ import onnx_ir as ir
 
 from qcompiler import __version__
 from qcompiler.formats import parse_format
+from qcompiler.targets.shared.codegen import comment
 
 if TYPE_CHECKING:
     from qcompiler.targets.c.emit import Sources
-
-
-def comment(text: str) -> str:
-    """A name out of the model, harmless inside a C comment."""
-    return re.sub(r"[^\x20-\x7e]", "?", text).replace("*/", "* /").replace("/*", "/ *")[:80]
 
 
 def literal(text: str) -> str:

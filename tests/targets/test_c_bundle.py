@@ -21,9 +21,10 @@ from qcompiler.errors import RecipeError
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
 from qcompiler.targets.c.build import build, check
-from qcompiler.targets.c.header import comment, literal
+from qcompiler.targets.c.header import literal
 from qcompiler.targets.c.host import STRICT, HostSession, compile_sources, host_compiler
 from qcompiler.targets.c.mcus import MCUS
+from qcompiler.targets.shared.codegen import comment
 from tests.conftest import Digits
 
 Make = Callable[..., Bundle]
