@@ -147,9 +147,9 @@ def peers_section(documents: Sequence[Document]) -> str:
     rows = [row for document in documents for row in document["rows"]]
     text = (
         "One inference at W8A8 on the emulated Cortex-M4. TFLM runs MLPerf Tiny's own int8 models, the others the\n"
-        "network and scales of the `c` bundle; onnx2c computes pool and softmax in float. RAM: arena, other variables,\n"
-        "inputs and outputs, deepest stack of set-up and inference. Flash: code and constants that the model adds to an\n"
-        "image. `x ours`: below 1, the peer takes less."
+        "network and scales of the `c` bundle; onnx2c computes pool and softmax in float. RAM: arena, variables,\n"
+        "inputs and outputs, deepest stack of set-up and inference. Flash: code and constants that the model adds to\n"
+        "an image. `x ours`: below 1, the peer takes less."
     )
     shown = [{**document, "arguments": _without_places(document["arguments"])} for document in documents]
     failed = "".join(f"\n{line}\n" for line in mcu_peers.reasons(rows))
