@@ -32,7 +32,6 @@ from qcompiler.targets.c.build import build
 from tests.conformance.suite import build_suite
 from tests.mcu.boards import build_plugin
 
-
 CALLED = re.compile(r"qc_(dot|column|planes|taps|row|window)_\w*(u8|s8|x1|x4|3x3)$")
 """Functions of qc_dot.h that kernels call."""
 

@@ -39,6 +39,7 @@ TARGET = Target(
         "weights": "header (default: C arrays) or bin (a file of bytes in a section of its own, for external flash)",
         "mcu": f"core of project files and measured sizes: {', '.join(CHOICES)} (default)",
         "object": f"kernels as an object file for this core instead of C text: {', '.join(OBJECTS)}",
+        "optimize-for": "latency (default) or memory (chains of convolutions band by band: a smaller arena)",
         "vectors": "samples of the self-test; default: 4",
     },
     check=check,

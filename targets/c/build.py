@@ -13,7 +13,7 @@ from qcompiler.graph.model import Graph
 from qcompiler.target import Lowered
 from qcompiler.targets.c import footprint
 from qcompiler.targets.c.emit import Sources, facts
-from qcompiler.targets.c.fit import judge, limits_of
+from qcompiler.targets.c.fit import judge, limits_of, peak
 from qcompiler.targets.c.header import header
 from qcompiler.targets.c.machine import SCALAR
 from qcompiler.targets.c.mcus import CHOICES, GENERIC, Mcu, mcu_of
@@ -25,6 +25,7 @@ from qcompiler.targets.c.weights import assembler
 from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.lower import check_operators, lower
+from qcompiler.targets.shared.stream import least_memory
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -45,6 +46,15 @@ def check(options: Mapping[str, Any]) -> None:
         raise RecipeError(f"`{options['arena']}` is neither static nor caller.", where="option arena")
     if options.get("weights", "header") not in ("header", "bin"):
         raise RecipeError(f"`{options['weights']}` is neither header nor bin.", where="option weights")
+    goal = options.get("optimize-for", "latency")
+    if goal not in ("latency", "memory"):
+        raise RecipeError(f"`{goal}` is neither latency nor memory.", where="option optimize-for")
+    if goal == "memory" and options.get("object") is not None and OBJECTS[options["object"]].borders:
+        raise RecipeError(
+            "kernels with vectors keep whole images.",
+            where="option optimize-for",
+            hint="Leave out --object or --optimize-for.",
+        )
     mcu = options.get("mcu", GENERIC)
     if mcu not in CHOICES:
         raise RecipeError(f"`{mcu}` is no core.", where="option mcu", hint=f"Choose from {', '.join(CHOICES)}.")
@@ -74,7 +84,13 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     check_operators(graph, "c")
     stripped = strip_boundary(graph)
     core = options.get("object")
-    program = lower(stripped, OBJECTS[core] if core else SCALAR, progress)
+    machine = OBJECTS[core] if core else SCALAR
+    if options.get("optimize-for") == "memory":
+        program = least_memory(
+            stripped, lambda chains: lower(stripped, machine, progress, chains), lambda each: peak(each)[0]
+        )
+    else:
+        program = lower(stripped, machine, progress)
     progress("generate code", 0, 1)
     sources = Sources(
         stripped,

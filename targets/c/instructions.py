@@ -54,7 +54,7 @@ def estimate(program: Program, rates: Mapping[str, Mapping[str, float]]) -> list
         counts = features(program.graph, node)
         kind = kind_of(call.spec)
         weights = rates.get(kind, rates.get(OTHER, {}))
-        spent = sum(count * weights.get(name, 0.0) for name, count in counts.items())
+        spent = call.share * sum(count * weights.get(name, 0.0) for name, count in counts.items())
         entry = found.setdefault(call.node, {"node": call.node, "instructions": 0, "macs": counts["product"]})
         entry["instructions"] += round(spent)
     return list(found.values())

@@ -11,5 +11,6 @@ SCALAR = Machine(
     alignment=8,
     slack=0,
     helpers=True,
+    in_place=True,
     borders=False,
 )

@@ -13,16 +13,22 @@ WRITTEN = ("y", "columns", "planes")
 """Pointer parameters that kernels write; they only read the others."""
 
 
+_IN_PLACE = re.compile(r"_(add|multiply|lookup|rescale|planedepthwise)_\d+$")
+"""Kernels whose output may lie on an input."""
+
+
 def signature(name: str, parameters: str) -> str:
     """`void name(int32_t lo, int32_t hi, const uint8_t *restrict x, ...)`."""
     spelled = []
+    alias = ("x", "a", "b", "y") if _IN_PLACE.search(name) else ()
     for parameter in parameters.split(", "):
         kind, _, variable = parameter.rpartition(" ")
         if not kind.endswith("*"):
             spelled.append(parameter)
             continue
         constant = "" if variable in WRITTEN else "const "
-        spelled.append(f"{constant}{kind[:-1]} *restrict {variable}")
+        restrict = "" if variable in alias else "restrict "
+        spelled.append(f"{constant}{kind[:-1]} *{restrict}{variable}")
     return f"void {name}({', '.join(spelled)})"
 
 

@@ -6,16 +6,22 @@ only reader is a Concat, Pad, Transpose or Reshape is written straight into that
 
 from __future__ import annotations
 
+from dataclasses import replace
+from math import prod
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import Window, window_of
+from qcompiler.targets.shared.lower_clipped import overwrites
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.views import Buffer, View, allocate, channels_last, dense_strides
 
+IN_PLACE = {"Add", "Mul", "Requantize", "Table"}
+"""Operators of one pass over their elements."""
 SPATIAL = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "DepthToSpace"}
 TIED = {"Add", "Mul", "Table", "Requantize", "Concat", "Split", "Slice", "Pad", "ReduceMean", "Softmax", *SPATIAL}
 
@@ -92,7 +98,24 @@ def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) ->
         size = allocate("", "uint8", shape, order)
         if size.is_dense():
             return target.reshaped(shape)
+    if program.machine.in_place and _may_overwrite(program, value, reader, target):
+        return replace(target, dtype=storage_of(value))
     return None
+
+
+def _may_overwrite(program: Program, value: ir.Value, reader: ir.Node, target: View) -> bool:
+    """Whether `reader` may write its output over `value`, its input: element by element, or as PlaneDepthwise does."""
+    shape = program.shape(value)
+    size = np.dtype(storage_of(value)).itemsize
+    whole = target.buffer.kind == "output" or target.buffer.bytes == prod(shape) * size
+    if shape != target.shape or size != target.itemsize or not whole:
+        return False
+    others = [program.views.get(str(v.name)) for v in reader.inputs if v is not None and v is not value]
+    if any(view is not None and view.buffer is target.buffer for view in others):
+        return False
+    if reader.op_type == "Conv":
+        return reader.inputs[0] is value and overwrites(program, reader)
+    return reader.op_type in IN_PLACE
 
 
 def pad_amounts(program: Program, node: ir.Node) -> tuple[list[int], list[int]]:

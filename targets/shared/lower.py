@@ -33,6 +33,7 @@ from qcompiler.targets.shared.lower_products import lower_conv, lower_conv_trans
 from qcompiler.targets.shared.lower_windows import lower_pool, lower_reduce_mean, lower_softmax
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Program
+from qcompiler.targets.shared.stream import Chain, lower_chain
 
 RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "qcompiler::Add": lower_add,
@@ -75,16 +76,25 @@ def check_operators(graph: Graph, target: str) -> None:
 
 
 def lower(
-    graph: Graph, machine: Machine, progress: Callable[[str, int, int], None] = lambda stage, done, total: None
+    graph: Graph,
+    machine: Machine,
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+    streams: tuple[Chain, ...] = (),
 ) -> Program:
-    """The finished program of an INTEGER graph for one machine."""
+    """The finished program of an INTEGER graph for one machine. streams: chains to be done in bands (stream.py)."""
     program = Program(graph, machine)
     layout.assign(program)
     nodes = graph.nodes()
+    named = {str(node.name): node for node in nodes}
+    last = {chain[-1]: chain for chain in streams}
+    inside = {name for chain in streams for name in chain}
     for i, node in enumerate(nodes):
         progress("lower", i, len(nodes))
         program.node = node.name or node.op_type
-        RULES[operator_key(node)](program, node)
+        if node.name in last:
+            lower_chain(program, [named[name] for name in last[str(node.name)]])
+        elif node.name not in inside:
+            RULES[operator_key(node)](program, node)
     program.finish()
     progress("lower", len(nodes), len(nodes))
     return program

@@ -12,13 +12,32 @@ from numpy.typing import NDArray
 
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import Window, window_of
-from qcompiler.targets.shared.program import Program
+from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
 from qcompiler.targets.shared.tir.columns import PIXELS, ColumnConv, PlaneDepthwise, padded_run
 from qcompiler.targets.shared.tir.requantize import Requantize
 from qcompiler.targets.shared.tir.scalar import ScalarConv, ScalarDepthwise, ScalarPool, shape_table
 from qcompiler.targets.shared.views import View, as_image, channels_last
 
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a node's output rows, in a loop (see Program.repeated)."""
+
+    start: int
+    """First row, where the kernel is told the whole image; of a part of its own, 0."""
+    rows: int
+    """Rows from there on; 0: all of the window."""
+    advance: int
+    """Rows by which `start` moves on each time."""
+    x_step: int
+    """Bytes by which x moves on each time."""
+    y_step: int
+    share: float
+    """How much of the node's work it is, all times together."""
+
+
+_WHOLE = Piece(0, 0, 0, 0, 0, 1.0)
 _PLANES = 3072
 """Bytes that the channels which a depthwise convolution copies out may take."""
 
@@ -127,15 +146,28 @@ def lower_clipped_conv(
     x = feed(program, value, program.view(value).dtype, 0, ((0, 0),) * window.rank, 0)
     if depthwise:
         y = target_of(program, node.outputs[0], 1)
-        _depthwise(program, node, value, weights, window, x, y)
+        _depthwise(program, node, value, weights, window, x, y, _WHOLE)
     else:
         y = _evenly(program, node.outputs[0], window)
-        _product(program, node, value, weights, window, groups, x, y)
+        _product(program, node, value, weights, window, groups, x, y, _WHOLE)
     settle(program, node.outputs[0], y)
 
 
+def lower_piece(program: Program, node: ir.Node, window: Window, x: View, y: View, piece: Piece) -> None:
+    """Some rows of a Conv without groups or a depthwise one, from and to views whose channels are contiguous.
+
+    window: what the kernel is told of the image; y: of the first row that is done.
+    """
+    value, weights = node.inputs[0], program.graph.const(node.inputs[1])
+    assert value is not None and weights is not None
+    if attribute(node, "group", 1) > 1:
+        _depthwise(program, node, value, weights, window, x, y, piece)
+    else:
+        _product(program, node, value, weights, window, 1, x, y, piece)
+
+
 def _depthwise(
-    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, x: View, y: View
+    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, x: View, y: View, piece: Piece
 ) -> None:
     channels = (1, window.channels, window.channels)
     paired = _paired(program, node, value, weights) if _slides(window) else None
@@ -147,7 +179,7 @@ def _depthwise(
         planes = program.scratch(f"{node.name}/planes", "int16", (_plane(window, band) * PIXELS,), (0,))
         table = _table(node, window, x, y, *channels, band)
         spec = PlaneDepthwise(x.dtype, paired.requantize, window.strides[1])
-        _emit(program, node, spec, window.batch, table, [x, y, planes], [taps, paired.bias, *paired.scales])
+        _emit(program, node, spec, window.batch, table, [x, y, planes], [taps, paired.bias, *paired.scales], piece)
         return
     kind, bias = _weight_type(weights), program.graph.const(node.inputs[2])
     assert bias is not None
@@ -155,11 +187,19 @@ def _depthwise(
     arrays = [weights[:, 0].transpose(1, 2, 0).astype(kind), bias, *scales]
     table = _table(node, window, x, y, *channels)
     single = ScalarDepthwise(x.dtype, kind, requantize)
-    _emit(program, node, single, window.batch * window.output[0], table, [x, y], arrays)
+    _emit(program, node, single, window.batch * window.output[0], table, [x, y], arrays, piece)
 
 
 def _product(
-    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int, x: View, y: View
+    program: Program,
+    node: ir.Node,
+    value: ir.Value,
+    weights: NDArray,
+    window: Window,
+    groups: int,
+    x: View,
+    y: View,
+    piece: Piece,
 ) -> None:
     inputs, units = weights.shape[1], window.batch * window.output[0]
     table = _table(node, window, x, y, groups, inputs, weights.shape[0] // groups)
@@ -169,7 +209,7 @@ def _product(
         runs = _runs(paired.weights, merged)
         columns = program.scratch(f"{node.name}/columns", "int16", (runs[0].size * PIXELS,), (0,))
         spec = ColumnConv(x.dtype, paired.requantize, merged, _flat(window, x))
-        _emit(program, node, spec, units, table, [x, y, columns], [runs, paired.bias, *paired.scales])
+        _emit(program, node, spec, units, table, [x, y, columns], [runs, paired.bias, *paired.scales], piece)
         return
     bias = program.graph.const(node.inputs[2])
     assert bias is not None
@@ -177,7 +217,17 @@ def _product(
     kind, accumulator = _weight_type(weights), "int64" if format_of(value).bits > 8 else "int32"
     single = ScalarConv(x.dtype, kind, accumulator, requantize, merged, _dot(program, x.dtype, kind, accumulator))
     arrays = [weights.transpose(0, 2, 3, 1).astype(kind), bias, *scales]
-    _emit(program, node, single, units, table, [x, y], arrays)
+    _emit(program, node, single, units, table, [x, y], arrays, piece)
+
+
+def overwrites(program: Program, node: ir.Node) -> bool:
+    """Whether this Conv is done by PlaneDepthwise such that its output may lie on its input."""
+    value, weights = node.inputs[0], program.graph.const(node.inputs[1])
+    assert value is not None and weights is not None
+    window, groups = window_of(program.graph, node), attribute(node, "group", 1)
+    depthwise = window.rank == 4 and groups == window.channels == len(weights) > 1 and window.channels % PIXELS == 0
+    same = window.input == window.output and window.strides == (1, 1)
+    return depthwise and same and _slides(window) and _paired(program, node, value, weights) is not None
 
 
 def _slides(window: Window) -> bool:
@@ -244,7 +294,7 @@ def lower_clipped_matmul(program: Program, node: ir.Node, value: ir.Value, weigh
     out = replace(y, shape=(1, n, 1, rows), strides=(0, 1, 0, n), border=())
     window = Window(4, 1, k, (1, rows), (1, rows), (1, 1), (1, 1), (1, 1), (0, 0))
     product = np.ascontiguousarray(weights.T)[:, :, None, None]
-    _product(program, node, value, product, window, 1, line, out)
+    _product(program, node, value, product, window, 1, line, out, _WHOLE)
     settle(program, node.outputs[0], y)
 
 
@@ -256,13 +306,18 @@ def _emit(
     table: NDArray,
     views: list[View],
     parameters: list[NDArray],
+    piece: Piece,
 ) -> None:
+    steps = [piece.x_step, piece.y_step, *[0] * len(views)]
     program.call(
         spec,
-        units,
+        piece.rows or units,
         program.parameter(table, f"{node.name}/shape"),
-        *views,
+        *(Argument(v.buffer, v.origin * v.itemsize, step) for v, step in zip(views, steps, strict=False)),
         *(program.parameter(p, f"{node.name}/parameters") for p in parameters),
+        start=piece.start,
+        advance=piece.advance,
+        share=piece.share,
     )
 
 

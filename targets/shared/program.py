@@ -5,8 +5,9 @@ Built by the rules in `lower_*.py`, one call at a time; lifetimes follow from th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,21 +32,36 @@ class Spec(Protocol):
 
 @dataclass(frozen=True)
 class Argument:
-    """A pointer: a buffer and an offset in bytes."""
+    """A pointer: a buffer and an offset in bytes; in a loop it moves on by `step` bytes each time."""
 
     buffer: Buffer
     offset: int = 0
+    step: int = 0
+
+
+@dataclass(eq=False)
+class Loop:
+    """Consecutive calls that are done `count` times, one after the other each time."""
+
+    count: int
+    first: int
+    """Index of its first call."""
 
 
 @dataclass
 class Call:
-    """kernel(lo, hi, arguments...) over `units` pieces of work."""
+    """kernel(start, start + units, arguments...); in a loop `start` moves on by `advance` units each time."""
 
     spec: Spec
     units: int
     arguments: list[Argument]
     node: str
     kernel: str = ""
+    start: int = 0
+    advance: int = 0
+    loop: Loop | None = None
+    share: float = 1.0
+    """How much of the node's work it does, all times together."""
 
 
 @dataclass
@@ -62,6 +78,8 @@ class Program:
     """Name of the node being lowered."""
     arena_bytes: int = 0
     arena_bound: int = 0
+    loop: Loop | None = None
+    """The loop that calls are put into."""
 
     # -- values ------------------------------------------------------------------------------------------------
 
@@ -99,12 +117,30 @@ class Program:
 
     # -- calls -------------------------------------------------------------------------------------------------
 
-    def call(self, spec: Spec, units: int, *arguments: Argument | View) -> None:
+    def call(
+        self, spec: Spec, units: int, *arguments: Argument | View, start: int = 0, advance: int = 0, share: float = 1.0
+    ) -> None:
         """Append a kernel call; views stand for the address of their first element."""
         pointers = [Argument(a.buffer, a.origin * a.itemsize) if isinstance(a, View) else a for a in arguments]
+        if self.loop is None:
+            pointers, advance = [replace(pointer, step=0) for pointer in pointers], 0
         for pointer in pointers:
             pointer.buffer.touch(len(self.calls))
-        self.calls.append(Call(spec, units, pointers, self.node))
+        self.calls.append(Call(spec, units, pointers, self.node, "", start, advance, self.loop, share))
+
+    @contextmanager
+    def repeated(self, count: int) -> Iterator[None]:
+        """Calls made inside are done `count` times; what was there before lives from the first to the last of them."""
+        first, known = len(self.calls), len(self.buffers)
+        self.loop = Loop(count, first) if count > 1 else None
+        yield
+        if self.loop is not None:
+            temporary = set(map(id, self.buffers[known:]))
+            for argument in (argument for call in self.calls[first:] for argument in call.arguments):
+                if id(argument.buffer) not in temporary:
+                    argument.buffer.touch(first)
+                    argument.buffer.touch(len(self.calls) - 1)
+        self.loop = None
 
     def parameter(self, array: NDArray, name: str) -> Argument:
         """A constant array as a pointer argument."""

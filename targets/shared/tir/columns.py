@@ -34,7 +34,7 @@ class ColumnConv:
     """Dense or grouped convolution; weights int8 [M][runs][elements of a run, padded with zeros to fours].
 
     A run is a row of taps (kx, c) where that is contiguous in memory (`merged`), else the channels of one tap. Units
-    are output rows; there are at least four pixels in a call, and they lie evenly in y.
+    are output rows; there are at least four pixels in a call, and they lie evenly in y, which is where row `lo` goes.
     """
 
     storage: str
@@ -105,7 +105,7 @@ class ColumnConv:
                         kernel.extern(gather, (columns, t * 2), (x, source), 0, run, 0, shape.x_zero_point)
                     else:
                         column(t, kernel.let(pixel + t), x_group)
-                y_at = kernel.let(pixel * shape.y_pixel)
+                y_at = kernel.let((pixel - first) * shape.y_pixel)
                 with kernel.loop(blocks) as b:
                     m = kernel.let(channel + b * CHANNELS)
                     count = kernel.let(tirx.min(channel + shape.outputs - m, kernel.const(CHANNELS)))

@@ -93,7 +93,10 @@ def tap_range(kernel: Kernel, start: Expr, taps: Expr, step: Expr, extent: Expr)
 
 @contextmanager
 def _pixels(kernel: Kernel, shape: Shape) -> Iterator[tuple[Expr, Expr, Expr, Taps]]:
-    """Loop over output pixels of units lo..hi (rows of all images): (x offset of tap 0, y offset, position, taps)."""
+    """Loop over output pixels of units lo..hi (rows of all images): (x offset of tap 0, y offset, position, taps).
+
+    y is where row `lo` goes; with several images lo is 0.
+    """
     shape.load(*FIELDS[:18])
     with kernel.loop(kernel.hi, kernel.lo) as u:
         image = kernel.let(kernel.tirx.truncdiv(u, shape.rows))
@@ -101,7 +104,7 @@ def _pixels(kernel: Kernel, shape: Shape) -> Iterator[tuple[Expr, Expr, Expr, Ta
         iy = kernel.let(oy * shape.stride_y - shape.before_y)
         ky0, ky1 = tap_range(kernel, iy, shape.kernel_y, shape.dilation_y, shape.height)
         x_row = kernel.let(image * shape.x_image + iy * shape.x_row)
-        y_row = kernel.let(image * shape.y_image + oy * shape.y_row)
+        y_row = kernel.let(image * shape.y_image + (oy - kernel.lo) * shape.y_row)
         with kernel.loop(shape.columns) as ox:
             ix = kernel.let(ox * shape.stride_x - shape.before_x)
             kx0, kx1 = tap_range(kernel, ix, shape.kernel_x, shape.dilation_x, shape.width)
