@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qcompiler.errors import RecipeError
@@ -54,8 +54,13 @@ def peak(program: Program) -> tuple[str, list[tuple[str, int]]]:
     return best[1], best[2]
 
 
-def judge(footprint: Footprint, program: Program, limits: Mapping[str, int]) -> dict[str, Any]:
-    """The report's entry `fit`. verdict is FITS, TIGHT or TOO BIG, or null where no limit is given."""
+def judge(
+    footprint: Footprint, program: Program, limits: Mapping[str, int], in_bands: Callable[[], int] | None = None
+) -> dict[str, Any]:
+    """The report's entry `fit`. verdict is FITS, TIGHT or TOO BIG, or null where no limit is given.
+
+    in_bands: finds the arena that `--optimize-for memory` would take; called where RAM is too much. None if it has.
+    """
     nodes = constants_by_node(program)
     largest = max(nodes, key=lambda name: nodes[name], default="")
     where, alive = peak(program)
@@ -85,7 +90,7 @@ def judge(footprint: Footprint, program: Program, limits: Mapping[str, int]) -> 
             for advice in (
                 _less_flash(used[name] - limit, largest, nodes.get(largest, 0), footprint, program)
                 if name == "flash"
-                else _less_ram(used[name] - limit, where, alive, footprint, program),
+                else _less_ram(used[name] - limit, where, alive, footprint, program, in_bands),
             )
         ],
     }
@@ -113,18 +118,26 @@ def _less_flash(excess: int, largest: str, size: int, footprint: Footprint, prog
     return f"{head}. It fits with {share} less weights in all, {outside}."
 
 
-def _less_ram(excess: int, where: str, alive: Sequence[tuple[str, int]], footprint: Footprint, program: Program) -> str:
+def _less_ram(
+    excess: int, where: str, alive: Sequence[tuple[str, int]], footprint: Footprint, program: Program,
+    in_bands: Callable[[], int] | None,
+) -> str:  # fmt: skip
     names = " and ".join(f"`{name}` ({_kib(size)})" for name, size in alive[:2])
     head = f"RAM: {_kib(excess)} too much; most is alive at `{where}`: {names}"
     if excess > footprint.arena:
         return f"{head}. The limit is below the stack alone ({footprint.stack} B)."
+    arena = footprint.arena if in_bands is None else min(footprint.arena, in_bands())
+    if arena < footprint.arena:
+        saved = footprint.arena - arena
+        if saved >= excess:
+            return f"{head}. It fits with `--optimize-for memory`, which takes {_kib(arena)} of arena."
+        head += f". `--optimize-for memory` saves {_kib(saved)} of it"
+        excess -= saved
     wide = sum(view.buffer.kind == "arena" and view.itemsize > 1 for view in program.views.values())
     if wide:
-        return (
-            f"{head}. Activations of 8 bits (--precision w8a8) would halve the arena to {_kib(footprint.arena // 2)}."
-        )
-    side = (1 - excess / footprint.arena) ** 0.5
-    fewer = _percent(excess, footprint.arena)
+        return f"{head}. Activations of 8 bits (--precision w8a8) would halve the arena to {_kib(arena // 2)}."
+    side = (1 - excess / arena) ** 0.5
+    fewer = _percent(excess, arena)
     return f"{head}. It fits with {fewer} fewer channels there, or pictures {int(100 * side)}% as wide."
 
 
