@@ -100,6 +100,10 @@ class Firmware:
     "Core of project files and measured sizes: cortex-m0, -m4, -m7, -m33, -m55, rv32imac; default: generic."
     object: str | None = None
     "Kernels as an object file in place of C text: cortex-m4, -m7, -m33, -m55 (with vectors) or rv32imac."
+    optimize_for: str | None = None
+    "latency (the default), or memory: chains of convolutions are done in bands, for a smaller arena."
+    pack: bool = False
+    "Weights of 2 to 4 bits stay packed in flash."
     flash: str | None = None
     "Flash that the model may take, as 256KiB: code and constants."
     ram: str | None = None
@@ -107,7 +111,7 @@ class Firmware:
 
     def table(self) -> dict[str, str]:
         """Options that were given."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+        return {key: value for key, value in vars(self).items() if value}
 
 
 def pairs(items: tuple[str, ...], example: str) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from qcompiler.targets.c import footprint
 from qcompiler.targets.c.emit import Sources, facts
 from qcompiler.targets.c.fit import judge, limits_of, peak
 from qcompiler.targets.c.header import header
-from qcompiler.targets.c.machine import SCALAR
+from qcompiler.targets.c.machine import PACKED, SCALAR
 from qcompiler.targets.c.mcus import CHOICES, GENERIC, Mcu, mcu_of
 from qcompiler.targets.c.modules import module_files
 from qcompiler.targets.c.objects import OBJECTS, code_bytes
@@ -46,14 +46,18 @@ def check(options: Mapping[str, Any]) -> None:
         raise RecipeError(f"`{options['arena']}` is neither static nor caller.", where="option arena")
     if options.get("weights", "header") not in ("header", "bin"):
         raise RecipeError(f"`{options['weights']}` is neither header nor bin.", where="option weights")
-    goal = options.get("optimize-for", "latency")
+    goal = options.get("optimize_for", "latency")
     if goal not in ("latency", "memory"):
-        raise RecipeError(f"`{goal}` is neither latency nor memory.", where="option optimize-for")
+        raise RecipeError(f"`{goal}` is neither latency nor memory.", where="option optimize_for")
     if goal == "memory" and options.get("object") is not None and OBJECTS[options["object"]].borders:
         raise RecipeError(
             "kernels with vectors keep whole images.",
-            where="option optimize-for",
+            where="option optimize_for",
             hint="Leave out --object or --optimize-for.",
+        )
+    if options.get("pack") and options.get("object") is not None:
+        raise RecipeError(
+            "kernels in an object read a byte a weight.", where="option pack", hint="Leave out --object or --pack."
         )
     mcu = options.get("mcu", GENERIC)
     if mcu not in CHOICES:
@@ -84,8 +88,8 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     check_operators(graph, "c")
     stripped = strip_boundary(graph)
     core = options.get("object")
-    machine = OBJECTS[core] if core else SCALAR
-    if options.get("optimize-for") == "memory":
+    machine = OBJECTS[core] if core else PACKED if options.get("pack") else SCALAR
+    if options.get("optimize_for") == "memory":
         program = least_memory(
             stripped, lambda chains: lower(stripped, machine, progress, chains), lambda each: peak(each)[0]
         )

@@ -1,5 +1,7 @@
 """The processor that C text is written for: scalar, without borders in memory."""
 
+from dataclasses import replace
+
 from qcompiler.targets.shared.machine import Machine
 
 SCALAR = Machine(
@@ -14,3 +16,6 @@ SCALAR = Machine(
     in_place=True,
     borders=False,
 )
+
+PACKED = replace(SCALAR, name="c99-packed", packed=True)
+"""With weights of 2 to 4 bits packed."""

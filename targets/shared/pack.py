@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.targets.shared.machine import Machine
+from qcompiler.targets.shared.tir.columns import PACKINGS
 from qcompiler.targets.shared.tir.matrix import Matrix, padded_channels
 from qcompiler.targets.shared.tir.window import Depthwise
 from qcompiler.targets.shared.views import ALIGNMENT, SLACK, Buffer
@@ -64,6 +65,29 @@ def pack_depthwise(weights: NDArray, spec: Depthwise, machine: Machine) -> NDArr
     padded[:channels, :height] = weights
     blocks = padded.reshape(-1, lanes, groups, group, width)
     return blocks.transpose(0, 2, 4, 1, 3).ravel()
+
+
+def pack_bits(weights: NDArray, bits: int) -> NDArray[np.uint8]:
+    """int8 [M, 4 steps] -> uint8 [M, bytes]: the blocks of templates/qc_dot.h, little-endian words."""
+    packing = PACKINGS[bits]
+    rows, count = weights.shape
+    width = 4 * packing.steps
+    padded = np.zeros((rows, -(-count // width) * width), np.uint32)
+    padded[:, :count] = weights.astype(np.int64) & ((1 << bits) - 1)
+    steps = padded.reshape(rows, -1, packing.steps, 4)
+    lane = 8 * np.arange(4, dtype=np.uint32)
+
+    def words(codes: NDArray, width: int, per_word: int) -> NDArray:
+        """[..., steps, 4] -> [..., steps / per_word]: step j of a word from bit 8 - width (j + 1) of each byte on."""
+        grouped = codes.reshape(*codes.shape[:2], -1, per_word, 4)
+        down = 8 - width * np.arange(1, per_word + 1, dtype=np.uint32)
+        return (grouped << (down[:, None] + lane)).sum(axis=(-1, -2), dtype=np.uint32)
+
+    if bits == 3:
+        blocks = np.concatenate([words(steps >> 1, 2, 4), words(steps & 1, 1, 8)], axis=-1)
+    else:
+        blocks = words(steps, bits, packing.steps)
+    return np.ascontiguousarray(blocks.reshape(rows, -1)).astype("<u4").view(np.uint8).reshape(rows, -1)
 
 
 def pack_channels(values: NDArray, groups: int, lanes: int) -> NDArray:

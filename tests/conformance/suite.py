@@ -63,6 +63,8 @@ def _convolutions(p: Problems) -> None:
     p.matmul("matmul", (1, 37), 19)
     p.matmul("matmul_batch", (3, 5, 24), 40)
     p.matmul("matmul_w4", (2, 64), 10, bits=4)
+    p.matmul("matmul_w3", (1, 61), 11, bits=3)
+    p.matmul("matmul_w2", (1, 38), 7, bits=2)
     p.matmul("matmul_signed", (1, 30), 8, token="int8", out="int8")
     p.matmul("matmul_a16", (1, 30), 8, token="uint16", out="uint16")
 

@@ -21,10 +21,11 @@ EXCEPTIONS: dict[str, str] = {}
 """Problems that the target does not solve, with the reason."""
 
 
-@pytest.fixture(scope="module", params=["static", "caller"])
+@pytest.fixture(scope="module", params=["static", "caller", "packed"])
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     graph = build_suite("fixed").graph
-    lowered = build(graph, {"prefix": "suite", "arena": request.param}, lambda stage, done, total: None)
+    options = {"pack": True} if request.param == "packed" else {"arena": request.param}
+    lowered = build(graph, {"prefix": "suite", **options}, lambda stage, done, total: None)
     manifest = manifest_of("c", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
     return write_bundle(tmp_path_factory.mktemp("c") / "bundle", lowered.files, manifest, overwrite=False)
 

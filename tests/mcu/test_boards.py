@@ -27,14 +27,14 @@ def test_self_test_passes(board: Board, bundle: Bundle, level: str, tmp_path: Pa
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("level", ["-O2"])
-def test_every_problem_has_the_oracles_bits(board: Board, level: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pack", [False, True])
+def test_every_problem_has_the_oracles_bits(board: Board, pack: bool, tmp_path: Path) -> None:
     """The conformance suite on a board: the inner loops for its instructions, which the host does not compile."""
     graph = build_suite("fixed").graph
-    lowered = compile_sources(graph, {"prefix": "suite", "vectors": "2"}, lambda stage, done, total: None)
+    lowered = compile_sources(graph, {"prefix": "suite", "vectors": "2", "pack": pack}, lambda stage, done, total: None)
     manifest = manifest_of("c", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
     suite = write_bundle(tmp_path / "suite", lowered.files, manifest, overwrite=False)
-    image = build(board, suite.path, manifest["c"], tmp_path / "image.elf", level=level)
+    image = build(board, suite.path, manifest["c"], tmp_path / "image.elf", level="-O2")
     assert emulate(board, image, SECONDS).returncode == 0
 
 

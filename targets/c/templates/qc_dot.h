@@ -182,6 +182,101 @@ static inline void qc_dot_x4(const int16_t *restrict columns, const int8_t *rest
   }
 }
 
+/* Weights of fewer bits, packed: four of them as the upper bits of four bytes, the rest zero, so that sums are larger by a
+   power of two. A block of w4 is a word for two such steps, of w2 a word for four; of w3 two words of upper bits for four
+   steps each and a word of the lowest bits for all eight. */
+static inline uint32_t qc_word(const uint8_t *from) {
+#ifdef QC_DSP
+  return qc_load(from);
+#else
+  return (uint32_t)from[0] | ((uint32_t)from[1] << 8) | ((uint32_t)from[2] << 16) | ((uint32_t)from[3] << 24);
+#endif
+}
+
+static inline uint32_t qc_four_w4(const uint8_t *w, int32_t step) {
+  return (qc_word(w + 4 * (step / 2)) << (4 * (step % 2))) & 0xF0F0F0F0u;
+}
+
+static inline uint32_t qc_four_w3(const uint8_t *w, int32_t step) {
+  const uint8_t *const block = w + 12 * (step / 8);
+  const uint32_t upper = (qc_word(block + 4 * (step / 4 % 2)) << (2 * (step % 4))) & 0xC0C0C0C0u;
+  return upper | (((qc_word(block + 8) << (step % 8)) & 0x80808080u) >> 2);
+}
+
+static inline uint32_t qc_four_w2(const uint8_t *w, int32_t step) {
+  return (qc_word(w + 4 * (step / 4)) << (2 * (step % 4))) & 0xC0C0C0C0u;
+}
+
+/* sums[t] += a step: four elements of four pixels times four weights. */
+static inline const int16_t *qc_step_x4(const int16_t *x, uint32_t word, int32_t *sums) {
+#ifdef QC_DSP
+  uint32_t half;
+  __asm__ volatile(
+      "ldmia %[x]!, {r4, r5, r6, r8}\n\t"
+      "sxtb16 %[half], %[word]\n\t"
+      "smlad %[s0], r4, %[half], %[s0]\n\t"
+      "smlad %[s1], r5, %[half], %[s1]\n\t"
+      "smlad %[s2], r6, %[half], %[s2]\n\t"
+      "smlad %[s3], r8, %[half], %[s3]\n\t"
+      "ldmia %[x]!, {r4, r5, r6, r8}\n\t"
+      "sxtb16 %[half], %[word], ror #8\n\t"
+      "smlad %[s0], r4, %[half], %[s0]\n\t"
+      "smlad %[s1], r5, %[half], %[s1]\n\t"
+      "smlad %[s2], r6, %[half], %[s2]\n\t"
+      "smlad %[s3], r8, %[half], %[s3]\n\t"
+      : [s0] "+r"(sums[0]), [s1] "+r"(sums[1]), [s2] "+r"(sums[2]), [s3] "+r"(sums[3]), [x] "+r"(x), [half] "=&r"(half)
+      : [word] "r"(word)
+      : "r4", "r5", "r6", "r8", "memory");
+  return x;
+#else
+  for (int32_t k = 0; k < 4; ++k, word >>= 8) {
+    const int32_t weight = (int32_t)(int8_t)(uint8_t)(word & 0xFFu);
+    const int16_t *const at = x + QC_AT(k);
+    for (int32_t t = 0; t < 4; ++t) sums[t] += (int32_t)at[2 * t] * weight;
+  }
+  return x + 16;
+#endif
+}
+
+/* qc_dot_x4 and, for one pixel that lies in bytes, sum = bias + sum over i < count of x[i] * w[i]. */
+#define QC_PACKED(BITS, STEPS, BYTES)                                                                                  \
+  static inline void qc_dot_x4_w##BITS(const int16_t *restrict columns, const uint8_t *restrict w, int32_t steps,      \
+                                       const int32_t *restrict bias, int32_t channels, int32_t *restrict sums) {       \
+    for (; channels > 0; --channels, sums += 4, w += (steps + STEPS - 1) / STEPS * BYTES) {                            \
+      const int16_t *x = columns;                                                                                      \
+      int32_t s[4] = {*bias, *bias, *bias, *bias};                                                                     \
+      ++bias;                                                                                                          \
+      for (int32_t step = 0; step < steps; ++step) x = qc_step_x4(x, qc_four_w##BITS(w, step), s);                     \
+      for (int32_t t = 0; t < 4; ++t) sums[t] = s[t];                                                                  \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  QC_PACKED_LINE(BITS, u8, uint8_t)                                                                                    \
+  QC_PACKED_LINE(BITS, s8, int8_t)
+
+#ifdef QC_DSP
+#define QC_LINE_STEP(KIND)                                                  \
+  const uint32_t four = qc_load(x + 4 * step);                              \
+  s = qc_mac4(qc_even_##KIND(four), qc_odd_##KIND(four), word, s);
+#else
+#define QC_LINE_STEP(KIND) \
+  for (int32_t k = 0; k < 4; ++k) s += (int32_t)x[4 * step + k] * (int32_t)(int8_t)(uint8_t)((word >> (8 * k)) & 0xFFu);
+#endif
+#define QC_PACKED_LINE(BITS, KIND, TYPE)                                                                              \
+  static inline void qc_line_##KIND##_w##BITS(const TYPE *restrict x, const uint8_t *restrict w, int32_t count,       \
+                                              int32_t bias, int32_t *restrict sum) {                                  \
+    int32_t s = bias, step = 0;                                                                                       \
+    for (; 4 * step + 4 <= count; ++step) {                                                                           \
+      const uint32_t word = qc_four_w##BITS(w, step);                                                                 \
+      QC_LINE_STEP(KIND)                                                                                              \
+    }                                                                                                                 \
+    for (int32_t k = 4 * step; k < count; ++k)                                                                        \
+      s += (int32_t)x[k] * (int32_t)(int8_t)(uint8_t)((qc_four_w##BITS(w, step) >> (8 * (k % 4))) & 0xFFu);           \
+    *sum = s;                                                                                                         \
+  }
+QC_PACKED(4, 2, 4)
+QC_PACKED(3, 8, 12)
+QC_PACKED(2, 4, 4)
+
 /* One row of four neighbouring channels into their planes: planes[t * plane + j] = x[j * step + t] */
 #ifdef QC_DSP
 #define QC_PLANE_WORDS(EXTEND)                                                                                \

@@ -14,7 +14,7 @@ from typing import Any
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.builder import Expr, Kernel, Pointer
 from qcompiler.targets.shared.tir.requantize import Requantize
-from qcompiler.targets.shared.tir.scalar import FIELDS, Shape, tap_range
+from qcompiler.targets.shared.tir.scalar import FIELDS, Shape, finish, tap_range
 
 PIXELS = 4
 """Output pixels that share a load of weights."""
@@ -22,6 +22,22 @@ CHANNELS = 8
 """Output channels whose sums wait for requantization together."""
 SUFFIX = {"uint8": "u8", "int8": "s8"}
 """Of functions, by storage of the activations."""
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Weights of one width in blocks of `steps` times four, `size` bytes each (qc_dot.h)."""
+
+    steps: int
+    size: int
+
+    def row(self, kernel: Kernel, steps: Expr) -> Expr:
+        """Bytes of so many steps."""
+        return kernel.tirx.truncdiv(steps + (self.steps - 1), kernel.const(self.steps)) * self.size
+
+
+PACKINGS = {4: Packing(2, 4), 3: Packing(8, 12), 2: Packing(4, 4)}
+"""By bits."""
 
 
 def padded_run(count: int) -> int:
@@ -42,6 +58,8 @@ class ColumnConv:
     merged: bool
     flat: bool
     """Whether the window is one cell without stride or padding and pixels lie evenly in x as they do in y."""
+    bits: int = 8
+    """Of weights: 8, or 2 to 4 for packed ones (pack.py), uint8 [M][blocks][bytes of a block]."""
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, shape, x, y, columns, w, bias, requantization...)."""
@@ -49,7 +67,8 @@ class ColumnConv:
         shape = Shape(kernel, kernel.pointer("shape", "int32"))
         x, y = kernel.pointer("x", self.storage), kernel.pointer("y", self.requantize.storage)
         columns = kernel.pointer("columns", "int16")
-        w, bias = kernel.pointer("w", "int8"), kernel.pointer("bias", "int32")
+        packing = PACKINGS.get(self.bits)
+        w, bias = kernel.pointer("w", "uint8" if packing else "int8"), kernel.pointer("bias", "int32")
         scales = self.requantize.parameters(kernel)
         shape.load(*FIELDS)
         tirx = kernel.tirx
@@ -57,6 +76,9 @@ class ColumnConv:
         steps = kernel.let(tirx.truncdiv(run + 3, kernel.const(4)))
         runs = shape.kernel_y if self.merged else kernel.let(shape.kernel_y * shape.kernel_x)
         all_steps = kernel.let(runs * steps)
+        row, dot = kernel.let(all_steps * 4), "qc_dot_x4"
+        if packing:
+            row, dot = kernel.let(packing.row(kernel, all_steps)), f"qc_dot_x4_w{self.bits}"
         first = kernel.let(kernel.lo * shape.columns)
         behind = kernel.let(kernel.hi * shape.columns)
         gather = f"qc_column_{SUFFIX[self.storage]}"
@@ -110,8 +132,7 @@ class ColumnConv:
                     m = kernel.let(channel + b * CHANNELS)
                     count = kernel.let(tirx.min(channel + shape.outputs - m, kernel.const(CHANNELS)))
                     acc = kernel.local(PIXELS * CHANNELS, "int32")
-                    weights = (w, m * (all_steps * 4))
-                    kernel.extern("qc_dot_x4", (columns, 0), weights, all_steps, (bias, m), count, (acc, 0))
+                    kernel.extern(dot, (columns, 0), (w, m * row), all_steps, (bias, m), count, (acc, 0))
                     with kernel.loop(count) as c:
                         parameters = self.requantize.load(kernel, scales, m + c, 1)
                         to = kernel.let(y_at + m + c)
@@ -119,6 +140,36 @@ class ColumnConv:
                             total = acc.load(c * PIXELS + t)
                             code = self.requantize.apply(kernel, total, parameters, 1, shape.zero_point)
                             y.store(to + t * shape.y_pixel, code)
+        return kernel.function()
+
+
+@dataclass(frozen=True)
+class PackedLine:
+    """A matrix product for few rows, weights packed as in ColumnConv. Units are rows of x."""
+
+    storage: str
+    requantize: Requantize
+    bits: int
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, shape, x, y, w, bias, requantization...)."""
+        kernel = Kernel(name)
+        shape = Shape(kernel, kernel.pointer("shape", "int32"))
+        x, y = kernel.pointer("x", self.storage), kernel.pointer("y", self.requantize.storage)
+        w, bias = kernel.pointer("w", "uint8"), kernel.pointer("bias", "int32")
+        scales = self.requantize.parameters(kernel)
+        shape.load("columns", "x_pixel", "y_pixel", "inputs", "outputs", "zero_point")
+        steps = kernel.tirx.truncdiv(shape.inputs + 3, kernel.const(4))
+        row = kernel.let(PACKINGS[self.bits].row(kernel, steps))
+        with (
+            kernel.loop(kernel.hi * shape.columns, kernel.lo * shape.columns) as pixel,
+            kernel.loop(shape.outputs) as m,
+        ):
+            acc = kernel.local(1, "int32")
+            name = f"qc_line_{SUFFIX[self.storage]}_w{self.bits}"
+            kernel.extern(name, (x, pixel * shape.x_pixel), (w, m * row), shape.inputs, bias.load(m), (acc, 0))
+            code = finish(kernel, self.requantize, acc.load(0), scales, m, shape.zero_point)
+            y.store(pixel * shape.y_pixel + m, code)
         return kernel.function()
 
 
