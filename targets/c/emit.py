@@ -42,9 +42,7 @@ class Sources:
         self.graph, self.program, self.name, self.caller_arena = graph, program, name, caller_arena
         for call in program.calls:
             call.kernel = call.kernel.replace("qc_", f"qc_{name}_", 1)
-        passed = [argument.buffer for call in program.calls for argument in call.arguments]
-        self.constants = sorted({buffer.index for buffer in passed if buffer.kind == "constant"})
-        """Indices of the constants that calls read."""
+        self.constants = program.constants_read()
         self.blob = Blob(program, self.constants) if binary else None
         self.definitions, self.prototypes = clean(c_source(program.kernels()))
 
@@ -73,9 +71,7 @@ class Sources:
 
     def constant_bytes(self) -> int:
         """Bytes of constants in flash; a file of bytes has its stamp and gaps between arrays."""
-        if self.blob:
-            return len(self.blob.data)
-        return sum(int(self.program.constants.arrays[index].nbytes) for index in self.constants)
+        return len(self.blob.data) if self.blob else self.program.constant_bytes()
 
     def kernels_header(self) -> str:
         """kernels.h."""

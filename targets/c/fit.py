@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from qcompiler.errors import RecipeError
+from qcompiler.targets.c.advice import Ways, less_flash, less_ram
 from qcompiler.targets.c.footprint import Footprint
 from qcompiler.targets.c.instructions import estimate, read_rates
 from qcompiler.targets.shared.program import Program
@@ -55,12 +56,13 @@ def peak(program: Program) -> tuple[str, list[tuple[str, int]]]:
 
 
 def judge(
-    footprint: Footprint, program: Program, limits: Mapping[str, int], in_bands: Callable[[], int] | None = None
+    footprint: Footprint, program: Program, limits: Mapping[str, int], ways: Ways | None = None
 ) -> dict[str, Any]:
     """The report's entry `fit`. verdict is FITS, TIGHT or TOO BIG, or null where no limit is given.
 
-    in_bands: finds the arena that `--optimize-for memory` would take; called where RAM is too much. None if it has.
+    ways: options that the user has left, for advice.
     """
+    ways = ways or Ways()
     nodes = constants_by_node(program)
     largest = max(nodes, key=lambda name: nodes[name], default="")
     where, alive = peak(program)
@@ -84,14 +86,11 @@ def judge(
         "instructions": sum(layer["instructions"] for layer in layers),
         "layers": layers,
         "advice": [
-            advice
+            less_flash(used[name] - limit, (largest, nodes.get(largest, 0)), footprint, program, ways)
+            if name == "flash"
+            else less_ram(used[name] - limit, (where, alive), footprint, program, ways)
             for name, limit in limits.items()
             if used[name] > limit
-            for advice in (
-                _less_flash(used[name] - limit, largest, nodes.get(largest, 0), footprint, program)
-                if name == "flash"
-                else _less_ram(used[name] - limit, where, alive, footprint, program, in_bands),
-            )
         ],
     }
 
@@ -100,58 +99,3 @@ def _state(used: int, limit: int) -> str:
     if used > limit:
         return "TOO BIG"
     return "TIGHT" if used > TIGHT * limit else "FITS"
-
-
-def _less_flash(excess: int, largest: str, size: int, footprint: Footprint, program: Program) -> str:
-    head = f"flash: {_kib(excess)} too much; `{largest}` is the largest layer with {_kib(size)} of constants"
-    wide = _wide_weights(program)
-    if excess >= footprint.constants:
-        return f"{head}. The limit is below the code alone ({_kib(footprint.code)}): it needs a larger part."
-    outside = f"or with the constants in external flash (`--weights bin`), beside {_kib(footprint.code)} of code"
-    if wide >= excess:
-        return f"{head}. It fits with symmetric 8-bit weights, which save {_kib(wide)}, {outside}."
-    if wide:
-        head += f". Symmetric 8-bit weights would save {_kib(wide)} of it"
-    if excess - wide < size:
-        return f"{head}. It fits with {_percent(excess - wide, size)} fewer channels there, {outside}."
-    share = _percent(excess - wide, footprint.constants - wide)
-    return f"{head}. It fits with {share} less weights in all, {outside}."
-
-
-def _less_ram(
-    excess: int, where: str, alive: Sequence[tuple[str, int]], footprint: Footprint, program: Program,
-    in_bands: Callable[[], int] | None,
-) -> str:  # fmt: skip
-    names = " and ".join(f"`{name}` ({_kib(size)})" for name, size in alive[:2])
-    head = f"RAM: {_kib(excess)} too much; most is alive at `{where}`: {names}"
-    if excess > footprint.arena:
-        return f"{head}. The limit is below the stack alone ({footprint.stack} B)."
-    arena = footprint.arena if in_bands is None else min(footprint.arena, in_bands())
-    if arena < footprint.arena:
-        saved = footprint.arena - arena
-        if saved >= excess:
-            return f"{head}. It fits with `--optimize-for memory`, which takes {_kib(arena)} of arena."
-        head += f". `--optimize-for memory` saves {_kib(saved)} of it"
-        excess -= saved
-    wide = sum(view.buffer.kind == "arena" and view.itemsize > 1 for view in program.views.values())
-    if wide:
-        return f"{head}. Activations of 8 bits (--precision w8a8) would halve the arena to {_kib(arena // 2)}."
-    side = (1 - excess / arena) ** 0.5
-    fewer = _percent(excess, arena)
-    return f"{head}. It fits with {fewer} fewer channels there, or pictures {int(100 * side)}% as wide."
-
-
-def _wide_weights(program: Program) -> int:
-    """Bytes that int16 weights take beyond int8."""
-    used = {a.buffer.index for call in program.calls for a in call.arguments if a.buffer.kind == "constant"}
-    arrays = [program.constants.arrays[index] for index in used]
-    return sum(int(array.nbytes) // 2 for array in arrays if array.dtype == "int16")
-
-
-def _percent(part: int, whole: int) -> str:
-    """Rounded up: advice must be enough."""
-    return f"{-(-100 * part // whole)}%"
-
-
-def _kib(size: int) -> str:
-    return f"{size / 1024:.1f} KiB" if size >= 1024 else f"{size} B"

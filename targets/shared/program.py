@@ -194,6 +194,15 @@ class Program:
         self.arena_bytes = arena.place(used, self.machine.alignment, self.machine.slack)
         self.arena_bound = arena.lower_bound(used)
 
+    def constants_read(self) -> list[int]:
+        """Indices of the constants that calls read, in order."""
+        passed = (argument.buffer for call in self.calls for argument in call.arguments)
+        return sorted({buffer.index for buffer in passed if buffer.kind == "constant"})
+
+    def constant_bytes(self) -> int:
+        """Bytes of these."""
+        return sum(int(self.constants.arrays[index].nbytes) for index in self.constants_read())
+
     def kernels(self) -> dict[str, Any]:
         """Kernel name -> PrimFunc, every spec once."""
         functions: dict[str, Any] = {}

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from qcompiler.bundle import Bundle
-from qcompiler.driver import compile
+from qcompiler.driver import compile, quantize
 from qcompiler.errors import RecipeError
+from qcompiler.graph.model import Graph
 from qcompiler.report import render_html
 from qcompiler.targets.c import footprint
+from qcompiler.targets.c.build import build
 from qcompiler.targets.c.fit import TIGHT, judge, parse_size
 from qcompiler.targets.c.footprint import Footprint, Rates
 from qcompiler.targets.c.machine import SCALAR
@@ -22,6 +24,7 @@ from qcompiler.targets.shared.lower import lower
 from qcompiler.targets.shared.program import Program
 from tests.conftest import Digits
 from tests.mcu.boards import BOARDS, linked
+from tests.quantized import float_graph
 
 M4 = BOARDS["m4"]
 
@@ -67,13 +70,53 @@ def test_advice_names_the_largest_layer_and_the_peak(program: Program) -> None:
     flash, ram = judge(found, program, {"flash": 24000, "ram": 6000})["advice"]
     sizes = {node.name: program.graph.const(node.inputs[1]).size for node in program.graph.nodes("MatMul", "Conv")}
     largest = max(sizes, key=lambda name: sizes[name])
-    size = judge(found, program, {})["largest_layer"]["constant_bytes"]
-    fewer = -(-100 * (3000 + 22304 - 24000) // size)  # rounded up, so that it is enough
-    assert f"`{largest}` is the largest layer" in flash and f"fits with {fewer}% fewer channels there" in flash
+    assert f"`{largest}` is the largest layer" in flash and "It fits with weights of 4 bits" in flash
     assert "external flash (`--weights bin`), beside 2.9 KiB of code" in flash
     assert "RAM: 1.5 KiB too much" in ram and "fits with 22% fewer channels there, or pictures 88% as wide" in ram
     (code,) = judge(found, program, {"flash": 2000})["advice"]
     assert "the code alone" in code
+
+
+def sizes(graph: Graph, **options: object) -> dict:
+    """The report's entry `fit` of a build."""
+    return build(graph, {"prefix": "net", "vectors": "1", **options}, lambda stage, done, total: None).facts["fit"]
+
+
+def test_advice_to_use_fewer_bits_is_true(digits: Digits, digits_data: Path) -> None:
+    """Whoever follows it fits: 8 bits -> 4 bits packed, 4 bits -> packed; a limit below that asks for less weights."""
+    with np.load(digits_data / "calib.npz") as stored:
+        samples = {"x": stored["x"]}
+    wide, narrow = (
+        quantize(digits.cnn, samples, dims={"N": 1}, arithmetic="fixed", options={"precision": precision}).integer_graph
+        for precision in ("w8a8", "w4a8")
+    )
+    assert wide is not None and narrow is not None
+    goal = sizes(narrow, pack=True)["flash_bytes"] + 600
+    for graph, option in (
+        (wide, "It fits with weights of 4 bits (`--precision w4a8 --pack`)"),
+        (narrow, "with `--pack`"),
+    ):
+        fit = sizes(graph, flash=str(goal))
+        assert fit["verdict"] == "TOO BIG" and option in fit["advice"][0]
+    assert sizes(narrow, pack=True, flash=str(goal))["verdict"] != "TOO BIG"
+    (least,) = sizes(narrow, pack=True, flash=str(goal - 9000))["advice"]
+    assert "2 bits" in least and "less weights" in least and "--pack`, saving" not in least
+
+
+def test_advice_to_go_in_bands_is_true() -> None:
+    x = np.random.default_rng(2).standard_normal((8, 3, 32, 32)).astype(np.float32)
+    weights = {f"w{i}": np.random.default_rng(i).standard_normal(s).astype(np.float32) for i, s in enumerate(
+        [(48, 3, 1, 1), (48, 1, 3, 3), (8, 48, 1, 1)])}  # fmt: skip
+    body = "a = Conv(x, w0) b = Relu(a) c = Conv<group = 48, pads = [1, 1, 1, 1]>(b, w1) d = Relu(c) y = Conv(d, w2)"
+    model = float_graph("float[1,3,32,32] x => float[1,8,32,32] y", body, **weights).model
+    graph = quantize(model, {"x": x}, arithmetic="fixed").integer_graph
+    assert graph is not None
+    small = sizes(graph, optimize_for="memory")["ram_bytes"]
+    fit = sizes(graph, ram=str(small + 200))
+    assert fit["verdict"] == "TOO BIG" and "It fits with `--optimize-for memory`" in fit["advice"][0]
+    assert sizes(graph, ram=str(small + 200), optimize_for="memory")["verdict"] == "TIGHT"
+    (both,) = sizes(graph, ram=str(small - 1000))["advice"]
+    assert "`--optimize-for memory` saves" in both and "fewer channels" in both
 
 
 def test_measured_sizes_are_those_of_a_linked_image(bundle: Bundle, tmp_path: Path) -> None:
