@@ -1,13 +1,13 @@
 """Other firmware generators on the same emulated Cortex-M4: instructions, RAM and flash of one inference at int8.
 
-    python -m benchmarks.mcu_peers [--only PARTS] [--levels=-O2,-Os] [--work FOLDER] [--json FILE]
+    python -m benchmarks.mcu_peers [--only PARTS] [--levels=-O2,-Os] [--work FOLDER] [--versions TEXT] [--json FILE]
         [--tflm FOLDER --cmsis-nn FOLDER --headers FOLDER,... --tiny FOLDER] [--emx COMMAND] [--onnx2c COMMAND]
 
 Peers are not part of this repository: each option names where one lies, and a peer without its option is left out.
 --tflm: github.com/tensorflow/tflite-micro, with CMSIS-NN (github.com/ARM-software/CMSIS-NN), folders that hold
-flatbuffers/, fixedpoint/ (gemmlowp) and ruy/, and the models of github.com/mlcommons/tiny. --emx: emx-onnx-cgen
-of PyPI. --onnx2c: github.com/kraiskil/onnx2c. What was built stays in --work. Instructions are no cycles; input and output
-tensors count as RAM for all but TFLM, which keeps them in its arena. Sizes are those of peers.py.
+flatbuffers/, fixedpoint/ (gemmlowp) and ruy/, and the models of github.com/mlcommons/tiny. --emx: emx-onnx-cgen of
+PyPI. --onnx2c: github.com/kraiskil/onnx2c. --versions: of what, for the record. What was built stays in --work.
+Instructions are no cycles.
 """
 
 from __future__ import annotations
@@ -124,12 +124,17 @@ def lines(found: Sequence[Mapping[str, Any]]) -> Iterator[list[object]]:
         yield [*head, *cells]
 
 
+def reasons(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why peers did not run."""
+    return [f"{row['network']} {row['level']} {row['runtime']}: {row['error']}" for row in found if "error" in row]
+
+
 HEADERS = ["network", "level", "runtime", "M instructions", "x ours", "RAM KiB", "x ours", "flash KiB", "x ours"]
 
 
 def main() -> int:
     """Print the table."""
-    options = ("tflm", "cmsis-nn", "headers", "tiny", "emx", "onnx2c", "work")
+    options = ("tflm", "cmsis-nn", "headers", "tiny", "emx", "onnx2c", "work", "versions")
     given = arguments(__doc__, levels={"default": "-O2,-Os"}, **{name: {"default": ""} for name in options})
     if reason := M4.missing():
         sys.exit(reason)
@@ -148,9 +153,7 @@ def main() -> int:
                     found.append(row)
                     write_json(given.json, found)
     print(table(HEADERS, list(lines(found))))
-    for row in found:
-        if "error" in row:
-            print(f"{row['network']} {row['level']} {row['runtime']}: {row['error']}")
+    print("\n".join(reasons(found)))
     return 0
 
 

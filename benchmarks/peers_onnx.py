@@ -1,8 +1,8 @@
 """C generators that read ONNX: emx-onnx-cgen and onnx2c, on our own QDQ graph in ONNX's integer operators.
 
 onnxruntime fuses the QDQ graph to QLinearConv and its like, so the network, its codes and its scales are ours; codes
-come in and go out. onnx2c has fewer operators and one scale a tensor: for it weights are requantized, matrix products are
-spelled MatMulInteger, and what is left runs in float between DequantizeLinear and QuantizeLinear.
+come in and go out. onnx2c has fewer operators and one scale a tensor: for it weights are requantized, matrix products
+are spelled MatMulInteger, and what is left runs in float between DequantizeLinear and QuantizeLinear.
 """
 
 from __future__ import annotations

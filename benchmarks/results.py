@@ -2,8 +2,9 @@
 
     python -m benchmarks.results FOLDER
 
-FOLDER holds accuracy.json, bit_exact.json (or several bit_exact*.json), latency.json, compile_time.json, startup.json
-and determinism.json; one that is missing leaves its section out.
+FOLDER holds accuracy.json, bit_exact.json (or several bit_exact*.json), latency.json, compile_time.json, startup.json,
+determinism.json, mcu.json, fit.json (of mcu_fit) and peers.json (of mcu_peers); one that is missing leaves its section
+out.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, latency, mcu
+from benchmarks import accuracy, latency, mcu, mcu_fit, mcu_peers
 from benchmarks.assets import ROOT
 
 Document = dict[str, Any]
@@ -133,6 +134,37 @@ def mcu_section(documents: Sequence[Document]) -> str:
     )
 
 
+def fit_section(documents: Sequence[Document]) -> str:
+    """Reported flash and RAM against linked images."""
+    rows = [row for document in documents for row in document["rows"]]
+    text = (
+        "Bytes of an image for the emulated Cortex-M4 (-Os) that runs the model, less one without it, with the stack\n"
+        "that was painted and read back; and how far the report is from them: with the cross compiler (`measured`),\n"
+        "and with the estimate where there is none."
+    )
+    return section("Firmware sizes", "mcu_fit", documents, text, markdown(mcu_fit.HEADERS, mcu_fit.lines(rows)))
+
+
+def peers_section(documents: Sequence[Document]) -> str:
+    """Other generators; what did not run is said below the table."""
+    rows = [row for document in documents for row in document["rows"]]
+    text = (
+        "One inference at W8A8 on the emulated Cortex-M4. TFLM runs MLPerf Tiny's own int8 models, the others the\n"
+        "network and scales of the `c` bundle; onnx2c computes pool and softmax in float. RAM: arena, variables,\n"
+        "inputs and outputs, deepest stack of set-up and inference. Flash: code and constants that the model adds to\n"
+        "an image. `x ours`: below 1, the peer takes less."
+    )
+    shown = [{**document, "arguments": _without_places(document["arguments"])} for document in documents]
+    failed = "".join(f"\n{line}\n" for line in mcu_peers.reasons(rows))
+    table = markdown(mcu_peers.HEADERS, mcu_peers.lines(rows))
+    return section("Firmware beside its peers", "mcu_peers", shown, text, table) + failed
+
+
+def _without_places(arguments: Sequence[str]) -> list[str]:
+    """Arguments, with folders of one machine left out."""
+    return ["..." if "/" in argument else f"'{argument}'" if " " in argument else argument for argument in arguments]
+
+
 SECTIONS = {
     "accuracy": accuracy_section,
     "bit_exact": bit_exact_section,
@@ -141,6 +173,8 @@ SECTIONS = {
     "startup": startup_section,
     "determinism": determinism_section,
     "mcu": mcu_section,
+    "fit": fit_section,
+    "peers": peers_section,
 }
 
 

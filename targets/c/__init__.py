@@ -1,4 +1,10 @@
-"""The c target: freestanding C99 sources for microcontrollers, with the oracle's bits and no float."""
+"""The c target: freestanding C99 sources for microcontrollers, with the oracle's bits and no float.
+
+What is where: build.py ties all together. Cores: machine.py (of the kernels in C), objects.py (of kernels as objects),
+mcus.py (compilers and flags). Sources: emit.py with header.py, text.py (TVM's), weights.py, selftest.py, templates/.
+Projects: project.py, modules.py. Sizes: footprint.py, instructions.py and rates.json, judged by fit.py with advice.py.
+host.py runs a bundle here. Kernels are not here: they are those of targets/shared.
+"""
 
 from __future__ import annotations
 

@@ -12,6 +12,7 @@ from qcompiler.errors import RecipeError
 from qcompiler.graph.model import Graph
 from qcompiler.target import Lowered
 from qcompiler.targets.c import footprint
+from qcompiler.targets.c.advice import Ways
 from qcompiler.targets.c.emit import Sources, facts
 from qcompiler.targets.c.fit import judge, limits_of, peak
 from qcompiler.targets.c.header import header
@@ -25,6 +26,8 @@ from qcompiler.targets.c.weights import assembler
 from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.lower import check_operators, lower
+from qcompiler.targets.shared.machine import Machine
+from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.stream import least_memory
 
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
@@ -89,12 +92,8 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     stripped = strip_boundary(graph)
     core = options.get("object")
     machine = OBJECTS[core] if core else PACKED if options.get("pack") else SCALAR
-    if options.get("optimize_for") == "memory":
-        program = least_memory(
-            stripped, lambda chains: lower(stripped, machine, progress, chains), lambda each: peak(each)[0]
-        )
-    else:
-        program = lower(stripped, machine, progress)
+    in_bands = options.get("optimize_for") == "memory"
+    program = _in_bands(stripped, machine, progress) if in_bands else lower(stripped, machine, progress)
     progress("generate code", 0, 1)
     sources = Sources(
         stripped,
@@ -108,7 +107,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     name, vectors = sources.name, int(options.get("vectors", VECTORS))
     float_header, float_source = sources.float_wrappers()
     kernel_object = compile_objects(program.kernels(), program.machine.llvm) if core else b""
-    weight_bytes = sum(int(a.nbytes) for a in program.constants.arrays.values())
+    weight_bytes = sources.constant_bytes()
     kernels = sources.kernels()
     arguments = [len(call.arguments) for call in program.calls]
     # What stands in files must not depend on tools of this machine, so it is the estimate.
@@ -142,18 +141,36 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     files = {path: text.encode() for path, text in texts.items()}
     if sources.blob:
         files[f"src/{name}_weights.bin"] = sources.blob.data
+    entry = {**facts(sources), "mcu": mcu.name if mcu else GENERIC}
     if core:
         files[f"src/{name}_kernels.o"] = kernel_object
         progress("generate code", 1, 1)
-        entry = {
-            **facts(sources),
+        entry |= {
             "files": [file for file in sources.files() if file != f"{name}_kernels.c"],
             "object": {"core": core, "file": f"{name}_kernels.o"},
         }
         return Lowered(files, entry, sizes)
     progress("generate code", 1, 1)
-    fit = judge(_measured(files, sources, weight_bytes, mcu) or guess, program, limits_of(options))
-    return Lowered(files, facts(sources), sizes, {"fit": fit})
+    size = _measured(files, sources, weight_bytes, mcu) or guess
+    fit = judge(size, program, limits_of(options), _ways(stripped, options))
+    return Lowered(files, entry, sizes, {"fit": fit})
+
+
+def _in_bands(graph: Graph, machine: Machine, progress: Callable[[str, int, int], None]) -> Program:
+    return least_memory(graph, lambda chains: lower(graph, machine, progress, chains), lambda program: peak(program)[0])
+
+
+def _ways(graph: Graph, options: Mapping[str, Any]) -> Ways:
+    """What options that are not in use would take; lowers once more when it is asked."""
+    machine = PACKED if options.get("pack") else SCALAR
+
+    def quiet(stage: str, done: int, total: int) -> None:
+        pass
+
+    return Ways(
+        None if options.get("optimize_for") == "memory" else lambda: _in_bands(graph, machine, quiet).arena_bytes,
+        None if options.get("pack") else lambda: lower(graph, PACKED).constant_bytes(),
+    )
 
 
 def _measured(

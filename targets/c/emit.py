@@ -42,9 +42,7 @@ class Sources:
         self.graph, self.program, self.name, self.caller_arena = graph, program, name, caller_arena
         for call in program.calls:
             call.kernel = call.kernel.replace("qc_", f"qc_{name}_", 1)
-        passed = [argument.buffer for call in program.calls for argument in call.arguments]
-        self.constants = sorted({buffer.index for buffer in passed if buffer.kind == "constant"})
-        """Indices of the constants that calls read."""
+        self.constants = program.constants_read()
         self.blob = Blob(program, self.constants) if binary else None
         functions = program.kernels()
         if program.machine.llvm["kind"] == "llvm":
@@ -76,6 +74,10 @@ class Sources:
         """What a build compiles under src/, kernels last but for the weights."""
         return [f"{self.name}.c", f"{self.name}_kernels.c", *([f"{self.name}_weights.S"] if self.blob else [])]
 
+    def constant_bytes(self) -> int:
+        """Bytes of constants in flash; a file of bytes has its stamp and gaps between arrays."""
+        return len(self.blob.data) if self.blob else self.program.constant_bytes()
+
     def kernels_header(self) -> str:
         """kernels.h."""
         guard = f"QC_{self.name.upper()}_KERNELS_H"
@@ -94,7 +96,9 @@ class Sources:
         null = "#include <stddef.h>\n\n" if self.caller_arena else ""
         parts = [f'{_LICENCE}#include "{self.name}.h"\n\n{null}#include "{self.name}_kernels.h"\n']
         if self.blob:
-            parts.append(f"/* {self.name}_weights.S */\nextern const uint8_t qc_{self.name}_weights[];\n")
+            parts.append(
+                f"/* {self.name}_weights.S */\nextern const uint8_t qc_{self.name}_weights[{len(self.blob.data)}];\n"
+            )
         else:
             parts += self._arrays()
         parts += [tensors(self), init(self)]
@@ -190,6 +194,7 @@ def facts(sources: Sources) -> dict[str, Any]:
     return {
         "prefix": sources.name,
         "arena": "caller" if sources.caller_arena else "static",
+        "weights": "bin" if sources.blob else "header",
         "run": sources.run_signature(),
         "files": sources.files(),
         "calls": [

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from qcompiler.errors import RecipeError
+from qcompiler.targets.c.advice import Ways, less_flash, less_ram
 from qcompiler.targets.c.footprint import Footprint
 from qcompiler.targets.c.instructions import estimate, read_rates
 from qcompiler.targets.shared.program import Program
@@ -54,8 +55,14 @@ def peak(program: Program) -> tuple[str, list[tuple[str, int]]]:
     return best[1], best[2]
 
 
-def judge(footprint: Footprint, program: Program, limits: Mapping[str, int]) -> dict[str, Any]:
-    """The report's entry `fit`. verdict is FITS, TIGHT or TOO BIG, or null where no limit is given."""
+def judge(
+    footprint: Footprint, program: Program, limits: Mapping[str, int], ways: Ways | None = None
+) -> dict[str, Any]:
+    """The report's entry `fit`. verdict is FITS, TIGHT or TOO BIG, or null where no limit is given.
+
+    ways: options that the user has left, for advice.
+    """
+    ways = ways or Ways()
     nodes = constants_by_node(program)
     largest = max(nodes, key=lambda name: nodes[name], default="")
     where, alive = peak(program)
@@ -79,14 +86,11 @@ def judge(footprint: Footprint, program: Program, limits: Mapping[str, int]) -> 
         "instructions": sum(layer["instructions"] for layer in layers),
         "layers": layers,
         "advice": [
-            advice
+            less_flash(used[name] - limit, (largest, nodes.get(largest, 0)), footprint, program, ways)
+            if name == "flash"
+            else less_ram(used[name] - limit, (where, alive), footprint, program, ways)
             for name, limit in limits.items()
             if used[name] > limit
-            for advice in (
-                _less_flash(used[name] - limit, largest, nodes.get(largest, 0), footprint, program)
-                if name == "flash"
-                else _less_ram(used[name] - limit, where, alive, footprint, program),
-            )
         ],
     }
 
@@ -95,40 +99,3 @@ def _state(used: int, limit: int) -> str:
     if used > limit:
         return "TOO BIG"
     return "TIGHT" if used > TIGHT * limit else "FITS"
-
-
-def _less_flash(excess: int, largest: str, size: int, footprint: Footprint, program: Program) -> str:
-    head = f"flash: {_kib(excess)} too much; `{largest}` is the largest layer with {_kib(size)} of constants"
-    wide = _wide_weights(program)
-    if wide:
-        return f"{head}. Symmetric 8-bit weights in place of wider ones would save {_kib(wide)}."
-    if excess >= footprint.constants:
-        return f"{head}. The limit is below the code alone ({_kib(footprint.code)}): it needs a larger part."
-    if excess < size:
-        return f"{head}. It fits with {excess / size:.0%} fewer channels there."
-    return f"{head}. It fits with {excess / footprint.constants:.0%} less weights in all: narrow the network."
-
-
-def _less_ram(excess: int, where: str, alive: Sequence[tuple[str, int]], footprint: Footprint, program: Program) -> str:
-    names = " and ".join(f"`{name}` ({_kib(size)})" for name, size in alive[:2])
-    head = f"RAM: {_kib(excess)} too much; most is alive at `{where}`: {names}"
-    if excess > footprint.arena:
-        return f"{head}. The limit is below the stack alone ({footprint.stack} B)."
-    wide = sum(view.buffer.kind == "arena" and view.itemsize > 1 for view in program.views.values())
-    if wide:
-        return (
-            f"{head}. Activations of 8 bits (--precision w8a8) would halve the arena to {_kib(footprint.arena // 2)}."
-        )
-    side = (1 - excess / footprint.arena) ** 0.5
-    return f"{head}. It fits with {excess / footprint.arena:.0%} fewer channels there, or pictures {side:.0%} as wide."
-
-
-def _wide_weights(program: Program) -> int:
-    """Bytes that int16 weights take beyond int8."""
-    used = {a.buffer.index for call in program.calls for a in call.arguments if a.buffer.kind == "constant"}
-    arrays = [program.constants.arrays[index] for index in used]
-    return sum(int(array.nbytes) // 2 for array in arrays if array.dtype == "int16")
-
-
-def _kib(size: int) -> str:
-    return f"{size / 1024:.1f} KiB" if size >= 1024 else f"{size} B"

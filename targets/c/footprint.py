@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from qcompiler.targets.c.mcus import Mcu
@@ -22,6 +22,8 @@ COMPILER = "arm-none-eabi-gcc"
 _SIZE = ("-Os", "-std=c99", "-ffunction-sections", "-fdata-sections", "-fstack-usage")
 FLAGS = (f"-mcpu={CORE}", "-mthumb", *_SIZE)
 _SECONDS = 120
+LIBRARY = 16
+"""Bytes of stack of a function of libgcc or libc, which has few registers to save and no variables in memory."""
 RATES = Path(__file__).with_name("rates.json")
 
 
@@ -85,7 +87,7 @@ class Rates:
     def read(cls, path: Path = RATES) -> Rates:
         """From a JSON file."""
         stored = json.loads(path.read_text())
-        return cls(**{field.name: stored[field.name] for field in fields(cls)})
+        return cls(**{one.name: stored[one.name] for one in fields(cls)})
 
 
 def features(kernel: str) -> dict[str, int]:
@@ -131,15 +133,16 @@ def measure(
         return None
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as work:
         objects = []
-        stacks: dict[str, int] = {}
+        calls = CallGraph()
         for file in files:
             output = Path(work) / f"{file}.o"
             source = folder / "src" / file
-            if not _works([compiler, *flags, *link, "-I", str(source.parent), "-c", str(source), "-o", str(output)]):
+            command = [compiler, *flags, *link, "-fcallgraph-info=su", "-I", str(source.parent), "-c", str(source)]
+            if not _works([*command, "-o", str(output)]):
                 return None
             objects.append(str(output))
-            if output.with_suffix(".su").exists():  # an assembler file has none
-                stacks |= frames(output.with_suffix(".su"))
+            if output.with_suffix(".ci").exists():  # an assembler file has none
+                calls.read(output.with_suffix(".ci"))
         image = Path(work) / "image"
         run, init = f"qc_{name}_run", f"qc_{name}_init"
         keep = ["-nostartfiles", "-Wl,--gc-sections", f"-Wl,-e,{run},-u,{run},-u,{init}", "-Wl,--no-warn-rwx-segments"]
@@ -148,9 +151,30 @@ def measure(
             return None
         listing = subprocess.run([f"{compiler.removesuffix('gcc')}size", str(image)], capture_output=True, text=True)
         text, data, _ = map(int, listing.stdout.splitlines()[1].split()[:3])
-    own = stacks.pop(run)
-    stack = own + max(stacks.values(), default=0)
+    stack = calls.deepest(run)
     return Footprint(text + data - constants, constants, arena, stack, "measured", mcu.name if mcu else CORE)
+
+
+@dataclass
+class CallGraph:
+    """Who calls whom, and the frame of each, as -fcallgraph-info=su writes them."""
+
+    frames: dict[str, int] = field(default_factory=dict)
+    calls: dict[str, set[str]] = field(default_factory=dict)
+
+    def read(self, path: Path) -> None:
+        """Add a file of one compilation."""
+        text = path.read_text()
+        for title, size in re.findall(r'node: \{ title: "([^"]+)" label: "[^"]*?(\d+) bytes', text):
+            self.frames[title] = int(size)
+        for source, target in re.findall(r'edge: \{ sourcename: "([^"]+)" targetname: "([^"]+)"', text):
+            self.calls.setdefault(source, set()).add(target)
+
+    def deepest(self, name: str) -> int:
+        """Bytes of the deepest chain of frames that begins at a function; there is no recursion. What a compiler
+        brings along (division of 64 bits, memset) is not known and taken for LIBRARY."""
+        own = self.frames.get(name, LIBRARY)
+        return own + max(map(self.deepest, self.calls.get(name, ())), default=0)
 
 
 def frames(path: Path) -> dict[str, int]:

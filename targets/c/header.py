@@ -11,14 +11,10 @@ import onnx_ir as ir
 
 from qcompiler import __version__
 from qcompiler.formats import parse_format
+from qcompiler.targets.shared.codegen import comment
 
 if TYPE_CHECKING:
     from qcompiler.targets.c.emit import Sources
-
-
-def comment(text: str) -> str:
-    """A name out of the model, harmless inside a C comment."""
-    return re.sub(r"[^\x20-\x7e]", "?", text).replace("*/", "* /").replace("/*", "/ *")[:80]
 
 
 def literal(text: str) -> str:
@@ -137,8 +133,10 @@ def init(sources: Sources) -> str:
             "    status = QC_ARENA_NULL;",
             "  } else if (((uintptr_t)arena % QC_ARENA_ALIGNMENT) != 0u) {",
             "    status = QC_ARENA_UNALIGNED;",
-            f"  }} else if (arena_bytes < QC_{sources.name.upper()}_ARENA_BYTES) {{",
+            f"  }} else if (arena_bytes < {sources.program.arena_bytes}u) {{",
             "    status = QC_ARENA_SMALL;",
+            "  } else {",
+            "    /* It serves. */",
             "  }",
         ]
     return f"{init_signature(sources)} {{\n" + "\n".join([*body, "  return status;"]) + "\n}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qcompiler.targets.shared.codegen import comment
 from qcompiler.targets.shared.program import Argument, Program
 
 
@@ -35,7 +36,7 @@ def entry_source(program: Program) -> str:
     lines += ["        return;", "    }"]
     for call in program.calls:
         arguments = ", ".join(_address(a) for a in call.arguments)
-        lines.append(f"    QC_CALL({call.kernel}, {call.units}, {arguments}); /* {_comment(call.node)} */")
+        lines.append(f"    QC_CALL({call.kernel}, {call.units}, {arguments}); /* {comment(call.node)} */")
     lines += ["    (void)A; (void)W; (void)I; (void)O; (void)p;", "}", ""]
     return "\n".join(lines)
 
@@ -49,7 +50,3 @@ def _address(argument: Argument) -> str:
     if buffer.kind == "input":
         return f"(const uint8_t *)I[{buffer.index}] + {argument.offset}"
     return f"(uint8_t *)O[{buffer.index}] + {argument.offset}"
-
-
-def _comment(name: str) -> str:
-    return name.replace("*/", "* /").replace("\n", " ")[:60]

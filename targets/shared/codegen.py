@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -74,3 +75,8 @@ def c_source(functions: Mapping[str, Any]) -> str:
     end_of_prologue = "__tvm_ffi__library_ctx = NULL;"
     text = text[text.index(end_of_prologue) + len(end_of_prologue) :]
     return text.replace('#ifdef __cplusplus\nextern "C"\n#endif\n', "").replace("TVM_DLL ", "")
+
+
+def comment(text: str) -> str:
+    """A name out of the model, harmless inside a C comment."""
+    return re.sub(r"[^\x20-\x7e]", "?", text).replace("*/", "* /").replace("/*", "/ *")[:80]

@@ -196,6 +196,15 @@ class Program:
         values = {id(view.buffer) for view in self.views.values()}
         self.arena_bound = arena.lower_bound([buffer for buffer in used if id(buffer) in values])
 
+    def constants_read(self) -> list[int]:
+        """Indices of the constants that calls read, in order."""
+        passed = (argument.buffer for call in self.calls for argument in call.arguments)
+        return sorted({buffer.index for buffer in passed if buffer.kind == "constant"})
+
+    def constant_bytes(self) -> int:
+        """Bytes of these."""
+        return sum(int(self.constants.arrays[index].nbytes) for index in self.constants_read())
+
     def kernels(self) -> dict[str, Any]:
         """Kernel name -> PrimFunc, every spec once."""
         functions: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from qcompiler.bundle import Bundle, manifest_of, write_bundle
 from qcompiler.execute.oracle import Oracle
 from qcompiler.targets.c.build import build
 from qcompiler.targets.c.host import STRICT, HostSession
+from qcompiler.targets.c.mcus import MCUS
 from tests.conformance.suite import build_suite, samples
 
 EXCEPTIONS: dict[str, str] = {}
@@ -48,6 +49,17 @@ def test_every_problem_has_the_oracles_bits(bundle: Bundle, compiler: str) -> No
             if not np.array_equal(want, got):
                 wrong.add(name)
     assert wrong - set(EXCEPTIONS) == set()
+
+
+@pytest.mark.parametrize("core", ["cortex-m0", "cortex-m4", "rv32imac"])
+def test_cross_compilers_have_nothing_to_say(bundle: Bundle, core: str, tmp_path: Path) -> None:
+    """Every problem's kernels, with and without the DSP extension."""
+    compiler = found_compiler(MCUS[core].compiler)
+    for name in bundle.manifest["c"]["files"]:
+        command = [compiler, *MCUS[core].flags, *STRICT, "-Os", "-I", str(bundle.path / "src"), "-c", "-o"]
+        command += [str(tmp_path / "out.o"), str(bundle.path / "src" / name)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def self_test(bundle: Bundle, folder: Path, compiler: str, flags: list[str]) -> subprocess.CompletedProcess[str]:

@@ -123,11 +123,45 @@ int main(void) {{
   for (volatile uint8_t *p = deep; p < top; ++p) *p = 0xA5u;
   for (int i = 0; i < {runs}; ++i) {call}
   qc_after();
+  const uint8_t *sp;
+#ifdef __riscv
+  __asm volatile("mv %0, sp" : "=r"(sp));
+#else
+  __asm volatile("mov %0, sp" : "=r"(sp));
+#endif
   while (deep < top && *deep == 0xA5u) ++deep;
-  printf("stack %ld\\n", (long)((volatile uint8_t *)__builtin_frame_address(0) - deep));
+  printf("stack %ld\\n", (long)(sp - (const uint8_t *)deep));
   return 0;
 }}
 """
+
+
+@dataclass(frozen=True)
+class Linked:
+    """Bytes that a model takes in an image: an image that runs it less one without it."""
+
+    flash: int
+    variables: int
+    """.data and .bss: the arena, where the model holds it."""
+    stack: int
+    """Of qc_NAME_run at its deepest, painted over on the board."""
+
+
+def linked(board: Board, bundle: Path, facts: Mapping[str, Any], folder: Path, timeout: float = 60.0) -> Linked:
+    """What a model takes at -Os, without inputs and outputs. Raises CalledProcessError, TimeoutExpired."""
+    program = probe(facts, 2)
+    use = '__attribute__((noinline)) static void use(void *x, ...) { __asm volatile("" ::"r"(x)); }\n'
+    texts = {"with": program, "without": use + program.replace(f"qc_{facts['prefix']}_run(", "use(")}
+    sections = []
+    for name, text in texts.items():
+        (folder / f"{name}.c").write_text(text)
+        image = build(board, bundle, facts, folder / name, main=folder / f"{name}.c")
+        size = [board.compiler.removesuffix("gcc") + "size", str(image)]
+        listing = subprocess.run(size, capture_output=True, text=True, check=True).stdout
+        sections.append([int(field) for field in listing.splitlines()[1].split()[:3]])
+    text, data, bss = (a - b for a, b in zip(*sections, strict=True))
+    stack = int(emulate(board, folder / "with", timeout).stdout.split()[1])
+    return Linked(text + data, data + bss, stack)
 
 
 def build_plugin(output: Path) -> Path:

@@ -21,9 +21,10 @@ from qcompiler.errors import RecipeError
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
 from qcompiler.targets.c.build import build, check
-from qcompiler.targets.c.header import comment, literal
+from qcompiler.targets.c.header import literal
 from qcompiler.targets.c.host import STRICT, HostSession, compile_sources, host_compiler
 from qcompiler.targets.c.mcus import MCUS
+from qcompiler.targets.shared.codegen import comment
 from tests.conftest import Digits
 
 Make = Callable[..., Bundle]
@@ -152,9 +153,11 @@ def test_calls_with_their_own_arenas_run_at_a_time(make: Make, tmp_path: Path) -
 @pytest.mark.parametrize("arena", ["static", "caller"])
 def test_weights_as_bytes_give_the_same_bits(make: Make, arena: str) -> None:
     arrays, binary = make(arena=arena), make(arena=arena, weights="bin")
-    assert (binary.path / "src" / "digits_weights.bin").stat().st_size >= arrays.manifest["size"]["weight_bytes"]
+    size = (binary.path / "src" / "digits_weights.bin").stat().st_size
+    assert size == binary.manifest["size"]["weight_bytes"] >= arrays.manifest["size"]["weight_bytes"]
+    assert [b.manifest["c"]["weights"] for b in (arrays, binary)] == ["header", "bin"]
     assert "static const int8_t" not in (binary.path / "src" / "digits.c").read_text()
-    assert arrays.manifest["size"] == binary.manifest["size"]
+    assert {**arrays.manifest["size"], "weight_bytes": size} == binary.manifest["size"]
     codes = codes_for(arrays, 1)
     (want,), (got,) = (HostSession(b.path, b.manifest).run_codes([codes]) for b in (arrays, binary))
     np.testing.assert_array_equal(got, want)
@@ -351,4 +354,5 @@ def test_the_command_line_takes_them(digits: Digits, digits_data: Path, tmp_path
     assert main(arguments) == 0
     text = (tmp_path / "c" / "Makefile").read_text()
     assert "CROSS = riscv64-unknown-elf-" in text and "-march=rv32imac" in text
+    assert Bundle.open(tmp_path / "c").manifest["c"]["mcu"] == "rv32imac"
     assert (tmp_path / "c" / "src" / "d_weights.bin").is_file() and (tmp_path / "c" / "rv32imac.cmake").is_file()
