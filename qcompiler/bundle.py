@@ -100,8 +100,9 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
     """Inputs and outputs for the manifest: name, shape, dtype and the quantization at the boundary."""
 
     def entry(value: Any, inner: Any) -> dict[str, Any]:
-        found = {"name": value.name, "shape": list(graph.shape(value)), "dtype": "float32"}
-        if inner is None:  # an input that nothing reads
+        dtype = "float32" if value.dtype is None else str(value.dtype.numpy())
+        found = {"name": value.name, "shape": list(graph.shape(value)), "dtype": dtype}
+        if inner is None:  # indices, or an input that nothing reads
             return found
         meta = inner.metadata_props
         return found | {
@@ -112,8 +113,8 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
 
     inputs = []
     for value in graph.inputs:
-        use = next(iter(value.uses()), None)
-        inputs.append(entry(value, use.node.outputs[0] if use is not None else None))
+        readers = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+        inputs.append(entry(value, readers[0].outputs[0] if readers else None))
     outputs = []
     for value in graph.outputs:
         producer = value.producer()
