@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qcompiler import __version__
 from qcompiler.errors import BundleError
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import INDICES_KEY
 
 SCHEMA = 1
 _REPORT = ("report.json", "report.html")
@@ -103,7 +104,8 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
         dtype = "float32" if value.dtype is None else str(value.dtype.numpy())
         found = {"name": value.name, "shape": list(graph.shape(value)), "dtype": dtype}
         if inner is None:  # indices, or an input that nothing reads
-            return found
+            indices = value.metadata_props.get(INDICES_KEY)
+            return found | ({} if indices is None else {"indices": int(indices)})
         meta = inner.metadata_props
         return found | {
             "format": meta["qcompiler.format"],

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph, attribute
-from qcompiler.graph.qdq import quantizer_of
+from qcompiler.graph.qdq import INDICES_KEY, quantizer_of
 from qcompiler.passes.integerize.rule import Rule, lacks_quantizer
 from qcompiler.passes.integerize.writer import Codes, Writer
 from qcompiler.quantizer import quantize
@@ -53,6 +53,8 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
     source = index_source(graph, index)
     if source is not None:
         at, inner = writer.input(source), graph.shape(source)
+        known = int(at.metadata_props.get(INDICES_KEY, extents[axis]))
+        at.metadata_props[INDICES_KEY] = str(min(known, extents[axis]))
     else:
         places = np.asarray(graph.const(index), np.int64)
         at, inner = writer.const(f"{name}_index", np.where(places < 0, places + extents[axis], places)), places.shape

@@ -52,27 +52,28 @@ class Normalize:
                 value = kernel.cast(load(kernel, x, at, count, stride), "int32", count)
                 return value - kernel.const(self.x_zero_point, "int32", count)
 
-            s1, s2 = kernel.local(lanes, "int64"), kernel.local(lanes, "int64")
+            s1, s2 = kernel.local(lanes, "int64") if self.centre else None, kernel.local(lanes, "int64")
             for sums in (s1, s2):
-                sums.store(0, kernel.const(0, "int64", lanes), lanes)
+                if sums is not None:
+                    sums.store(0, kernel.const(0, "int64", lanes), lanes)
 
             def add(_: Expr, at: Expr, __: Expr, count: int) -> None:
                 q = kernel.let(kernel.cast(code(at, count), "int64", count))
-                if self.centre:
+                if s1 is not None:
                     s1.store(0, s1.load(0, count) + q, count)
                 s2.store(0, s2.load(0, count) + q * q, count)
 
             self._each(kernel, lanes, y_at, x_at, p_at, add)
-            total1, total2 = (self._total(kernel, sums, lanes) for sums in (s1, s2))
-            n64 = kernel.const(n, "int64")
-            v = kernel.let(n64 * total2 - total1 * total1 if self.centre else n64 * total2)
+            total1 = self._total(kernel, s1, lanes) if s1 is not None else None
+            spread = kernel.const(n, "int64") * self._total(kernel, s2, lanes)
+            v = kernel.let(spread if total1 is None else spread - total1 * total1)
             w = kernel.let(v * kernel.const(1 << (2 * self.half_shift), "int64") + kernel.const(self.epsilon, "int64"))
             r, a = self._reciprocal(kernel, machine, w)
             half = kernel.let(kernel.tirx.shift_left(kernel.const(1, "int64"), a - kernel.const(1, "int64")))
 
             def write(to: Expr, at: Expr, p: Expr, count: int) -> None:
                 d = kernel.cast(code(at, count), "int64", count) * kernel.const(n, "int64", count)
-                if self.centre:
+                if total1 is not None:
                     d = d - kernel.broadcast(total1, count)
                 scaled = d * kernel.broadcast(r, count) + kernel.broadcast(half, count)
                 t = kernel.tirx.shift_right(scaled, kernel.broadcast(a, count))
