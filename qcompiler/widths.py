@@ -24,7 +24,13 @@ import onnx_ir as ir
 from qcompiler.assignment import is_product_of_activations, scaled_product, softmax_mask
 from qcompiler.graph.model import Graph
 
-NORMALIZATIONS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
+NORMALIZATIONS = (
+    "GroupNormalization",
+    "InstanceNormalization",
+    "LayerNormalization",
+    "LpNormalization",
+    "RMSNormalization",
+)
 
 
 def wide_values(graph: Graph) -> dict[str, str]:
@@ -55,7 +61,7 @@ def _wide(graph: Graph, node: ir.Node) -> Iterator[tuple[ir.Value | None, str]]:
             yield from ((value, "uint16") for value in maker.inputs)
     elif node.op_type == "Softmax":
         masked = softmax_mask(graph, node)
-        scores = node.inputs[0] if masked is None else masked[1]
+        scores = node.inputs[0] if masked is None else masked.scores
         maker = scores.producer() if scores is not None else None
         if is_product_of_activations(graph, maker) or scaled_product(graph, maker) is not None:
             yield scores, "uint16"

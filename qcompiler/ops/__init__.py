@@ -2,7 +2,7 @@
 
 from qcompiler.ops.boundary import DEQUANTIZE, QUANTIZE
 from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
-from qcompiler.ops.elementwise import ADD, MUL, REQUANTIZE, TABLE
+from qcompiler.ops.elementwise import ADD, DIV, MUL, REQUANTIZE, TABLE
 from qcompiler.ops.lookup import GATHER, PIECEWISE
 from qcompiler.ops.matmul import BATCH_MATMUL, MATMUL
 from qcompiler.ops.movement import (
@@ -34,6 +34,7 @@ OPERATORS: dict[str, Operator] = {
         CONV_TRANSPOSE,
         DEPTH_TO_SPACE,
         DEQUANTIZE,
+        DIV,
         EXPAND,
         GATHER,
         IDENTITY,

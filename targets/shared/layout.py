@@ -18,7 +18,7 @@ from qcompiler.targets.shared.views import Buffer, View, allocate, channels_last
 
 SPATIAL = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "DepthToSpace"}
 TIED = {
-    "Add", "Mul", "Table", "Requantize", "Concat", "Split", "Slice", "Pad", "ReduceMean", "Softmax", "Normalize",
+    "Add", "Mul", "Div", "Table", "Requantize", "Concat", "Split", "Slice", "Pad", "ReduceMean", "Softmax", "Normalize",
     "Piecewise", *SPATIAL}
 
 

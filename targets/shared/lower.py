@@ -25,6 +25,7 @@ from qcompiler.targets.shared.lower_movement import (
 from qcompiler.targets.shared.lower_pointwise import (
     lower_add,
     lower_dequantize,
+    lower_div,
     lower_mul,
     lower_quantize,
     lower_requantize,
@@ -47,6 +48,7 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "qcompiler::BatchMatMul": lower_batch_matmul,
     "qcompiler::Conv": lower_conv,
     "qcompiler::ConvTranspose": lower_conv_transpose,
+    "qcompiler::Div": lower_div,
     "qcompiler::MatMul": lower_matmul,
     "qcompiler::MaxPool": lower_pool,
     "qcompiler::Mul": lower_mul,

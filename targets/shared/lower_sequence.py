@@ -81,9 +81,11 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
     kind, mask_stride = "", 0
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         hidden = program.graph.const(node.inputs[2])
-        assert hidden is not None
-        kind, array = _mask(hidden, x.shape, axis)
-        view = program.constant(array, f"{node.name}/mask")
+        if hidden is None:
+            kind, view = "flags", program.view(node.inputs[2])
+        else:
+            kind, array = _mask(hidden, x.shape, axis)
+            view = program.constant(array, f"{node.name}/mask")
         strides.append(view.broadcast(x.shape))
         mask_stride = strides[-1][axis]
         arguments.append(view)
@@ -159,7 +161,8 @@ def lower_gather(program: Program, node: ir.Node) -> None:
         return
     program.fill_border(y)
     tables = [np.arange(extent) if d != axis else places.ravel() for d, extent in enumerate(x.shape)]
-    target = lined or program.scratch(f"{value.name}/gathered", y.dtype, _line(x.shape, axis, places.size), range(len(x.shape)))
+    line = _line(x.shape, axis, places.size)
+    target = lined or program.scratch(f"{value.name}/gathered", y.dtype, line, range(len(line)))
     gather(program, x, target, tables)
     if lined is None:
         program.copy(target.reshaped(y.shape), y)

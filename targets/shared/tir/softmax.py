@@ -19,7 +19,8 @@ class Softmax:
     """clip((2 e R + S) // (2 S) + z), e = exp(max - x); operands y, x (and mask) of `nest` (innermost extent 1).
 
     wide: exponentials are products of two table entries. mask: "" for none, "prefix" for the count of visible cells of
-    a row, "cells" for one byte a cell, 1 where it is hidden.
+    a row, "cells" for one byte a cell, 1 where it is hidden; "flags" for the same when a whole row may be hidden, which then
+    counts as visible.
     """
 
     nest: Nest
@@ -62,15 +63,23 @@ class Softmax:
         mask_at: Expr,
     ) -> None:
         tirx, (y, x, table), (y_at, x_at) = kernel.tirx, pointers, at
-        cells = mask is not None and self.mask == "cells"
+        cells = self.mask in ("cells", "flags")
+        whole: list[Expr] = []
 
         def code(i: Expr) -> Expr:
             return kernel.cast(x.load(x_at + i * self.x_stride), "int32")
 
         def seen(i: Expr) -> Expr:
             assert mask is not None
-            return mask.load(mask_at + i * self.mask_stride) == kernel.const(0, "uint8")
+            shown = tirx.EQ(mask.load(mask_at + i * self.mask_stride), kernel.const(0, "uint8"))
+            return tirx.any(shown, *whole) if whole else shown
 
+        if self.mask == "flags":
+            visible = kernel.local(1, "int32")
+            visible.store(0, kernel.const(0))
+            with kernel.loop(count) as i:
+                visible.store(0, visible.load(0) + kernel.cast(seen(i), "int32"))
+            whole.append(kernel.let(tirx.EQ(visible.load(0), kernel.const(0))))
         top = self._top(kernel, machine, x, x_at, count, seen if cells else None)
         total = kernel.local(1, "int64")
         total.store(0, kernel.const(0, "int64"))
