@@ -271,7 +271,7 @@ def sources(graph: Graph, group: Iterable[str]) -> list[str]:
     moved = {
         value.name
         for node in graph.nodes()
-        if node.op_type == "Concat" or moves_only(node)
+        if node.op_type in ("Concat", "CacheWrite") or moves_only(node)
         for value in node.outputs
     }
     return [name for name in group if name not in moved] or group[:1]

@@ -59,7 +59,7 @@ def _wide(graph: Graph, node: ir.Node) -> Iterator[tuple[ir.Value | None, str]]:
         maker = source.producer() if source is not None else None
         if maker is not None and maker.op_type == "Add":
             yield from ((value, "uint16") for value in maker.inputs if not _feeds_product(value))
-    elif node.op_type == "Softmax":
+    elif node.op_type in ("Softmax", "CacheSoftmax"):
         masked = softmax_mask(graph, node)
         scores = node.inputs[0] if masked is None else masked.scores
         maker = scores.producer() if scores is not None else None

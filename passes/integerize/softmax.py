@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from qcompiler.assignment import HIDDEN, softmax_mask
 from qcompiler.formats import Int, QuantParams
-from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.ops.softmax import exponentials
 from qcompiler.passes.integerize.rule import Rule, lacks_quantizer
 from qcompiler.passes.integerize.writer import Writer
@@ -48,7 +48,7 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
         "zero_point": int(own.zero_point),
         "format": own.format.token,
     }
-    inputs = [x.value, writer.const(f"{name}_exp", exponentials(x.params.format, float(x.params.scale)))]
+    inputs: list[ir.Value | None] = [x.value, writer.const(f"{name}_exp", exponentials(x.params.format, float(x.params.scale)))]
     if masked is not None:
         constant = masked.cells is not None
         inputs.append(
@@ -56,8 +56,10 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
             if constant
             else _hidden(writer, masked.mask, name)
         )
+    if node.op_type == "CacheSoftmax":
+        inputs += [*[None] * (3 - len(inputs)), writer.position(node.inputs[1])]  # type: ignore[arg-type]
     codes = writer.emit("Softmax", inputs, attributes, own, graph.shape(node.outputs[0]), own_name)
     return writer.requantize(codes, own, params, name)
 
 
-RULES = {"Softmax": Rule(_write, _refuses)}
+RULES = {"Softmax": Rule(_write, _refuses), f"{DOMAIN}::CacheSoftmax": Rule(_write, _refuses)}

@@ -1,6 +1,7 @@
 """The integer operators: one definition each, exactly as docs/integer_operators.md says."""
 
 from qcompiler.ops.boundary import DEQUANTIZE, QUANTIZE
+from qcompiler.ops.cache import CACHE_WRITE
 from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
 from qcompiler.ops.elementwise import ADD, DIV, MUL, REQUANTIZE, TABLE
 from qcompiler.ops.lookup import GATHER, PIECEWISE
@@ -29,6 +30,7 @@ OPERATORS: dict[str, Operator] = {
         ADD,
         AVERAGE_POOL,
         BATCH_MATMUL,
+        CACHE_WRITE,
         CONCAT,
         CONV,
         CONV_TRANSPOSE,

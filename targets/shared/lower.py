@@ -33,6 +33,7 @@ from qcompiler.targets.shared.lower_pointwise import (
 )
 from qcompiler.targets.shared.lower_products import lower_conv, lower_conv_transpose, lower_matmul
 from qcompiler.targets.shared.lower_sequence import (
+    lower_cache_write,
     lower_gather,
     lower_normalize,
     lower_piecewise,
@@ -46,6 +47,7 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "qcompiler::Add": lower_add,
     "qcompiler::AveragePool": lower_pool,
     "qcompiler::BatchMatMul": lower_batch_matmul,
+    "qcompiler::CacheWrite": lower_cache_write,
     "qcompiler::Conv": lower_conv,
     "qcompiler::ConvTranspose": lower_conv_transpose,
     "qcompiler::Div": lower_div,
