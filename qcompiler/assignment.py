@@ -214,7 +214,9 @@ def _makes_mask(graph: Graph, value: ir.Value) -> bool:
         scalars = [graph.const(v) if v is not None else None for v in node.inputs]
         dequantized = [_dequantized(graph, v.producer()) if v is not None else None for v in node.inputs]
         known = [a if a is not None else b for a, b in zip(scalars, dequantized, strict=True)]
-        if node.op_type in ("Mul", "Where") and any(c is not None and c.size == 1 and c.item() <= MASKED for c in known):
+        if node.op_type in ("Mul", "Where") and any(
+            c is not None and c.size == 1 and c.item() <= MASKED for c in known
+        ):
             return True
         rest = [v for v, c in zip(node.inputs, known, strict=True) if c is None and v is not None]
         if len(rest) != 1 or not (moves_only(node) or node.op_type in ("QuantizeLinear", "DequantizeLinear", "Clip")):

@@ -111,8 +111,8 @@ def quantize(
     """Quantize a float model.
 
     model: path, ModelProto or onnx_ir.Model. calibration: path of .npz, .npy or an image folder, `module:function`,
-    "random", a mapping of input name to array [n, ...], or an iterable of samples. state: pairs of output and input that
-    are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
+    "random", a mapping of input name to array [n, ...], or an iterable of samples. state: pairs of output and input
+    that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
     [n, steps, ...] of the other inputs. position: the input that counts steps. options: overrides of the
     recipe's quantization keys (precision, exclude, ...). Raises QCompilerError.
     """
@@ -203,7 +203,7 @@ def compile(  # noqa: A001 (the product's verb)
         "qdq.onnx": result.exported(qdq_form).to_proto().SerializeToString(deterministic=True),
         "integer.onnx": result.integer_graph.to_proto().SerializeToString(deterministic=True),
         "recipe.toml": result.recipe.to_toml().encode(),
-        "selftest.npz": self_test(sample, oracle.run(sample)),
+        "selftest.npz": self_test({name: sample[name] for name in oracle.input_names}, oracle.run(sample)),
     }
     if chosen.runtime:
         loader = Path(__file__).resolve().parent.parent / "runtime" / "loader.py"

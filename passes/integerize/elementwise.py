@@ -121,7 +121,7 @@ def _write_quotient(writer: Writer, node: ir.Node, a: Codes, b: Codes, params: Q
     multiplier = round(ratio * 2.0**shift)
     if not 0 < multiplier < 1 << room:
         raise UnsupportedError(
-            f"the quotient of Div `{node.name}` has a range that does not fit its inputs (ratio of scales {ratio:.3g}).",
+            f"the range of the quotient of Div `{node.name}` does not fit its inputs (ratio of scales {ratio:.3g}).",
             where=writer.source.path,
             hint="Calibrate again, with samples on which the divisor is not near 0.",
         )

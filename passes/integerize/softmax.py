@@ -48,7 +48,10 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
         "zero_point": int(own.zero_point),
         "format": own.format.token,
     }
-    inputs: list[ir.Value | None] = [x.value, writer.const(f"{name}_exp", exponentials(x.params.format, float(x.params.scale)))]
+    inputs: list[ir.Value | None] = [
+        x.value,
+        writer.const(f"{name}_exp", exponentials(x.params.format, float(x.params.scale))),
+    ]
     if masked is not None:
         constant = masked.cells is not None
         inputs.append(

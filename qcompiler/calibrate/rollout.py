@@ -14,7 +14,6 @@ from qcompiler.execute.ort import Session
 from qcompiler.graph.model import Graph
 from qcompiler.graph.state import POSITION_KEY, state_pairs
 
-
 EVERY = 8
 """One step in so many is a sample: neighbours tell little new, and statistics take longer than the steps."""
 

@@ -127,9 +127,13 @@ class Divide:
             a = _centred(kernel, values[0], self.a_zero_point, "int64", n) * kernel.const(self.multiplier, "int64")
             b = _centred(kernel, values[1], self.b_zero_point, "int64", n) * kernel.const(1 << self.shift, "int64")
             over, under = kernel.let(tirx.Select(b < zero, zero - a, a)), kernel.let(tirx.Select(b < zero, zero - b, b))
-            divisor = kernel.let(tirx.Select(tirx.EQ(under, zero), kernel.const(1, "int64"), under + under))
+            # Kept in memory, so that no simplification moves the division to where the divisor may be 0.
+            held = kernel.local(2, "int64")
+            held.store(0, tirx.max(under + under, kernel.const(1, "int64")))
+            divisor = kernel.let(held.load(0))
             top = kernel.let(over + over + under)
-            cut = kernel.let(tirx.truncdiv(top, divisor))  # towards 0: one too much for negative numerators
+            held.store(1, tirx.truncdiv(top, divisor))  # towards 0: one too much for negative numerators
+            cut = kernel.let(held.load(1))
             exact = tirx.any(top >= zero, tirx.EQ(cut * divisor, top))
             quotient = cut - tirx.Select(exact, zero, kernel.const(1, "int64"))
             endless = tirx.Select(over > zero, high, tirx.Select(over < zero, low, zero))

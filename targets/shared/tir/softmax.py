@@ -19,8 +19,8 @@ class Softmax:
     """clip((2 e R + S) // (2 S) + z), e = exp(max - x); operands y, x (and mask) of `nest` (innermost extent 1).
 
     wide: exponentials are products of two table entries. mask: "" for none, "prefix" for the count of visible cells of
-    a row, "position" for one number, of which the row shows so many cells and one more; "cells" for one byte a cell, 1 where it is hidden; "flags" for the same when a whole row may be hidden, which then
-    counts as visible.
+    a row, "position" for one number, of which every row shows so many cells and one more, "cells" for one byte a cell,
+    1 where it is hidden, "flags" for the same when a whole row may be hidden, which then counts as visible.
     """
 
     nest: Nest
