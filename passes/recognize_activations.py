@@ -1,12 +1,10 @@
-"""Recognize activations that exporters spell out: HardSigmoid, HardSwish and Swish (SiLU).
+"""Recognize piecewise linear activations that exporters spell out: HardSigmoid and HardSwish.
 
 With scalar constants, up to a relative 1e-4 (exporters print 1/6 as 0.1667):
 
 1. k clip(a x + b, 0, h) with k h = 1           -> HardSigmoid(alpha = k a, beta = k b); k and a x + b may be absent
 2. x HardSigmoid(x; 1/6, 1/2)                   -> HardSwish(x)
 3. k (x clip(x + 3, 0, 6)), (k x) clip(x + 3, 0, 6), k = 1/6  -> HardSwish(x)
-4. x Sigmoid(x)                                 -> qcompiler::Swish(x), whose function body is in the model, so that
-   onnxruntime runs it (ONNX has Swish from operator set 24 only)
 
 Expects canonical spelling (`canonicalize`: constants second, Sub and Div gone, Min/Max as Clip).
 """
@@ -20,7 +18,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qcompiler.context import Context
-from qcompiler.graph.model import DOMAIN, Graph, attribute, operand
+from qcompiler.graph.model import Graph, attribute, operand
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -44,7 +42,7 @@ class Clipped:
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """The same function with fewer, named operators."""
-    for rule in (_hard_swish_product, _hard_sigmoid, _hard_swish, _swish):
+    for rule in (_hard_swish_product, _hard_sigmoid, _hard_swish):
         for node in graph.nodes("Mul", "Clip"):
             if node.graph is not None and node.outputs[0].dtype == ir.DataType.FLOAT:
                 rule(graph, node)
@@ -92,8 +90,8 @@ def _factors(node: ir.Node) -> Iterator[tuple[ir.Value, ir.Value]]:
     yield b, a
 
 
-def _replace(graph: Graph, node: ir.Node, op_type: str, x: ir.Value, domain: str = "", **values: float) -> None:
-    new = graph.add_node(op_type, [x], values, before=node, name=node.name, domain=domain, like=node.outputs[0])
+def _replace(graph: Graph, node: ir.Node, op_type: str, x: ir.Value, **values: float) -> None:
+    new = graph.add_node(op_type, [x], values, before=node, name=node.name, like=node.outputs[0])
     graph.bypass(node, new.outputs[0])
 
 
@@ -144,28 +142,3 @@ def _hard_swish(graph: Graph, node: ir.Node) -> None:
         if _close(attribute(maker, "alpha", 0.2), 1 / 6) and _close(attribute(maker, "beta", 0.5), 0.5):
             _replace(graph, node, "HardSwish", x)
             return
-
-
-def _swish(graph: Graph, node: ir.Node) -> None:
-    """Rule 4."""
-    if node.op_type != "Mul":
-        return
-    for x, gate in _factors(node):
-        maker = gate.producer()
-        if maker is not None and maker.op_type == "Sigmoid" and not maker.domain and maker.inputs[0] is x:
-            _define_swish(graph)
-            _replace(graph, node, "Swish", x, domain=DOMAIN)
-            return
-
-
-def _define_swish(graph: Graph) -> None:
-    """Put the function body of qcompiler::Swish into the model, once."""
-    key = (DOMAIN, "Swish", "")
-    if key in graph.model.functions:
-        return
-    x = ir.Value(name="x")
-    sigmoid = ir.node("Sigmoid", [x])
-    product = ir.node("Mul", [x, sigmoid.outputs[0]])
-    sigmoid.outputs[0].name, product.outputs[0].name = "s", "y"
-    body = ir.Graph([x], product.outputs, nodes=[sigmoid, product], opset_imports={"": graph.opset}, name="Swish")
-    graph.model.functions[key] = ir.Function(DOMAIN, "Swish", graph=body, attributes=[])

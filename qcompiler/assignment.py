@@ -123,9 +123,112 @@ def bias_add(graph: Graph, node: ir.Node) -> ir.Node | None:
     return add if bias is not None and bias.size == columns and bias.shape[-1:] == (columns,) else None
 
 
+def is_product_of_activations(graph: Graph, node: ir.Node | None) -> bool:
+    """Whether `node` is a MatMul neither of whose operands is a constant."""
+    return (
+        node is not None
+        and node.op_type == "MatMul"
+        and node.domain in ("", "ai.onnx")
+        and not any(_is_constant(graph, value) for value in node.inputs)
+    )
+
+
+def _is_constant(graph: Graph, value: ir.Value | None) -> bool:
+    """A constant, or (in a QDQ graph) its codes behind a DequantizeLinear."""
+    if value is None or graph.const(value) is not None:
+        return True
+    producer = value.producer()
+    quantized = producer is not None and producer.op_type == "DequantizeLinear"
+    return quantized and graph.const(producer.inputs[0]) is not None  # type: ignore[union-attr]
+
+
+def scaled_product(graph: Graph, node: ir.Node | None) -> tuple[ir.Node, float] | None:
+    """(MatMul, factor) if `node` is a Mul, by a positive scalar, of a MatMul of two activations that nothing else
+    reads: requantization multiplies by the factor. Else None."""
+    if node is None or node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
+        return None
+    for product, other in (node.inputs[:2], node.inputs[1::-1]):
+        factor = graph.const(other)
+        if factor is None and other is not None and other.producer() is not None:
+            factor = _dequantized(graph, other.producer())
+        maker = product.producer() if product is not None else None
+        if factor is None or factor.size != 1 or not factor.item() > 0 or not is_product_of_activations(graph, maker):
+            continue
+        if graph.sole_user(product) is node and graph.shape(product) == graph.shape(node.outputs[0]):
+            return maker, float(factor.item())  # type: ignore[return-value]
+    return None
+
+
+def _dequantized(graph: Graph, node: ir.Node | None) -> np.ndarray | None:
+    from qcompiler.graph.qdq import is_quantizer, read_bias, read_quantizer
+    from qcompiler.quantizer import dequantize
+
+    if node is None or not is_quantizer(node) or read_bias(graph, node) is not None:
+        return None
+    found = read_quantizer(graph, node)
+    return None if found.codes is None else dequantize(found.codes, found.params)
+
+
+MASKED = -1e4
+"""What is added to a score before a Softmax to hide it is at most this."""
+HIDDEN = -30.0
+"""A quantized mask hides where it is at most this: exp(-30) is nothing beside the codes of a probability."""
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Softmax reads `add` = scores + mask; `cells` is True where a constant mask hides, None for one that is computed.
+
+    Cells and mask broadcast to the scores.
+    """
+
+    add: ir.Node
+    scores: ir.Value
+    mask: ir.Value
+    cells: np.ndarray | None
+
+
+def softmax_mask(graph: Graph, node: ir.Node | None) -> Mask | None:
+    """The mask before a Softmax: a constant of zeros and large negative values, or a value that is made by a factor
+    (or a choice) of such a value. Else None."""
+    if node is None or node.op_type != "Softmax" or node.domain not in ("", "ai.onnx"):
+        return None
+    add = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if add is None or add.op_type != "Add" or graph.sole_user(add.outputs[0]) is not node:
+        return None
+    for scores, other in (add.inputs[:2], add.inputs[1::-1]):
+        if scores is None or other is None or graph.shape(scores) != graph.shape(add.outputs[0]):
+            continue
+        constant = graph.const(other)
+        if constant is not None:
+            hidden = constant <= MASKED
+            if hidden.any() and ((constant == 0) | hidden).all():
+                return Mask(add, scores, other, hidden)
+        elif _makes_mask(graph, other):
+            return Mask(add, scores, other, None)
+    return None
+
+
+def _makes_mask(graph: Graph, value: ir.Value) -> bool:
+    while (node := value.producer()) is not None:
+        scalars = [graph.const(v) if v is not None else None for v in node.inputs]
+        dequantized = [_dequantized(graph, v.producer()) if v is not None else None for v in node.inputs]
+        known = [a if a is not None else b for a, b in zip(scalars, dequantized, strict=True)]
+        if node.op_type in ("Mul", "Where") and any(
+            c is not None and c.size == 1 and c.item() <= MASKED for c in known
+        ):
+            return True
+        rest = [v for v, c in zip(node.inputs, known, strict=True) if c is None and v is not None]
+        if len(rest) != 1 or not (moves_only(node) or node.op_type in ("QuantizeLinear", "DequantizeLinear", "Clip")):
+            return False
+        value = rest[0]
+    return False
+
+
 def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
     """Names of the float values that get a quantizer, in topological order: graph inputs and every node output, except
-    the output of a node whose Relu or Clip is performed by saturation, and of a MatMul before its bias.
+    the output of a node whose Relu or Clip is performed by saturation, of a MatMul before its bias or its scalar
+    factor, and of scores with a mask before a Softmax.
 
     saturating: whether ranges end at the bounds of a clip (not so for symmetric formats).
     """
@@ -134,11 +237,19 @@ def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
     for node in graph.nodes():
         if bias_add(graph, node) is not None:
             continue
+        user = graph.sole_user(node.outputs[0])
+        if scaled_product(graph, user) is not None or _masks(graph, node, user):
+            continue
         clip = fused_clip(graph, node) if saturating else None
         if clip is not None and clip.outputs[0].name not in mixed:
             continue
         names += [value.name for value in node.outputs if is_float(value) and value.name]
     return [name for name in names if name is not None]
+
+
+def _masks(graph: Graph, node: ir.Node, user: ir.Node | None) -> bool:
+    found = softmax_mask(graph, user)
+    return found is not None and found.add is node
 
 
 def shared_groups(graph: Graph) -> list[list[str]]:
@@ -162,7 +273,7 @@ def sources(graph: Graph, group: Iterable[str]) -> list[str]:
     moved = {
         value.name
         for node in graph.nodes()
-        if node.op_type == "Concat" or moves_only(node)
+        if node.op_type in ("Concat", "CacheWrite") or moves_only(node)
         for value in node.outputs
     }
     return [name for name in group if name not in moved] or group[:1]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
+from qcompiler.calibrate.rollout import rollout
 from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompiler.evaluate import Runner, predict, runner, sqnr, take, verify
@@ -23,6 +24,7 @@ from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
+from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
@@ -97,6 +99,8 @@ def quantize(
     target: str | Target = "cpu",
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    state: Mapping[str, str] | str | None = None,
+    position: str | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     samples: int | None = None,
     arithmetic: str | None = None,
@@ -107,7 +111,9 @@ def quantize(
     """Quantize a float model.
 
     model: path, ModelProto or onnx_ir.Model. calibration: path of .npz, .npy or an image folder, `module:function`,
-    "random", a mapping of input name to array [n, ...], or an iterable of samples. options: overrides of the
+    "random", a mapping of input name to array [n, ...], or an iterable of samples. state: pairs of output and input
+    that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
+    [n, steps, ...] of the other inputs. position: the input that counts steps. options: overrides of the
     recipe's quantization keys (precision, exclude, ...). Raises QCompilerError.
     """
     watch = Stopwatch()
@@ -117,6 +123,8 @@ def quantize(
     _check_precision(plan, chosen)
     with watch("load"):
         graph = load_graph(model, shapes=shapes, dims=dims)
+        if state:
+            graph = bind_state(graph, state, position)
         if calibration is None:
             raise CalibrationError(
                 "calibration data is missing.",
@@ -127,10 +135,25 @@ def quantize(
         prepared = (
             preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
         )
-        data = load_samples(calibration, graph, prepared, samples, seed)
+        data = _load(calibration, graph, prepared, samples, seed)
     context = Context(capabilities=chosen.capabilities, samples=data, seed=seed, progress=progress)
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, {**watch.seconds, **done.seconds})
+
+
+def _load(calibration: Any, graph: Graph, prepared: Preprocess | None, limit: int | None, seed: int) -> Samples:
+    """Samples, or sequences for a model with state."""
+    path = Path(calibration) if isinstance(calibration, str | Path) else None
+    if not state_pairs(graph) or (path is not None and path.suffix != ".npz"):
+        return load_samples(calibration, graph, prepared, limit, seed)
+    if path is not None:
+        if not path.is_file():
+            raise CalibrationError("no such file.", where=str(path))
+        with np.load(path, allow_pickle=False) as arrays:
+            calibration = dict(arrays)
+    if not isinstance(calibration, Mapping) or any(name in calibration for name in state_pairs(graph).values()):
+        return load_samples(calibration, graph, prepared, limit, seed)
+    return rollout(calibration, graph, limit)
 
 
 def compile(  # noqa: A001 (the product's verb)
@@ -180,7 +203,7 @@ def compile(  # noqa: A001 (the product's verb)
         "qdq.onnx": result.exported(qdq_form).to_proto().SerializeToString(deterministic=True),
         "integer.onnx": result.integer_graph.to_proto().SerializeToString(deterministic=True),
         "recipe.toml": result.recipe.to_toml().encode(),
-        "selftest.npz": self_test(sample, oracle.run(sample)),
+        "selftest.npz": self_test({name: sample[name] for name in oracle.input_names}, oracle.run(sample)),
     }
     if chosen.runtime:
         loader = Path(__file__).resolve().parent.parent / "runtime" / "loader.py"

@@ -49,6 +49,8 @@ class CompileRequest:
     metric: str
     shapes: Mapping[str, Sequence[int]]
     dims: Mapping[str, int]
+    state: Mapping[str, str] | str | None
+    position: str | None
     preprocess: Mapping[str, Any] | None
 
 
@@ -72,6 +74,8 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         progress=console.progress,
         shapes=request.shapes,
         dims=request.dims,
+        state=request.state,
+        position=request.position,
         preprocess=request.preprocess,
         samples=request.samples,
         arithmetic=request.arithmetic,

@@ -1,9 +1,11 @@
 """The integer operators: one definition each, exactly as docs/integer_operators.md says."""
 
 from qcompiler.ops.boundary import DEQUANTIZE, QUANTIZE
+from qcompiler.ops.cache import CACHE_WRITE
 from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
-from qcompiler.ops.elementwise import ADD, MUL, REQUANTIZE, TABLE
-from qcompiler.ops.matmul import MATMUL
+from qcompiler.ops.elementwise import ADD, DIV, MUL, REQUANTIZE, TABLE
+from qcompiler.ops.lookup import GATHER, PIECEWISE
+from qcompiler.ops.matmul import BATCH_MATMUL, MATMUL
 from qcompiler.ops.movement import (
     CONCAT,
     DEPTH_TO_SPACE,
@@ -16,6 +18,7 @@ from qcompiler.ops.movement import (
     SPLIT,
     TRANSPOSE,
 )
+from qcompiler.ops.normalize import NORMALIZE
 from qcompiler.ops.operator import Operator
 from qcompiler.ops.pool import AVERAGE_POOL, MAX_POOL
 from qcompiler.ops.reduce import REDUCE_MEAN
@@ -26,17 +29,23 @@ OPERATORS: dict[str, Operator] = {
     for operator in (
         ADD,
         AVERAGE_POOL,
+        BATCH_MATMUL,
+        CACHE_WRITE,
         CONCAT,
         CONV,
         CONV_TRANSPOSE,
         DEPTH_TO_SPACE,
         DEQUANTIZE,
+        DIV,
         EXPAND,
+        GATHER,
         IDENTITY,
         MATMUL,
         MAX_POOL,
         MUL,
+        NORMALIZE,
         PAD,
+        PIECEWISE,
         QUANTIZE,
         REDUCE_MEAN,
         REQUANTIZE,

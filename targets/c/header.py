@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx_ir as ir
 
 from qcompiler import __version__
 from qcompiler.formats import parse_format
+from qcompiler.graph.qdq import INDICES_KEY
+from qcompiler.targets.shared.boundary import is_index
 from qcompiler.targets.shared.codegen import comment
+from qcompiler.targets.shared.layout import storage_of
 
 if TYPE_CHECKING:
     from qcompiler.targets.c.emit import Sources
@@ -59,6 +63,13 @@ def header(sources: Sources) -> str:
     for name, value, _, count in values:
         meta = value.metadata_props
         shape = "x".join(map(str, sources.graph.shape(value)))
+        if is_index(value):
+            lines += [
+                "",
+                f"/* {name}: `{comment(str(value.name))}`, {shape}, indices 0..{int(meta[INDICES_KEY]) - 1} */",
+                f"#define {upper}_{name.upper()}_SIZE {count}",
+            ]
+            continue
         lines += [
             "",
             f"/* {name}: `{comment(str(value.name))}`, {shape}, {meta['qcompiler.format']};",
@@ -106,12 +117,14 @@ def tensors(sources: Sources) -> str:
 
 def _tensor(name: str, value: ir.Value, shape: Sequence[int]) -> str:
     meta = value.metadata_props
-    fmt = parse_format(meta["qcompiler.format"])
-    fields = [
-        literal(str(value.name)), f"shape_{name}", len(shape), f"{prod(shape)}u", fmt.bits,
-        "true" if fmt.min < 0 else "false", meta["qcompiler.zero_point"],
-        f"{float(meta['qcompiler.scale']).hex()}f",
-    ]  # fmt: skip
+    if is_index(value):
+        kind = np.dtype(storage_of(value))
+        numbers = [8 * kind.itemsize, "true" if kind.kind == "i" else "false", 0, "1.0f"]
+    else:
+        fmt = parse_format(meta["qcompiler.format"])
+        signed = "true" if fmt.min < 0 else "false"
+        numbers = [fmt.bits, signed, meta["qcompiler.zero_point"], f"{float(meta['qcompiler.scale']).hex()}f"]
+    fields = [literal(str(value.name)), f"shape_{name}", len(shape), f"{prod(shape)}u", *numbers]
     return f"  {{{', '.join(map(str, fields))}}}"
 
 

@@ -1,0 +1,70 @@
+"""Float operators of our own domain that float passes write: each has a function body, so that any runtime runs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+
+from qcompiler.graph.model import DOMAIN, Graph
+
+BODIES = {
+    "CacheSoftmax": """CacheSoftmax (x, position) => (y) {
+        shape = Shape <start = -1> (x)
+        length = Squeeze (shape)
+        first = Constant <value = int64 {0}> ()
+        step = Constant <value = int64 {1}> ()
+        slots = Range (first, length, step)
+        wide = Cast <to = 7> (position)
+        flat = Constant <value_ints = [1]> ()
+        now = Reshape (wide, flat)
+        seen = LessOrEqual (slots, now)
+        start = Equal (slots, first)
+        shown = Or (seen, start)
+        nothing = Constant <value = float {0.0}> ()
+        far = Constant <value = float {-1e30}> ()
+        mask = Where (shown, nothing, far)
+        scores = Add (x, mask)
+        y = Softmax <axis = -1> (scores)
+    }""",
+    "CacheWrite": """CacheWrite <axis> (past, entry, position) => (y) {
+        wide = Cast <to = 7> (position)
+        flat = Constant <value_ints = [1]> ()
+        now = Reshape (wide, flat)
+        shape = Shape (past)
+        place = Constant <value_int: int = @axis> ()
+        length = Gather (shape, place)
+        slot = Mod (now, length)
+        entries = Shape (entry)
+        at = Expand (slot, entries)
+        y = ScatterElements <axis: int = @axis> (past, at, entry)
+    }""",
+    "Swish": """Swish (x) => (y) {
+        s = Sigmoid (x)
+        y = Mul (x, s)
+    }""",
+    "RMSNormalization": """RMSNormalization <axis, epsilon> (x, scale) => (y) {
+        first = Constant <value_int: int = @axis> ()
+        past = Constant <value = int64 {0}> ()
+        step = Constant <value = int64 {1}> ()
+        axes = Range (first, past, step)
+        square = Mul (x, x)
+        mean = ReduceMean <keepdims = 1> (square, axes)
+        little = Constant <value_float: float = @epsilon> ()
+        sum = Add (mean, little)
+        root = Sqrt (sum)
+        normal = Div (x, root)
+        y = Mul (normal, scale)
+    }""",
+}
+"""Operator -> its body. `axis` of RMSNormalization is negative: the axes from it on are normalized."""
+
+
+def define(graph: Graph, name: str) -> None:
+    """Put the body of `qcompiler::name` into the model, once."""
+    if (DOMAIN, name, "") in graph.model.functions:
+        return
+    head = f'<domain: "{DOMAIN}", opset_import: ["": {graph.opset}]>\n'
+    function: Any = ir.from_proto(onnx.parser.parse_function(head + BODIES[name]))
+    graph.model.functions[function.identifier()] = function
