@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
+from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage
 from qcompiler.passes.integerize import function_input
@@ -51,6 +52,8 @@ def _name(node: ir.Node) -> str:
 def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
     """What a float node becomes, and the reason if that is nothing."""
     op = node.op_type
+    if qdq.is_quantizer(node):
+        return "integer", ""
     if node.domain in ("", "ai.onnx") and op in MOVEMENT:
         if op == "Resize" and attribute(node, "mode", "nearest") != "nearest":
             return "unsupported", f"has mode {attribute(node, 'mode')}; only nearest has an integer form yet"

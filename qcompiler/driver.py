@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
-from qcompiler.context import Context
+from qcompiler.context import Context, Note
 from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompiler.evaluate import Runner, predict, runner, sqnr, take, verify
 from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import is_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
@@ -117,7 +118,8 @@ def quantize(
     _check_precision(plan, chosen)
     with watch("load"):
         graph = load_graph(model, shapes=shapes, dims=dims)
-        if calibration is None:
+        own = any(is_quantizer(node) for node in graph.ir)
+        if calibration is None and not own:
             raise CalibrationError(
                 "calibration data is missing.",
                 where=graph.path,
@@ -127,8 +129,13 @@ def quantize(
         prepared = (
             preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
         )
-        data = load_samples(calibration, graph, prepared, samples, seed)
-    context = Context(capabilities=chosen.capabilities, samples=data, seed=seed, progress=progress)
+        # A model that came quantized needs no data; what is reported about it is then measured on noise.
+        data = load_samples("random" if calibration is None else calibration, graph, prepared, samples, seed)
+    known = data if calibration is not None else None
+    context = Context(capabilities=chosen.capabilities, samples=known, seed=seed, progress=progress)
+    context.notes += [Note("load", where, text) for where, text in graph.notes]
+    if known is None:
+        context.notes.append(Note("load", "graph", "no calibration data: the model's own quantizers, quality on noise"))
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, {**watch.seconds, **done.seconds})
 

@@ -230,7 +230,7 @@ def run_eval(
         opened = Bundle.open(source)
         graph = opened.integer_graph()
     else:
-        opened = graph = load_graph(source, shapes=shapes, dims=dims)
+        opened = graph = load_graph(source, shapes=shapes, dims=dims, lifted=False)
     samples = _samples(data, graph, preprocess, limit)
     total = len(samples)
     open_runner = bundle_runner if isinstance(opened, Bundle) else evaluate.runner
@@ -238,7 +238,7 @@ def run_eval(
     outputs = evaluate.predict(run, samples, lambda i: console.progress("evaluate", i, total))
     reference: NDArray | None = None
     if against is not None:
-        peer = load_graph(against, shapes=shapes, dims=dims)
+        peer = load_graph(against, shapes=shapes, dims=dims, lifted=False)
         run = evaluate.runner(peer, threads=threads)
         reference = evaluate.predict(run, samples, lambda i: console.progress("reference", i, total))
     elif labels is not None:

@@ -1,7 +1,8 @@
 """Read any ONNX model into a Graph: static shapes, one operator set, constants as initializers, nothing folded away.
 
 What `load_graph` promises of its result: operator set 21 or newer, nodes sorted, constants are initializers and not
-inputs, functions other than our own inlined, every shape static, shape arithmetic folded, weights finite.
+inputs, functions other than our own inlined, every shape static, shape arithmetic folded, weights finite, quantizers
+of any spelling are qcompiler::FakeQuantize.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import onnx_ir.passes.common as common
 
 from qcompiler.errors import ModelError, QCompilerError, RecipeError
 from qcompiler.graph.integrity import check, check_domains
+from qcompiler.graph.lift import lift
 from qcompiler.graph.model import DOMAIN, Graph
 
 OPSET = 21
@@ -41,17 +43,19 @@ def load_graph(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    lifted: bool = True,
 ) -> Graph:
     """Read a model and make it static.
 
     source: file (external data beside it is read too), ModelProto or onnx_ir.Model; the latter two are not changed.
-    shapes: input name -> full shape. dims: name of a symbolic dimension -> its size.
+    shapes: input name -> full shape. dims: name of a symbolic dimension -> its size. lifted: respell quantizers; without,
+    QDQ and INTEGER graphs are read as they are.
     Raises ModelError (missing, damaged, not finite, still dynamic), UnsupportedError (operators of foreign domains,
     operator sets outside 7..25), RecipeError (`shapes` or `dims` name nothing or contradict the model).
     """
     where = str(source) if isinstance(source, str | Path) else "model"
     with _quiet(), _errors(where):
-        return _load(source, where, shapes or {}, dims or {})
+        return _load(source, where, shapes or {}, dims or {}, lifted)
 
 
 def _load(
@@ -59,6 +63,7 @@ def _load(
     where: str,
     shapes: Mapping[str, Sequence[int]],
     dims: Mapping[str, int],
+    lifted: bool,
 ) -> Graph:
     if isinstance(source, str | Path):
         proto = _read(Path(source))
@@ -77,6 +82,8 @@ def _load(
     if model.opset_imports.get("", OPSET) < OPSET:
         model = _convert(model, where)
     graph = Graph(model, where)
+    if lifted:
+        lift(graph)
     _infer(graph)
     _fold(graph)
     _check_static(graph)
