@@ -15,6 +15,7 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage
+from qcompiler.passes import unroll_recurrent
 from qcompiler.passes.integerize import function_input
 from qcompiler.passes.integerize.movement import MOVEMENT
 from qcompiler.passes.integerize.rules import RULES
@@ -60,6 +61,8 @@ def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
         if op == "Pad" and attribute(node, "mode", "constant") not in ("constant", "reflect", "edge"):
             return "unsupported", f"has mode {attribute(node, 'mode')}"
         return "movement", ""
+    if not node.domain and op in unroll_recurrent.GATES:
+        return "unsupported", unroll_recurrent.refuses(graph, node, unroll_recurrent.Options()) or "is not unrolled"
     if function_input(graph, node) is not None:
         return "table", ""
     if node.domain not in ("", "ai.onnx") or op not in RULES:

@@ -98,6 +98,7 @@ def quantize(
     target: str | Target = "cpu",
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    constants: Mapping[str, float] | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     samples: int | None = None,
     arithmetic: str | None = None,
@@ -109,7 +110,8 @@ def quantize(
 
     model: path, ModelProto or onnx_ir.Model. calibration: path of .npz, .npy or an image folder, `module:function`,
     "random", a mapping of input name to array [n, ...], or an iterable of samples. options: overrides of the
-    recipe's quantization keys (precision, exclude, ...). Raises QCompilerError.
+    recipe's quantization keys (precision, exclude, ...). constants: inputs that always have one value. Raises
+    QCompilerError.
     """
     watch = Stopwatch()
     chosen = _target(target)
@@ -117,7 +119,7 @@ def quantize(
     plan = load_recipe(recipe).override(options or {})
     _check_precision(plan, chosen)
     with watch("load"):
-        graph = load_graph(model, shapes=shapes, dims=dims)
+        graph = load_graph(model, shapes=shapes, dims=dims, constants=constants)
         own = any(is_quantizer(node) for node in graph.ir)
         if calibration is None and not own:
             raise CalibrationError(

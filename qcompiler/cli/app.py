@@ -135,6 +135,7 @@ def compile_command(
             metric=metric,
             shapes=shapes.shapes(),
             dims=shapes.dims(),
+            constants=shapes.constants(),
             preprocess=images.table(),
         )
         return run_compile(request, console)
@@ -217,6 +218,7 @@ def eval_command(
             threads,
             shapes.shapes(),
             shapes.dims(),
+            shapes.constants(),
             images.table(),
             console,
         )
@@ -275,7 +277,7 @@ def inspect_command(model: Path, /, *, shapes: Shapes = _SHAPES, common: Common 
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import run_inspect
 
-        return run_inspect(model, shapes.shapes(), shapes.dims(), console)
+        return run_inspect(model, shapes.shapes(), shapes.dims(), shapes.constants(), console)
 
 
 def run(argv: list[str]) -> int:

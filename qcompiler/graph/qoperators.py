@@ -65,7 +65,8 @@ def _qgemm(lifter: Lifter, node: ir.Node) -> None:
     inputs = [_real(lifter, node, 0, 1, 2), _real(lifter, node, 3, 4, 5, axis=0 if turned else 1)]
     alpha = attribute(node, "alpha", 1.0)
     bias = _bias(lifter, node, 6, 1, 4, alpha)
-    value = lifter.float_node(node, "Gemm", [*inputs, bias] if bias else inputs, **attributes(node))
+    operands: list[ir.Value | None] = [*inputs, bias] if bias else [*inputs]
+    value = lifter.float_node(node, "Gemm", operands, **attributes(node))
     if _at(node, 7) is None:
         lifter.replace(node, value)
     else:
