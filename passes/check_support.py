@@ -18,7 +18,7 @@ from qcompiler.graph.stages import Stage
 from qcompiler.passes import unroll_recurrent
 from qcompiler.passes.integerize import function_input
 from qcompiler.passes.integerize.movement import MOVEMENT
-from qcompiler.passes.integerize.rules import RULES
+from qcompiler.passes.integerize.rules import rule_of
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
 SHOWN = 8
@@ -65,10 +65,10 @@ def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
         return "unsupported", unroll_recurrent.refuses(graph, node, unroll_recurrent.Options()) or "is not unrolled"
     if function_input(graph, node) is not None:
         return "table", ""
-    if node.domain not in ("", "ai.onnx") or op not in RULES:
+    if rule_of(node) is None:
         return "unsupported", "has no integer form yet"
     if op in PRODUCTS:
-        if graph.const(node.inputs[1]) is None:
+        if op != "MatMul" and graph.const(node.inputs[1]) is None:
             return "unsupported", "multiplies two activations; it needs constant weights"
         if op.startswith("Conv") and len(graph.shape(node.inputs[1])) > 4:
             return "unsupported", "has more than two spatial dimensions"

@@ -8,6 +8,7 @@
 4. Nodes that `exclude` matches, and the values they read and write, get `exclude_bits`.
 5. Values that must share parameters get the widest format among them.
 6. Values with a quantizer that the model came with are not decided here, and constants on a given grid keep it.
+7. Before the rules, `wide` gives 16 bits to the values of `qcompiler.widths`, if the target has them.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 import onnx_ir as ir
 
 from qcompiler import assignment as decisions
+from qcompiler import widths
 from qcompiler.assignment import WEIGHTED, Assignment
 from qcompiler.calibrate.ranges import METHODS
 from qcompiler.context import Context
@@ -50,6 +52,8 @@ class Options:
     """One scale for all channels of a weight, for tools and chips that have no per-channel scales."""
     power_of_two: bool = False
     """Scales of activations and weights are powers of two."""
+    wide: bool = True
+    """16 bits for inputs of normalizations, scores of attention, gates and phases; see qcompiler/widths.py."""
     rules: tuple[Mapping[str, Any], ...] = ()
     """Tables with `match` (regular expression of node names) and/or `op_type`, and `weight`, `activation`, `method`."""
 
@@ -94,6 +98,14 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         activations[name] = activation_token(activation_bits, options.symmetric)
     for node in weighted:
         weights[_weight_name(graph, node)] = weight_token(weight_bits)
+    centred = widths.centred_values(graph) & quantized
+    if options.wide and (context.capabilities is None or 16 in context.capabilities.activation_bits):
+        found = widths.wide_values(graph)
+        found = {name: token for name, token in found.items() if name in activations}
+        activations.update({name: _wide_token(token, options) for name, token in found.items()})
+        centred |= {name for name, token in found.items() if token.startswith("int")}
+    for name in centred:
+        activations[name] = activation_token(parse_format(activations[name]).bits, symmetric=True)
     for node in ends:
         _widen(graph, node, weights, activations, quantized, 8, options.symmetric, outputs=False)
     subjects: list[ir.Node | ir.Value] = [*graph.inputs, *graph.nodes()]
@@ -114,11 +126,15 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     result.groups = decisions.shared_groups(graph)
     for group in result.groups:
         members = [name for name in group if name in activations]
-        widest = max((activations[name] for name in members), key=lambda token: parse_format(token).bits, default="")
+        tokens = [activations[name] for name in members]
+        widest = max(tokens, key=lambda token: parse_format(token).bits, default="")
+        if centred & set(members):
+            centred |= set(members)
+            widest = activation_token(parse_format(widest).bits, symmetric=True)
         activations.update(dict.fromkeys(members, widest))
     for name, token in activations.items():
         fmt = parse_format(token)
-        result.activations[name] = QuantSpec(fmt, scale_type=scale_type, symmetric=options.symmetric and fmt.signed)
+        result.activations[name] = QuantSpec(fmt, scale_type=scale_type, symmetric=fmt.signed and (options.symmetric or name in centred))
     for node in weighted:
         value = decisions.weight_of(graph, node)
         assert value is not None
@@ -132,6 +148,10 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     _check_capabilities(graph, weighted, result, context)
     context.assignment = result
     return graph
+
+
+def _wide_token(token: str, options: Options) -> str:
+    return activation_token(parse_format(token).bits, options.symmetric or token.startswith("int"))
 
 
 def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -226,6 +246,10 @@ def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment, 
     for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max"):
         if node in weighted or any(decisions.bias_add(graph, w) is node for w in weighted if w.op_type == "MatMul"):
             continue
+        if decisions.scaled_product(graph, node) is not None:
+            continue  # the factor goes into the requantization
+        if decisions.softmax_mask(graph, graph.sole_user(node.outputs[0])) is not None:
+            continue  # the constant is a mask, not a number
         formats = [spec for value in node.inputs if (spec := _spec_of(graph, value, result)) is not None]
         for value in node.inputs:
             if value is None or not decisions.is_float(value) or graph.const(value) is None or not formats:

@@ -135,10 +135,77 @@ def bias_add(graph: Graph, node: ir.Node) -> ir.Node | None:
     return add if bias is not None and bias.size == columns and bias.shape[-1:] == (columns,) else None
 
 
+def is_product_of_activations(graph: Graph, node: ir.Node | None) -> bool:
+    """Whether `node` is a MatMul neither of whose operands is a constant."""
+    return (
+        node is not None
+        and node.op_type == "MatMul"
+        and node.domain in ("", "ai.onnx")
+        and not any(_is_constant(graph, value) for value in node.inputs)
+    )
+
+
+def _is_constant(graph: Graph, value: ir.Value | None) -> bool:
+    """A constant, or (in a QDQ graph) its codes behind a DequantizeLinear."""
+    if value is None or graph.const(value) is not None:
+        return True
+    producer = value.producer()
+    return producer is not None and producer.op_type == "DequantizeLinear" and graph.const(producer.inputs[0]) is not None
+
+
+def scaled_product(graph: Graph, node: ir.Node | None) -> tuple[ir.Node, float] | None:
+    """(MatMul, factor) if `node` is a Mul, by a positive scalar, of a MatMul of two activations that nothing else
+    reads: requantization multiplies by the factor. Else None."""
+    if node is None or node.op_type != "Mul" or node.domain not in ("", "ai.onnx"):
+        return None
+    for product, other in (node.inputs[:2], node.inputs[1::-1]):
+        factor = graph.const(other)
+        if factor is None and other is not None and other.producer() is not None:
+            factor = _dequantized(graph, other.producer())
+        maker = product.producer() if product is not None else None
+        if factor is None or factor.size != 1 or not factor.item() > 0 or not is_product_of_activations(graph, maker):
+            continue
+        if graph.sole_user(product) is node and graph.shape(product) == graph.shape(node.outputs[0]):
+            return maker, float(factor.item())  # type: ignore[return-value]
+    return None
+
+
+def _dequantized(graph: Graph, node: ir.Node | None) -> np.ndarray | None:
+    from qcompiler.graph.qdq import is_quantizer, read_bias, read_quantizer
+    from qcompiler.quantizer import dequantize
+
+    if node is None or not is_quantizer(node) or read_bias(graph, node) is not None:
+        return None
+    found = read_quantizer(graph, node)
+    return None if found.codes is None else dequantize(found.codes, found.params)
+
+
+MASKED = -1e4
+"""A constant added before a Softmax that is at most this hides its cell."""
+
+
+def softmax_mask(graph: Graph, node: ir.Node | None) -> tuple[ir.Node, ir.Value, np.ndarray] | None:
+    """(Add, scores, mask) if a Softmax reads scores plus a constant of zeros and large negative values, where mask is
+    True at the latter and broadcasts to the scores. Else None."""
+    if node is None or node.op_type != "Softmax" or node.domain not in ("", "ai.onnx"):
+        return None
+    add = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if add is None or add.op_type != "Add" or graph.sole_user(add.outputs[0]) is not node:
+        return None
+    for scores, other in (add.inputs[:2], add.inputs[1::-1]):
+        constant = graph.const(other)
+        if constant is None or scores is None or graph.shape(scores) != graph.shape(add.outputs[0]):
+            continue
+        hidden = constant <= MASKED
+        if hidden.any() and ((constant == 0) | hidden).all():
+            return add, scores, hidden
+    return None
+
+
 def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
     """Names of the float values that get a quantizer, in topological order: graph inputs and every node output, except
-    the output of a node whose Relu or Clip is performed by saturation, of a MatMul before its bias, and values that the
-    model came with a quantizer for.
+    the output of a node whose Relu or Clip is performed by saturation, of a MatMul before its bias or its scalar
+    factor, of scores with a mask before a Softmax, and values that the model came with a quantizer for.
 
     saturating: whether ranges end at the bounds of a clip (not so for symmetric formats).
     """
@@ -147,11 +214,19 @@ def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
     for node in graph.nodes():
         if bias_add(graph, node) is not None or is_quantizer(node):
             continue
+        user = graph.sole_user(node.outputs[0])
+        if scaled_product(graph, user) is not None or _masks(graph, node, user):
+            continue
         clip = fused_clip(graph, node) if saturating else None
         if clip is not None and clip.outputs[0].name not in mixed:
             continue
         names += [v.name for v in node.outputs if is_float(v) and v.name and not has_quantizer(v)]
     return [name for name in names if name is not None]
+
+
+def _masks(graph: Graph, node: ir.Node, user: ir.Node | None) -> bool:
+    found = softmax_mask(graph, user)
+    return found is not None and found[0] is node
 
 
 def shared_groups(graph: Graph) -> list[list[str]]:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from qcompiler import __version__
 from qcompiler.errors import BundleError
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import INDICES_KEY
 
 SCHEMA = 1
 _REPORT = ("report.json", "report.html")
@@ -100,9 +101,11 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
     """Inputs and outputs for the manifest: name, shape, dtype and the quantization at the boundary."""
 
     def entry(value: Any, inner: Any) -> dict[str, Any]:
-        found = {"name": value.name, "shape": list(graph.shape(value)), "dtype": "float32"}
-        if inner is None:  # an input that nothing reads
-            return found
+        dtype = "float32" if value.dtype is None else str(value.dtype.numpy())
+        found = {"name": value.name, "shape": list(graph.shape(value)), "dtype": dtype}
+        if inner is None:  # indices, or an input that nothing reads
+            indices = value.metadata_props.get(INDICES_KEY)
+            return found | ({} if indices is None else {"indices": int(indices)})
         meta = inner.metadata_props
         return found | {
             "format": meta["qcompiler.format"],
@@ -112,8 +115,8 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
 
     inputs = []
     for value in graph.inputs:
-        use = next(iter(value.uses()), None)
-        inputs.append(entry(value, use.node.outputs[0] if use is not None else None))
+        readers = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
+        inputs.append(entry(value, readers[0].outputs[0] if readers else None))
     outputs = []
     for value in graph.outputs:
         producer = value.producer()

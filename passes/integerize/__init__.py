@@ -13,21 +13,23 @@ Quantization is monotonic, so quantize(clip(x)) = clip(quantize(x)): fusing a cl
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
+from qcompiler.assignment import scaled_product
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, QuantParams
+from qcompiler.formats import QuantParams
 from qcompiler.graph import stages
 from qcompiler.graph.model import DOMAIN, Graph, attributes
 from qcompiler.graph.qdq import is_quantizer, quantizer_of, read_bias, read_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import ARITHMETIC, CLIPS, FUNCTIONS
-from qcompiler.passes.integerize.rules import RULES
+from qcompiler.passes.integerize.piecewise import write_function
+from qcompiler.passes.integerize.rules import rule_of
 from qcompiler.passes.integerize.writer import Writer
 from qcompiler.quantizer import quantize
 
@@ -80,6 +82,8 @@ def _region(graph: Graph, node: ir.Node) -> Region:
         producer = at.producer()
         if producer is None or quantizer_of(graph, at) is not None:
             return Region(quantized.params, node.outputs[0], functions[::-1], None, at)
+        if scaled_product(graph, producer) is not None:
+            return Region(quantized.params, node.outputs[0], functions[::-1], producer, at)
         below = function_input(graph, producer)
         if below is None or producer.op_type in ("Identity",) and producer.domain == DOMAIN:
             return Region(quantized.params, node.outputs[0], functions[::-1], producer, at)
@@ -143,13 +147,13 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
                     reads = f"reads `{region.source.name}`, which has no quantizer"
                     problems.append((f"{first.op_type} (node `{first.name}`)", reads))
             continue
-        if core.op_type not in RULES or core.domain not in ("", "ai.onnx"):
+        if rule_of(core) is None:
             problems.append((f"{core.op_type} (node `{core.name}`)", "has no integer form yet"))
         elif clips or (region.functions and len(core.outputs) > 1):
             clips = clips or region.functions
             problems.append((f"{clips[0].op_type} (node `{clips[0].name}`)", "needs a quantizer before it"))
         else:
-            reason = RULES[core.op_type].refuses(graph, core)
+            reason = rule_of(core).refuses(graph, core)  # type: ignore[union-attr]
             if reason:
                 problems.append((f"{core.op_type} (node `{core.name}`)", reason))
     for value in graph.outputs:
@@ -176,10 +180,10 @@ def _write(writer: Writer, node: ir.Node, region: Region) -> None:
         have = writer.codes(region.source)
         codes = have.value
         if region.functions:
-            codes = writer.table(
-                codes, have.params, _entries(graph, region.functions, have.params, params), params, name
-            )
-        codes = codes if region.functions else writer.requantize(codes, have.params, params, name)
+            apply = partial(apply_functions, graph, region.functions)
+            codes = write_function(writer, codes, have.params, apply, params, name, linear=_factor(graph, region))
+        else:
+            codes = writer.requantize(codes, have.params, params, name)
         writer.define(node.outputs[0], codes, params)
         return
     limits = _limits(graph, region, params)
@@ -187,7 +191,7 @@ def _write(writer: Writer, node: ir.Node, region: Region) -> None:
     if region.core is None:
         codes = writer.quantize_input(region.source, params)
     else:
-        codes = RULES[region.core.op_type].write(writer, region.core, params, inner)
+        codes = rule_of(region.core).write(writer, region.core, params, inner)  # type: ignore[union-attr]
     if limits is not None:
         every = np.arange(params.format.min, params.format.max + 1)
         codes = writer.table(codes, params, np.clip(every, *limits).astype(params.format.storage), params, name)
@@ -209,13 +213,9 @@ def _limits(graph: Graph, region: Region, params: QuantParams) -> tuple[int, int
     return None if (low, high) == (params.format.min, params.format.max) else (low, high)
 
 
-def _entries(graph: Graph, functions: list[ir.Node], have: QuantParams, want: QuantParams) -> NDArray:
-    """want(f(have(code))) for every code: computed in float64, rounded half to even once."""
-    fmt: Int = want.format
-    real = (np.arange(have.format.min, have.format.max + 1) - int(have.zero_point)) * np.float64(have.scale)
-    with np.errstate(all="ignore"):
-        values = np.asarray(apply_functions(graph, functions, real), np.float64)
-    # A function that is not defined there (a root of a negative power base) makes NaN in the QDQ graph, whose code
-    # ONNX leaves open; here it is the code of 0.
-    codes = np.rint(np.nan_to_num(values, nan=0.0) / np.float64(want.scale)) + int(want.zero_point)
-    return np.clip(codes, fmt.min, fmt.max).astype(fmt.storage)
+def _factor(graph: Graph, region: Region) -> float | None:
+    """The factor, if all that a region does is to multiply by a positive one."""
+    real = apply_functions(graph, region.functions, np.array([-1.0, 0.0, 1.0])) if all(
+        node.op_type in ("Mul", "Div", "Identity") for node in region.functions
+    ) else np.zeros(3)
+    return float(real[2]) if real[2] > 0 and real[0] == -real[2] else None

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from qcompiler.assignment import scaled_product
 from qcompiler.formats import Int, QuantParams
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import quantizer_of
-from qcompiler.passes.integerize.products import biased_matmul, refuses_biased, write_biased
+from qcompiler.passes.integerize.products import RULES as PRODUCTS
+from qcompiler.passes.integerize.products import biased_matmul, refuses_biased, write_batch, write_biased
 from qcompiler.passes.integerize.rule import Rule, centred, lacks_quantizer, reach
 from qcompiler.passes.integerize.writer import Writer
 
@@ -63,7 +65,14 @@ def add_multipliers(ratios: list[float], reaches: list[int], limit: int, largest
     return ma, mb, 1
 
 
+def _refuses_mul(graph: Graph, node: ir.Node) -> str:
+    scaled = scaled_product(graph, node)
+    return _refuses_pair(graph, node) if scaled is None else PRODUCTS["MatMul"].refuses(graph, scaled[0])
+
+
 def _write_mul(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+    if (scaled := scaled_product(writer.source, node)) is not None:
+        return write_batch(writer, scaled[0], node.outputs[0], scaled[1], params, name)
     a, b = (writer.codes(value) for value in node.inputs)  # type: ignore[arg-type]
     scale = np.float64(a.params.scale) * np.float64(b.params.scale) / np.float64(params.scale)
     attributes = {
@@ -105,6 +114,6 @@ def _write_div(writer: Writer, node: ir.Node, params: QuantParams, name: str) ->
 RULES = {
     "Add": Rule(_write_add, _refuses_pair),
     "Div": Rule(_write_div, _refuses_div),
-    "Mul": Rule(_write_mul, _refuses_pair),
+    "Mul": Rule(_write_mul, _refuses_mul),
     "Sub": Rule(_write_add, _refuses_pair),
 }

@@ -26,16 +26,30 @@ def _weight(graph: Graph, node: ir.Node) -> tuple[NDArray, QuantParams] | None:
     return None if found is None or found.codes is None else (found.codes, found.params)
 
 
+def _is_batch(graph: Graph, node: ir.Node) -> bool:
+    """Whether a MatMul is one of two activations, or has a constant that is no plain matrix of weights."""
+    found = _weight(graph, node)
+    return node.op_type == "MatMul" and (found is None or found[0].ndim != 2)
+
+
+def _refuses_batch(graph: Graph, node: ir.Node) -> str:
+    if any(len(graph.shape(value)) < 2 for value in node.inputs):  # type: ignore[arg-type]
+        return "multiplies by a vector"
+    return lacks_quantizer(graph, node.inputs[0]) or lacks_quantizer(graph, node.inputs[1])
+
+
 def _refuses(graph: Graph, node: ir.Node) -> str:
+    if _is_batch(graph, node):
+        return _refuses_batch(graph, node)
     found = _weight(graph, node)
     if found is None:
-        return "needs constant weights (products of two activations come with the transformer operators)"
+        return "needs constant weights"
     codes, params = found
     if params.scale.ndim and params.axis is not None and params.axis % codes.ndim != channel_axis(node, codes.ndim):
         return f"has weights with a scale along axis {params.axis}, which is not that of output channels"
     if node.op_type in ("Conv", "ConvTranspose") and codes.ndim > 4:
         return "has more than two spatial dimensions"
-    if node.op_type in ("Gemm", "MatMul") and codes.ndim != 2:
+    if node.op_type == "Gemm" and codes.ndim != 2:
         return "has weights that are not a matrix"
     if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = bias_of(graph, node.inputs[2])[0]
@@ -162,7 +176,34 @@ def _transpose_pads(graph: Graph, node: ir.Node, attributes: dict[str, Any]) -> 
     return begin + end
 
 
+def write_batch(
+    writer: Writer, node: ir.Node, output: ir.Value, factor: float, params: QuantParams, name: str
+) -> ir.Value:
+    """BatchMatMul of two activations, times a factor that its requantization performs."""
+    a, b = (writer.codes(value) for value in node.inputs)  # type: ignore[arg-type]
+    k = writer.source.shape(node.inputs[0])[-1]  # type: ignore[arg-type]
+    # Targets may sum codes in another storage, shifted by up to half a range, before they subtract zero points.
+    worst = k * (a.params.format.max - a.params.format.min + 1) * (b.params.format.max - b.params.format.min + 1) * 2
+    narrow = max(a.params.format.bits, b.params.format.bits) <= 8
+    if worst >= (INT32_LIMIT if narrow else INT64_LIMIT):
+        raise UnsupportedError(
+            f"the accumulator of MatMul `{node.name}` can reach {worst:.3g}, which overflows {32 if narrow else 64} bits.",
+            where=writer.source.path,
+            hint="Give one of its inputs 16 bits (64-bit accumulators)." if narrow else "Give its inputs fewer bits.",
+        )
+    attributes = {
+        "a_zero_point": int(a.params.zero_point),
+        "b_zero_point": int(b.params.zero_point),
+        **writer.output_attributes(params),
+    }
+    scale = np.float64(a.params.scale) * np.float64(b.params.scale) / np.float64(params.scale) * factor
+    inputs = [a.value, b.value, *writer.scale_inputs(scale, name, max(31, worst.bit_length()))]
+    return writer.emit("BatchMatMul", inputs, attributes, params, writer.source.shape(output), name)
+
+
 def _write_matmul(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+    if _is_batch(writer.source, node):
+        return write_batch(writer, node, node.outputs[0], 1.0, params, name)
     return _matmul(writer, node, params, name, node.outputs[0], node.inputs[2] if len(node.inputs) > 2 else None)
 
 
@@ -189,7 +230,7 @@ def biased_matmul(graph: Graph, add: ir.Node) -> tuple[ir.Node, ir.Value] | None
 
 def refuses_biased(graph: Graph, add: ir.Node, matmul: ir.Node, bias: ir.Value) -> str:
     """Refusal of an Add that is the bias of a MatMul."""
-    reason = _refuses(graph, matmul)
+    reason = "has no quantizer behind it" if _is_batch(graph, matmul) else _refuses(graph, matmul)
     if reason:
         return f"adds a bias to MatMul `{matmul.name}`, which {reason}"
     values = bias_of(graph, bias)[0]

@@ -2,8 +2,26 @@
 
 from __future__ import annotations
 
-from qcompiler.passes.integerize import elementwise, movement, products, windows
+import onnx_ir as ir
+
+from qcompiler.graph.model import DOMAIN
+from qcompiler.passes.integerize import elementwise, gather, movement, normalization, products, softmax, windows
 from qcompiler.passes.integerize.rule import Rule
 
-RULES: dict[str, Rule] = {**products.RULES, **elementwise.RULES, **windows.RULES, **movement.RULES}
-"""By operator name of ONNX's own domain."""
+RULES: dict[str, Rule] = {
+    **products.RULES,
+    **elementwise.RULES,
+    **windows.RULES,
+    **movement.RULES,
+    **gather.RULES,
+    **normalization.RULES,
+    **softmax.RULES,
+}
+"""By operator name of ONNX's own domain, or `qcompiler::` and the name of our own float operators."""
+
+
+def rule_of(node: ir.Node) -> Rule | None:
+    """The rule of a float operator, None if it has no integer form."""
+    if node.domain == DOMAIN:
+        return RULES.get(f"{DOMAIN}::{node.op_type}")
+    return RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None

@@ -1,4 +1,4 @@
-"""Pools, means and sums over axes, softmax."""
+"""Pools, means and sums over axes."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, QuantParams
+from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph, attribute
-from qcompiler.ops.softmax import exponentials
 from qcompiler.passes.integerize.rule import Rule, Window, one_input, reach, window_of
 from qcompiler.passes.integerize.writer import Writer
 
@@ -138,28 +137,6 @@ def _write_mean(writer: Writer, node: ir.Node, params: QuantParams, name: str) -
     return writer.emit("ReduceMean", inputs, attributes, params, graph.shape(node.outputs[0]), name)
 
 
-def _write_softmax(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
-    """The output scale of the operator is 1/R. Other scales take a detour over 16 bits, R = 65535."""
-    x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
-    graph = writer.source
-    numerator = max(1, round(1 / float(params.scale)))
-    own, own_name = params, name
-    if np.float32(1 / numerator) != params.scale:
-        numerator, own_name = 65535, f"{name}_softmax"
-        own = QuantParams(Int(16, signed=False), np.float32(1 / 65535))
-    attributes = {
-        "axis": attribute(node, "axis", -1) % len(graph.shape(node.inputs[0])),  # type: ignore[arg-type]
-        "x_format": x.params.format.token,
-        "numerator": numerator,
-        "zero_point": int(own.zero_point),
-        "format": own.format.token,
-    }
-    table = writer.const(f"{name}_exp", exponentials(x.params.format, float(x.params.scale)))
-    shape = graph.shape(node.outputs[0])
-    codes = writer.emit("Softmax", [x.value, table], attributes, own, shape, own_name)
-    return writer.requantize(codes, own, params, name)
-
-
 RULES = {
     "AveragePool": Rule(_write_average_pool, _refuses_pool),
     "GlobalAveragePool": Rule(_write_mean, _refuses_mean),
@@ -167,5 +144,4 @@ RULES = {
     "MaxPool": Rule(_write_max_pool, _refuses_pool),
     "ReduceMean": Rule(_write_mean, _refuses_mean),
     "ReduceSum": Rule(_write_mean, _refuses_mean),
-    "Softmax": Rule(_write_softmax, one_input),
 }

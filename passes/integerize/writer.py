@@ -34,7 +34,7 @@ class Writer:
         self._codes: dict[str, Codes] = {}
         self._emitted: dict[ir.Node, list[ir.Value]] = {}
         inputs = [
-            ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(ir.DataType.FLOAT))
+            ir.Value(name=value.name, shape=value.shape, type=ir.TensorType(value.dtype or ir.DataType.FLOAT))
             for value in source.inputs
         ]
         graph = ir.Graph(
@@ -186,6 +186,10 @@ class Writer:
         ]
         shape = self.source.shape(value)
         return self.emit("QuantizeLinear", inputs, {}, params, shape, f"{value.name}_quantized", domain="")
+
+    def input(self, value: ir.Value) -> ir.Value:
+        """The graph input of the same name: indices come as they are."""
+        return self._inputs[str(value.name)]
 
     def once(self, node: ir.Node, make: Any) -> list[ir.Value]:
         """Outputs of a source node that several quantizers read: written the first time."""

@@ -28,6 +28,8 @@ from qcompiler.quantizer import dequantize, quantize
 
 FORMAT_KEY = "qcompiler.format"
 """Metadata key of a DequantizeLinear: the format's token."""
+INDICES_KEY = "qcompiler.indices"
+"""Metadata key of an integer input of an INTEGER graph: how many rows its indices choose from."""
 BIAS_TOKEN = "int32"
 """Value of that key on a bias: 32 bits are storage for accumulators, not a NumberFormat."""
 

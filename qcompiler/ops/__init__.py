@@ -3,7 +3,8 @@
 from qcompiler.ops.boundary import DEQUANTIZE, QUANTIZE
 from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
 from qcompiler.ops.elementwise import ADD, MUL, REQUANTIZE, TABLE
-from qcompiler.ops.matmul import MATMUL
+from qcompiler.ops.lookup import GATHER, PIECEWISE
+from qcompiler.ops.matmul import BATCH_MATMUL, MATMUL
 from qcompiler.ops.movement import (
     CONCAT,
     DEPTH_TO_SPACE,
@@ -16,6 +17,7 @@ from qcompiler.ops.movement import (
     SPLIT,
     TRANSPOSE,
 )
+from qcompiler.ops.normalize import NORMALIZE
 from qcompiler.ops.operator import Operator
 from qcompiler.ops.pool import AVERAGE_POOL, MAX_POOL
 from qcompiler.ops.reduce import REDUCE_MEAN
@@ -26,17 +28,21 @@ OPERATORS: dict[str, Operator] = {
     for operator in (
         ADD,
         AVERAGE_POOL,
+        BATCH_MATMUL,
         CONCAT,
         CONV,
         CONV_TRANSPOSE,
         DEPTH_TO_SPACE,
         DEQUANTIZE,
         EXPAND,
+        GATHER,
         IDENTITY,
         MATMUL,
         MAX_POOL,
         MUL,
+        NORMALIZE,
         PAD,
+        PIECEWISE,
         QUANTIZE,
         REDUCE_MEAN,
         REQUANTIZE,

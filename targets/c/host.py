@@ -79,7 +79,8 @@ class HostSession:
         """Codes in and out, in the storage of their formats."""
         results = [np.zeros(spec["shape"], parse_format(spec["format"]).storage) for spec in self.outputs]
         given = [
-            np.ascontiguousarray(array, parse_format(spec["format"]).storage).reshape(spec["shape"])
+            np.ascontiguousarray(array, parse_format(spec["format"]).storage if "format" in spec else spec["dtype"])
+            .reshape(spec["shape"])
             for array, spec in zip(codes, self.inputs, strict=True)
         ]
         memory = [] if self._arena is None else [self._arena]
@@ -88,7 +89,12 @@ class HostSession:
 
     def run(self, inputs: Mapping[str, NDArray]) -> list[NDArray]:
         """float32 by name in, float32 in the manifest's order out: the boundary by its definition, in numpy."""
-        codes = [quantize(np.asarray(inputs[spec["name"]], np.float32), _params(spec)) for spec in self.inputs]
+        codes = [
+            quantize(np.asarray(inputs[spec["name"]], np.float32), _params(spec))
+            if "format" in spec
+            else np.asarray(inputs[spec["name"]])
+            for spec in self.inputs
+        ]
         found = self.run_codes(codes)
         return [dequantize(array, _params(spec)) for array, spec in zip(found, self.outputs, strict=True)]
 

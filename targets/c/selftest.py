@@ -5,26 +5,37 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.execute.oracle import Oracle
-from qcompiler.formats import Int, parse_format
+from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
-from qcompiler.targets.c.emit import Sources
+from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY
+from qcompiler.targets.c.emit import Sources, is_index
 from qcompiler.targets.c.text import array
+from qcompiler.targets.shared.layout import storage_of
 
 VECTORS = 4
 WHOLE = 2048
 """Outputs up to so many codes are stored; of larger ones the CRC-32."""
 
 
-def codes(count: int, seed: int, fmt: Int) -> NDArray:
+def limits(value: ir.Value) -> tuple[int, int]:
+    """Lowest and highest number that an input may hold: codes of its format, or indices."""
+    if is_index(value):
+        return 0, int(value.metadata_props[INDICES_KEY]) - 1
+    fmt = parse_format(value.metadata_props[FORMAT_KEY])
+    return fmt.min, fmt.max
+
+
+def codes(count: int, seed: int, low: int, high: int) -> NDArray[np.int64]:
     """The codes that selftest.c makes: a 32-bit linear congruential generator, high bits."""
     state, found = seed, []
     for _ in range(count):
         state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
-        found.append((state >> 16) % (fmt.max - fmt.min + 1) + fmt.min)
-    return np.array(found, fmt.storage)
+        found.append((state >> 16) % (high - low + 1) + low)
+    return np.array(found, np.int64)
 
 
 def answers(graph: Graph, vectors: int = VECTORS) -> list[list[NDArray]]:
@@ -34,9 +45,9 @@ def answers(graph: Graph, vectors: int = VECTORS) -> list[list[NDArray]]:
     for vector in range(vectors):
         inputs = {}
         for i, value in enumerate(graph.inputs):
-            fmt = parse_format(value.metadata_props["qcompiler.format"])
             shape = graph.shape(value)
-            inputs[str(value.name)] = codes(int(np.prod(shape)), 1 + vector * 16 + i, fmt).reshape(shape)
+            drawn = codes(int(np.prod(shape)), 1 + vector * 16 + i, *limits(value)).reshape(shape)
+            inputs[str(value.name)] = drawn.astype(storage_of(value))
         found.append(oracle.run(inputs))
     return found
 
@@ -63,11 +74,11 @@ def selftest(sources: Sources, expected: list[list[NDArray]]) -> str:
     parts.append("int main(void);\nint main(void) {\n  int32_t wrong = 0;\n  uint32_t state;")
     for vector in range(len(expected)):
         for i, (cname, value, kind, count) in enumerate(inputs):
-            fmt = parse_format(value.metadata_props["qcompiler.format"])
+            low, high = limits(value)
             parts.append(
                 f"  state = {1 + vector * 16 + i}u;\n  for (int32_t i = 0; i < {count}; ++i) {{\n"
                 f"    state = state * 1664525u + 1013904223u;\n"
-                f"    {cname}[i] = ({kind})((int32_t)((state >> 16) % {fmt.max - fmt.min + 1}u) + ({fmt.min}));\n  }}"
+                f"    {cname}[i] = ({kind})((int32_t)((state >> 16) % {high - low + 1}u) + ({low}));\n  }}"
             )
         arguments = (["arena.bytes"] if sources.caller_arena else []) + [v[0] for v in values]
         parts.append(f"  qc_{name}_run({', '.join(arguments)});")

@@ -17,7 +17,9 @@ from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.views import Buffer, View, allocate, channels_last, dense_strides
 
 SPATIAL = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "DepthToSpace"}
-TIED = {"Add", "Mul", "Table", "Requantize", "Concat", "Split", "Slice", "Pad", "ReduceMean", "Softmax", *SPATIAL}
+TIED = {
+    "Add", "Mul", "Table", "Requantize", "Concat", "Split", "Slice", "Pad", "ReduceMean", "Softmax", "Normalize",
+    "Piecewise", *SPATIAL}
 
 
 def assign(program: Program) -> None:
@@ -40,9 +42,11 @@ def assign(program: Program) -> None:
 
 
 def storage_of(value: ir.Value) -> str:
-    """dtype of a value's elements: float32 at a float boundary, else the storage of its format."""
+    """dtype of a value's elements: the storage of its format, else (float32 boundary, indices) its own type."""
     token = value.metadata_props.get("qcompiler.format")
-    return "float32" if token is None else str(parse_format(token).storage)
+    if token is not None:
+        return str(parse_format(token).storage)
+    return "float32" if value.dtype is None else str(value.dtype.numpy())
 
 
 def _place(program: Program, value: ir.Value, last: set[str]) -> View:

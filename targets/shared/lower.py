@@ -9,6 +9,7 @@ import onnx_ir as ir
 from qcompiler.errors import UnsupportedError
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.targets.shared import layout
+from qcompiler.targets.shared.lower_attention import lower_batch_matmul
 from qcompiler.targets.shared.lower_movement import (
     lower_concat,
     lower_depth_to_space,
@@ -30,18 +31,27 @@ from qcompiler.targets.shared.lower_pointwise import (
     lower_table,
 )
 from qcompiler.targets.shared.lower_products import lower_conv, lower_conv_transpose, lower_matmul
-from qcompiler.targets.shared.lower_windows import lower_pool, lower_reduce_mean, lower_softmax
+from qcompiler.targets.shared.lower_sequence import (
+    lower_gather,
+    lower_normalize,
+    lower_piecewise,
+    lower_softmax,
+)
+from qcompiler.targets.shared.lower_windows import lower_pool, lower_reduce_mean
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Program
 
 RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "qcompiler::Add": lower_add,
     "qcompiler::AveragePool": lower_pool,
+    "qcompiler::BatchMatMul": lower_batch_matmul,
     "qcompiler::Conv": lower_conv,
     "qcompiler::ConvTranspose": lower_conv_transpose,
     "qcompiler::MatMul": lower_matmul,
     "qcompiler::MaxPool": lower_pool,
     "qcompiler::Mul": lower_mul,
+    "qcompiler::Normalize": lower_normalize,
+    "qcompiler::Piecewise": lower_piecewise,
     "qcompiler::ReduceMean": lower_reduce_mean,
     "qcompiler::Requantize": lower_requantize,
     "qcompiler::Softmax": lower_softmax,
@@ -50,6 +60,7 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "DepthToSpace": lower_depth_to_space,
     "DequantizeLinear": lower_dequantize,
     "Expand": lower_expand,
+    "Gather": lower_gather,
     "Identity": lower_identity,
     "Pad": lower_pad,
     "QuantizeLinear": lower_quantize,

@@ -22,7 +22,7 @@ def _written_in_place(source: View, target: View) -> bool:
     return source.buffer is target.buffer
 
 
-def _show(program: Program, value: ir.Value, view: View) -> bool:
+def show(program: Program, value: ir.Value, view: View) -> bool:
     """Let `value` be another view of memory that exists, if nothing asks for a border or its own place."""
     own = program.view(value)
     if own.buffer.kind != "arena" or any(b or a for b, a in own.border) or own.buffer.first >= 0:
@@ -47,7 +47,7 @@ def lower_reshape(program: Program, node: ir.Node) -> None:
     if _written_in_place(x, target):
         return
     if x.is_dense():
-        if not _show(program, value, x.reshaped(shape)):
+        if not show(program, value, x.reshaped(shape)):
             _copy(program, value, x.reshaped(shape))
         return
     if target.is_dense():
@@ -67,7 +67,7 @@ def lower_transpose(program: Program, node: ir.Node) -> None:
         return
     perm = attribute(node, "perm") or list(reversed(range(len(x.shape))))
     permuted = replace(x.permuted(perm), border=())
-    if permuted.strides != target.strides or not _show(program, value, permuted):
+    if permuted.strides != target.strides or not show(program, value, permuted):
         _copy(program, value, permuted)
 
 
@@ -76,7 +76,7 @@ def lower_identity(program: Program, node: ir.Node) -> None:
     x, value = program.view(node.inputs[0]), node.outputs[0]  # type: ignore[arg-type]
     if _written_in_place(x, program.view(value)):
         return
-    if not _show(program, value, x):
+    if not show(program, value, x):
         _copy(program, value, x)
 
 
@@ -103,7 +103,7 @@ def lower_split(program: Program, node: ir.Node) -> None:
         shape = program.shape(value)
         if value.uses() or value.is_graph_output():
             part = x.window(starts, shape)
-            if not _show(program, value, part):
+            if not show(program, value, part):
                 _copy(program, value, part)
         starts[axis] += shape[axis]
 
@@ -128,7 +128,7 @@ def lower_slice(program: Program, node: ir.Node) -> None:
         starts[axis] = slice(begin, None, step).indices(size)[0]
         strides[axis] = step
     part = x.window(starts, program.shape(value), strides)
-    if min(part.strides) < 0 or not _show(program, value, part):
+    if min(part.strides) < 0 or not show(program, value, part):
         _copy(program, value, part)
 
 

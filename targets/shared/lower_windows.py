@@ -1,21 +1,18 @@
-"""Lowering of pools, reductions and softmax."""
+"""Lowering of pools and reductions."""
 
 from __future__ import annotations
 
 from math import prod
 
-import numpy as np
 import onnx_ir as ir
 
-from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import window_of
 from qcompiler.targets.shared.layout import border_code
 from qcompiler.targets.shared.lower_clipped import lower_clipped_pool
 from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.reads import feed, requantize_inputs, requantize_of, settle, target_of
-from qcompiler.targets.shared.tir.nest import Nest, collapse
-from qcompiler.targets.shared.tir.softmax import Softmax
+from qcompiler.targets.shared.tir.nest import collapse
 from qcompiler.targets.shared.tir.window import Pool, Reduce
 from qcompiler.targets.shared.views import as_image
 
@@ -77,27 +74,3 @@ def lower_reduce_mean(program: Program, node: ir.Node) -> None:
     spec = Reduce(nest, tuple(reduced), x.dtype, attribute(node, "x_zero_point", 0), requantize_of(node, scalar=True))
     scales = [program.parameter(p, f"{node.name}/scale") for p in requantize_inputs(program, node, 1)]
     program.call(spec, nest.units, y, x, *scales)
-
-
-def lower_softmax(program: Program, node: ir.Node) -> None:
-    """Softmax along one axis."""
-    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
-    program.fill_border(y)
-    table = program.graph.const(node.inputs[1])
-    assert table is not None
-    axis = attribute(node, "axis", -1) % len(x.shape)
-    kept = [d for d in range(len(x.shape)) if d != axis]
-    nest = Nest(
-        (*(x.shape[d] for d in kept), 1), ((*(y.strides[d] for d in kept), 1), (*(x.strides[d] for d in kept), 1))
-    )
-    spec = Softmax(
-        nest,
-        x.shape[axis],
-        y.strides[axis],
-        x.strides[axis],
-        x.dtype,
-        attribute(node, "numerator"),
-        attribute(node, "zero_point", 0),
-        parse_format(attribute(node, "format")),
-    )
-    program.call(spec, nest.units, y, x, program.parameter(table.astype(np.int32), f"{node.name}/table"))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from qcompiler.graph.qdq import INDICES_KEY
 from tests.conformance.problems import Problems
+from tests.conformance.sequence import add_problems
 
 
 def build_suite(arithmetic: str) -> Problems:
@@ -15,6 +17,7 @@ def build_suite(arithmetic: str) -> Problems:
     _windows(p)
     _movement(p)
     _chains(p)
+    add_problems(p)
     return p
 
 
@@ -173,14 +176,21 @@ def _chains(p: Problems) -> None:
 
 
 def samples(problems: Problems, count: int) -> list[dict[str, np.ndarray]]:
-    """Random codes as floats, extremes in the first sample."""
+    """Random codes as floats, extremes in the first sample; indices within their range and beyond both ends."""
     rng = np.random.default_rng(3)
     found = []
     for i in range(count):
         sample = {}
         for value in problems.graph.inputs:
-            fmt = problems.formats[str(value.name)]
             shape = problems.graph.shape(value)
+            if INDICES_KEY in value.metadata_props:
+                count = int(value.metadata_props[INDICES_KEY])
+                ids = rng.integers(-count - 3, count + 3, shape)
+                extreme = np.iinfo(value.dtype.numpy())
+                ids = np.where(rng.random(shape) < 0.3, rng.choice([extreme.min, extreme.max], shape), ids)
+                sample[str(value.name)] = ids.astype(value.dtype.numpy())
+                continue
+            fmt = problems.formats[str(value.name)]
             codes = rng.integers(fmt.min, fmt.max + 1, shape)
             if i == 0:
                 codes = np.where(rng.random(shape) < 0.5, fmt.min, fmt.max)

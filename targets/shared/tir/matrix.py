@@ -39,6 +39,10 @@ class Matrix:
     requantize: Requantize
     tile: int
     vectors: int
+    group_y: int = 0
+    """Elements of y between groups; 0: their channels, so that groups lie side by side."""
+    one_bias: bool = False
+    """Whether all groups share bias and requantization."""
 
     @property
     def steps(self) -> int:
@@ -95,9 +99,9 @@ def matrix_kernel(name: str, spec: Matrix, machine: Machine) -> Any:
         x_row, y_row = _row_offsets(kernel, spec, row)
         x_row = x_row + group * spec.group_x
         first = block * (spec.vectors * lanes)
-        y_row = y_row + group * spec.channels + first
+        y_row = y_row + group * (spec.group_y or spec.channels) + first
         w_block = kernel.let(group * group_panel + block * spec.panel(machine, spec.vectors))
-        p_block = kernel.let(group * padded + first)
+        p_block = kernel.let(first if spec.one_bias else group * padded + first)
         tiles, left = divmod(spec.pixels, spec.tile)
         if tiles:
             with kernel.loop(tiles) as t:

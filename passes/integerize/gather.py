@@ -1,0 +1,73 @@
+"""Gather: rows of a constant table by indices that enter the graph, or constant places of an activation."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.formats import QuantParams
+from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.qdq import INDICES_KEY, quantizer_of
+from qcompiler.passes.integerize.rule import Rule, lacks_quantizer
+from qcompiler.passes.integerize.writer import Codes, Writer
+from qcompiler.quantizer import quantize
+
+RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
+
+
+def index_source(graph: Graph, value: ir.Value | None) -> ir.Value | None:
+    """The graph input that an index is, whatever its shape became on the way; None if it is computed."""
+    while value is not None and not value.is_graph_input():
+        node = value.producer()
+        keeps = node is not None and (
+            node.op_type in RESHAPES or node.op_type == "Cast" and _is_integer(node.inputs[0])
+        )
+        value = node.inputs[0] if node is not None and keeps else None
+    return value if _is_integer(value) else None
+
+
+def _is_integer(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
+
+
+def _refuses(graph: Graph, node: ir.Node) -> str:
+    data, index = node.inputs
+    if graph.const(index) is None and index_source(graph, index) is None:
+        return f"has indices (`{index.name}`) that are computed"  # type: ignore[union-attr]
+    return "" if graph.const(data) is not None else lacks_quantizer(graph, data)
+
+
+def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+    graph = writer.source
+    data, index = node.inputs
+    shape = graph.shape(node.outputs[0])
+    table = graph.const(data)
+    if table is not None and quantizer_of(graph, data) is None:  # the table takes the output's codes
+        stored = writer.const(f"{data.name}_codes", quantize(table, params))  # type: ignore[union-attr]
+        writer.describe(stored, params)
+        x = Codes(stored, params)
+    else:
+        x = writer.codes(data)  # type: ignore[arg-type]
+    extents = graph.shape(data)  # type: ignore[arg-type]
+    axis = attribute(node, "axis", 0) % len(extents)
+    source = index_source(graph, index)
+    if source is not None:
+        at, inner = writer.input(source), graph.shape(source)
+        known = int(at.metadata_props.get(INDICES_KEY, extents[axis]))
+        at.metadata_props[INDICES_KEY] = str(min(known, extents[axis]))
+    else:
+        places = np.asarray(graph.const(index), np.int64)
+        at, inner = writer.const(f"{name}_index", np.where(places < 0, places + extents[axis], places)), places.shape
+    own = (*extents[:axis], *inner, *extents[axis + 1 :])
+    last = own == shape and x.params == params
+    codes = writer.emit(
+        "Gather", [x.value, at], {"axis": axis}, x.params, own, name if last else f"{name}_gathered", domain=""
+    )
+    if own != shape:
+        to = writer.const(f"{name}_shape", np.array(shape, np.int64))
+        moved = name if x.params == params else f"{name}_moved"
+        codes = writer.emit("Reshape", [codes, to], {"allowzero": 1}, x.params, shape, moved, domain="")
+    return writer.requantize(codes, x.params, params, name)
+
+
+RULES = {"Gather": Rule(_write, _refuses)}

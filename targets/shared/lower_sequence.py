@@ -1,0 +1,194 @@
+"""Lowering of what transformers have besides products: normalizations, softmax, embeddings, wide functions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import prod
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler.formats import parse_format
+from qcompiler.graph.model import attribute
+from qcompiler.targets.shared.lower_movement import gather, show
+from qcompiler.targets.shared.lower_pointwise import nest_of
+from qcompiler.targets.shared.program import Program
+from qcompiler.targets.shared.tir.lookup import Pick, Piecewise
+from qcompiler.targets.shared.tir.nest import Nest
+from qcompiler.targets.shared.tir.normalize import Normalize
+from qcompiler.targets.shared.tir.softmax import Softmax
+from qcompiler.targets.shared.views import View, dense_strides
+
+
+def lower_normalize(program: Program, node: ir.Node) -> None:
+    """Normalize: one unit a run."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    program.fill_border(y)
+    gain, bias = (program.graph.const(value) for value in node.inputs[1:3])
+    assert gain is not None and bias is not None
+    groups, rank = attribute(node, "groups", 0), len(x.shape)
+    # Dimensions as (extent, y stride, x stride, parameter stride).
+    dims = list(zip(x.shape, y.strides, x.strides, [0] * rank, strict=True))
+    if groups:
+        per_group = x.shape[1] // groups
+        step = [stride * per_group for stride in (y.strides[1], x.strides[1])]
+        outer = [dims[0], (groups, *step, per_group)]
+        run = [(per_group, y.strides[1], x.strides[1], 1), *dims[2:]]
+    else:
+        axis = attribute(node, "axis")
+        strides = dense_strides(x.shape[axis:])
+        outer = dims[:axis]
+        run = [(*dim[:3], stride) for dim, stride in zip(dims[axis:], strides, strict=True)]
+    outer = [*outer, (1, 1, 1, 1)]
+    nest = Nest(tuple(dim[0] for dim in outer), tuple(tuple(dim[i] for dim in outer) for i in (1, 2, 3)))
+    spec = Normalize(
+        nest,
+        _merged(run),
+        x.dtype,
+        attribute(node, "x_zero_point", 0),
+        bool(attribute(node, "centre", 1)),
+        attribute(node, "half_shift"),
+        attribute(node, "epsilon"),
+        attribute(node, "shift"),
+        attribute(node, "zero_point", 0),
+        parse_format(attribute(node, "format")),
+    )
+    parameters = [program.parameter(p.ravel(), f"{node.name}/parameters") for p in (gain, bias)]
+    program.call(spec, nest.units, y, x, *parameters)
+
+
+def _merged(run: list[tuple[int, ...]]) -> tuple[tuple[int, int, int, int], ...]:
+    """A run in the memory order of x, with as few loops as the strides allow."""
+    ordered = sorted((dim for dim in run if dim[0] != 1), key=lambda dim: -abs(dim[2]))
+    loops: list[tuple[int, ...]] = []
+    for dim in ordered:
+        if loops and all(outer == inner * dim[0] for outer, inner in zip(loops[-1][1:], dim[1:], strict=True)):
+            dim = (loops.pop()[0] * dim[0], *dim[1:])
+        loops.append(dim)
+    return tuple(loops) or ((1, 1, 1, 1),)  # type: ignore[return-value]
+
+
+def lower_softmax(program: Program, node: ir.Node) -> None:
+    """Softmax along one axis."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    program.fill_border(y)
+    table = program.graph.const(node.inputs[1])
+    assert table is not None
+    axis = attribute(node, "axis", -1) % len(x.shape)
+    kept = [d for d in range(len(x.shape)) if d != axis]
+    arguments, strides = [], [y.strides, x.strides]
+    kind, mask_stride = "", 0
+    if len(node.inputs) > 2 and node.inputs[2] is not None:
+        hidden = program.graph.const(node.inputs[2])
+        assert hidden is not None
+        kind, array = _mask(hidden, x.shape, axis)
+        view = program.constant(array, f"{node.name}/mask")
+        strides.append(view.broadcast(x.shape))
+        mask_stride = strides[-1][axis]
+        arguments.append(view)
+    nest = Nest((*(x.shape[d] for d in kept), 1), tuple((*(s[d] for d in kept), 1) for s in strides))
+    fmt = parse_format(attribute(node, "x_format"))
+    spec = Softmax(
+        nest,
+        x.shape[axis],
+        y.strides[axis],
+        x.strides[axis],
+        x.dtype,
+        attribute(node, "numerator"),
+        attribute(node, "zero_point", 0),
+        parse_format(attribute(node, "format")),
+        fmt.bits > 8,
+        kind,
+        mask_stride,
+    )
+    exponentials = program.parameter(table.astype(np.int32), f"{node.name}/table")
+    program.call(spec, nest.units, y, x, *arguments, exponentials)
+
+
+def _mask(hidden: NDArray, shape: tuple[int, ...], axis: int) -> tuple[str, NDArray]:
+    """("prefix", int32 counts with extent 1 at `axis`) where every row shows its first cells, else ("cells", uint8)."""
+    mask = hidden.reshape((1,) * (len(shape) - hidden.ndim) + hidden.shape).astype(bool)
+    if mask.shape[axis] != shape[axis]:
+        mask = np.broadcast_to(mask, (*mask.shape[:axis], shape[axis], *mask.shape[axis + 1 :]))
+    mask = mask & ~mask.all(axis=axis, keepdims=True)  # a row that is hidden throughout counts as visible
+    if (np.diff(mask.astype(np.int8), axis=axis) >= 0).all():
+        return "prefix", (~mask).sum(axis=axis, keepdims=True).astype(np.int32)
+    return "cells", mask.astype(np.uint8)
+
+
+def lower_piecewise(program: Program, node: ir.Node) -> None:
+    """Piecewise."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    table = program.graph.const(node.inputs[1])
+    assert table is not None
+    program.fill_border(y)
+    nest = nest_of(y, x)
+    fmt = parse_format(attribute(node, "x_format"))
+    spec = Piecewise(
+        nest,
+        x.dtype,
+        fmt.min,
+        attribute(node, "shift"),
+        attribute(node, "zero_point", 0),
+        parse_format(attribute(node, "format")),
+    )
+    program.call(spec, nest.units, y, x, program.parameter(table, f"{node.name}/table"))
+
+
+def lower_gather(program: Program, node: ir.Node) -> None:
+    """Gather: a window for one constant index, an indexed copy for several, rows picked at run time for others."""
+    x, value = program.view(node.inputs[0]), node.outputs[0]  # type: ignore[arg-type]
+    axis = attribute(node, "axis", 0) % len(x.shape)
+    index = program.graph.const(node.inputs[1])
+    y = program.view(value)
+    if index is None:
+        _pick(program, node, x, y, axis)
+        return
+    places = np.where(index < 0, index + x.shape[axis], index).clip(0, x.shape[axis] - 1)
+    lined = _lined(y, x.shape, axis, places.size)
+    if places.size == 1 and index.ndim == 0:
+        box = [extent if d != axis else 1 for d, extent in enumerate(x.shape)]
+        part = x.window([int(places) if d == axis else 0 for d in range(len(box))], box)
+        kept = [d for d in range(len(box)) if d != axis]
+        part = replace(part, shape=tuple(box[d] for d in kept), strides=tuple(part.strides[d] for d in kept))
+        if show(program, value, part):
+            return
+        program.fill_border(y)
+        program.copy(part, y)
+        return
+    program.fill_border(y)
+    tables = [np.arange(extent) if d != axis else places.ravel() for d, extent in enumerate(x.shape)]
+    target = lined or program.scratch(f"{value.name}/gathered", y.dtype, _line(x.shape, axis, places.size), range(len(x.shape)))
+    gather(program, x, target, tables)
+    if lined is None:
+        program.copy(target.reshaped(y.shape), y)
+
+
+def _line(shape: tuple[int, ...], axis: int, count: int) -> tuple[int, ...]:
+    return (*shape[:axis], count, *shape[axis + 1 :])
+
+
+def _lined(y: View, shape: tuple[int, ...], axis: int, count: int) -> View | None:
+    """y with the dimensions of the index as one, if they lie like that."""
+    line = _line(shape, axis, count)
+    if len(y.shape) == len(line):
+        return replace(y, border=())
+    return y.reshaped(line) if y.is_dense() else None
+
+
+def _pick(program: Program, node: ir.Node, x: View, y: View, axis: int) -> None:
+    if not x.is_dense():
+        dense = program.scratch(f"{node.name}/dense", x.dtype, x.shape, range(len(x.shape)))
+        program.copy(x, dense)
+        x = dense
+    index = program.view(node.inputs[1])  # type: ignore[arg-type]
+    target = y
+    if not y.is_dense():
+        target = program.scratch(f"{node.outputs[0].name}/dense", y.dtype, y.shape, range(len(y.shape)))
+    count, inner = prod(index.shape), prod(x.shape[axis + 1 :])
+    spec = Pick(count, x.shape[axis], inner, x.dtype, index.dtype)
+    program.call(spec, prod(x.shape[:axis]) * count, target, x, index)
+    if target is not y:
+        program.fill_border(y)
+        program.copy(target, y)
