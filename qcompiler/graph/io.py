@@ -21,7 +21,7 @@ from qcompiler.errors import ModelError, QCompilerError, RecipeError, Unsupporte
 from qcompiler.graph.control import reason_kept, unroll
 from qcompiler.graph.integrity import check, check_domains
 from qcompiler.graph.lift import lift
-from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.widen import widen
 
 OPSET = 21
@@ -93,6 +93,7 @@ def _load(
         lift(graph)
     _infer(graph)
     _fold(graph)
+    _uncast_inputs(graph)
     _check_static(graph)
     _check_finite(graph)
     return graph
@@ -309,6 +310,19 @@ def _fold(graph: Graph) -> None:
             _infer(graph)
         if len(graph.nodes()) == before and not unrolled:
             break
+
+
+def _uncast_inputs(graph: Graph) -> None:
+    """An integer input that is only cast to another integer type takes that type."""
+    for value in graph.inputs:
+        cast = graph.sole_user(value)
+        kind = ir.DataType(attribute(cast, "to")) if cast is not None and cast.op_type == "Cast" else None
+        if cast is None or kind is None or value.dtype is None or cast.outputs[0].is_graph_output():
+            continue
+        if value.dtype.is_integer() and kind in (ir.DataType.INT64, ir.DataType.INT32):
+            graph.note(str(value.name), f"is {kind} now, {value.dtype} in the file, where it is only cast")
+            value.type = ir.TensorType(kind)
+            graph.bypass(cast, value)
 
 
 def _check_static(graph: Graph) -> None:
