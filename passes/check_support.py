@@ -72,8 +72,6 @@ def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
             return "unsupported", "multiplies two activations; it needs constant weights"
         if op.startswith("Conv") and len(graph.shape(node.inputs[1])) > 4:
             return "unsupported", "has more than two spatial dimensions"
-    if op == "Div" and graph.const(node.inputs[1]) is None:
-        return "unsupported", "divides by an activation"
     if op.endswith("Pool") and len(graph.shape(node.inputs[0])) > 4 and not op.startswith("GlobalAverage"):
         return "unsupported", "has more than two spatial dimensions"
     if op == "MaxPool" and len(node.outputs) > 1 and node.outputs[1].uses():

@@ -134,7 +134,9 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         activations.update(dict.fromkeys(members, widest))
     for name, token in activations.items():
         fmt = parse_format(token)
-        result.activations[name] = QuantSpec(fmt, scale_type=scale_type, symmetric=fmt.signed and (options.symmetric or name in centred))
+        result.activations[name] = QuantSpec(
+            fmt, scale_type=scale_type, symmetric=fmt.signed and (options.symmetric or name in centred)
+        )
     for node in weighted:
         value = decisions.weight_of(graph, node)
         assert value is not None

@@ -49,7 +49,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             )
     statistics = require(graph, assignment.activations, context)
     by_name = {value.name: value for value in graph.values()}
-    probabilities = {node.outputs[0].name for node in graph.nodes("Softmax")}
+    probabilities = {node.outputs[0].name for node in graph.nodes("Softmax", "CacheSoftmax")}
 
     done: set[str] = set(assignment.params)
     for name, spec in assignment.activations.items():

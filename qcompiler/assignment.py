@@ -150,7 +150,8 @@ def _is_constant(graph: Graph, value: ir.Value | None) -> bool:
     if value is None or graph.const(value) is not None:
         return True
     producer = value.producer()
-    return producer is not None and producer.op_type == "DequantizeLinear" and graph.const(producer.inputs[0]) is not None
+    quantized = producer is not None and producer.op_type == "DequantizeLinear"
+    return quantized and graph.const(producer.inputs[0]) is not None  # type: ignore[union-attr]
 
 
 def scaled_product(graph: Graph, node: ir.Node | None) -> tuple[ir.Node, float] | None:
@@ -181,25 +182,59 @@ def _dequantized(graph: Graph, node: ir.Node | None) -> np.ndarray | None:
 
 
 MASKED = -1e4
-"""A constant added before a Softmax that is at most this hides its cell."""
+"""What is added to a score before a Softmax to hide it is at most this."""
+HIDDEN = -30.0
+"""A quantized mask hides where it is at most this: exp(-30) is nothing beside the codes of a probability."""
 
 
-def softmax_mask(graph: Graph, node: ir.Node | None) -> tuple[ir.Node, ir.Value, np.ndarray] | None:
-    """(Add, scores, mask) if a Softmax reads scores plus a constant of zeros and large negative values, where mask is
-    True at the latter and broadcasts to the scores. Else None."""
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Softmax reads `add` = scores + mask; `cells` is True where a constant mask hides, None for one that is computed.
+
+    Cells and mask broadcast to the scores.
+    """
+
+    add: ir.Node
+    scores: ir.Value
+    mask: ir.Value
+    cells: np.ndarray | None
+
+
+def softmax_mask(graph: Graph, node: ir.Node | None) -> Mask | None:
+    """The mask before a Softmax: a constant of zeros and large negative values, or a value that is made by a factor
+    (or a choice) of such a value. Else None."""
     if node is None or node.op_type != "Softmax" or node.domain not in ("", "ai.onnx"):
         return None
     add = node.inputs[0].producer() if node.inputs[0] is not None else None
     if add is None or add.op_type != "Add" or graph.sole_user(add.outputs[0]) is not node:
         return None
     for scores, other in (add.inputs[:2], add.inputs[1::-1]):
-        constant = graph.const(other)
-        if constant is None or scores is None or graph.shape(scores) != graph.shape(add.outputs[0]):
+        if scores is None or other is None or graph.shape(scores) != graph.shape(add.outputs[0]):
             continue
-        hidden = constant <= MASKED
-        if hidden.any() and ((constant == 0) | hidden).all():
-            return add, scores, hidden
+        constant = graph.const(other)
+        if constant is not None:
+            hidden = constant <= MASKED
+            if hidden.any() and ((constant == 0) | hidden).all():
+                return Mask(add, scores, other, hidden)
+        elif _makes_mask(graph, other):
+            return Mask(add, scores, other, None)
     return None
+
+
+def _makes_mask(graph: Graph, value: ir.Value) -> bool:
+    while (node := value.producer()) is not None:
+        scalars = [graph.const(v) if v is not None else None for v in node.inputs]
+        dequantized = [_dequantized(graph, v.producer()) if v is not None else None for v in node.inputs]
+        known = [a if a is not None else b for a, b in zip(scalars, dequantized, strict=True)]
+        if node.op_type in ("Mul", "Where") and any(
+            c is not None and c.size == 1 and c.item() <= MASKED for c in known
+        ):
+            return True
+        rest = [v for v, c in zip(node.inputs, known, strict=True) if c is None and v is not None]
+        if len(rest) != 1 or not (moves_only(node) or node.op_type in ("QuantizeLinear", "DequantizeLinear", "Clip")):
+            return False
+        value = rest[0]
+    return False
 
 
 def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
@@ -226,7 +261,7 @@ def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
 
 def _masks(graph: Graph, node: ir.Node, user: ir.Node | None) -> bool:
     found = softmax_mask(graph, user)
-    return found is not None and found[0] is node
+    return found is not None and found.add is node
 
 
 def shared_groups(graph: Graph) -> list[list[str]]:
@@ -250,7 +285,7 @@ def sources(graph: Graph, group: Iterable[str]) -> list[str]:
     moved = {
         value.name
         for node in graph.nodes()
-        if node.op_type == "Concat" or moves_only(node)
+        if node.op_type in ("Concat", "CacheWrite") or moves_only(node)
         for value in node.outputs
     }
     return [name for name in group if name not in moved] or group[:1]

@@ -25,6 +25,7 @@ from qcompiler import __version__
 from qcompiler.errors import BundleError
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import INDICES_KEY
+from qcompiler.graph.state import state_pairs
 
 SCHEMA = 1
 _REPORT = ("report.json", "report.html")
@@ -113,15 +114,21 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
             "zero_point": int(meta["qcompiler.zero_point"]),
         }
 
+    pairs = state_pairs(graph)
+    taken_up = {name: output for output, name in pairs.items()}
     inputs = []
     for value in graph.inputs:
         readers = [use.node for use in value.uses() if use.node.op_type == "QuantizeLinear"]
         inputs.append(entry(value, readers[0].outputs[0] if readers else None))
+        if value.name in taken_up:
+            inputs[-1]["state"] = taken_up[str(value.name)]
     outputs = []
     for value in graph.outputs:
         producer = value.producer()
         assert producer is not None, "a graph output of the INTEGER stage is dequantized"
         outputs.append(entry(value, producer.inputs[0]))
+        if value.name in pairs:
+            outputs[-1]["state"] = pairs[str(value.name)]
     return inputs, outputs
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
+from qcompiler.calibrate.rollout import rollout
 from qcompiler.context import Context, Note
 from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompiler.evaluate import Runner, predict, runner, sqnr, take, verify
@@ -24,6 +25,7 @@ from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import is_quantizer
 from qcompiler.graph.stages import Stage
+from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
@@ -99,6 +101,8 @@ def quantize(
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
     constants: Mapping[str, float] | None = None,
+    state: Mapping[str, str] | str | None = None,
+    position: str | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     samples: int | None = None,
     arithmetic: str | None = None,
@@ -109,9 +113,11 @@ def quantize(
     """Quantize a float model.
 
     model: path, ModelProto or onnx_ir.Model. calibration: path of .npz, .npy or an image folder, `module:function`,
-    "random", a mapping of input name to array [n, ...], or an iterable of samples. options: overrides of the
-    recipe's quantization keys (precision, exclude, ...). constants: inputs that always have one value. Raises
-    QCompilerError.
+    "random", a mapping of input name to array [n, ...], or an iterable of samples. state: pairs of output and input
+    that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
+    [n, steps, ...] of the other inputs. position: the input that counts steps. options: overrides of the
+    recipe's quantization keys (precision, exclude, ...). constants: inputs that always have one value.
+    Raises QCompilerError.
     """
     watch = Stopwatch()
     chosen = _target(target)
@@ -121,6 +127,8 @@ def quantize(
     with watch("load"):
         graph = load_graph(model, shapes=shapes, dims=dims, constants=constants)
         own = any(is_quantizer(node) for node in graph.ir)
+        if state:
+            graph = bind_state(graph, state, position)
         if calibration is None and not own:
             raise CalibrationError(
                 "calibration data is missing.",
@@ -132,7 +140,7 @@ def quantize(
             preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
         )
         # A model that came quantized needs no data; what is reported about it is then measured on noise.
-        data = load_samples("random" if calibration is None else calibration, graph, prepared, samples, seed)
+        data = _load("random" if calibration is None else calibration, graph, prepared, samples, seed)
     known = data if calibration is not None else None
     context = Context(capabilities=chosen.capabilities, samples=known, seed=seed, progress=progress)
     context.notes += [Note("load", where, text) for where, text in graph.notes]
@@ -140,6 +148,21 @@ def quantize(
         context.notes.append(Note("load", "graph", "no calibration data: the model's own quantizers, quality on noise"))
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, {**watch.seconds, **done.seconds})
+
+
+def _load(calibration: Any, graph: Graph, prepared: Preprocess | None, limit: int | None, seed: int) -> Samples:
+    """Samples, or sequences for a model with state."""
+    path = Path(calibration) if isinstance(calibration, str | Path) else None
+    if not state_pairs(graph) or (path is not None and path.suffix != ".npz"):
+        return load_samples(calibration, graph, prepared, limit, seed)
+    if path is not None:
+        if not path.is_file():
+            raise CalibrationError("no such file.", where=str(path))
+        with np.load(path, allow_pickle=False) as arrays:
+            calibration = dict(arrays)
+    if not isinstance(calibration, Mapping) or any(name in calibration for name in state_pairs(graph).values()):
+        return load_samples(calibration, graph, prepared, limit, seed)
+    return rollout(calibration, graph, limit)
 
 
 def compile(  # noqa: A001 (the product's verb)
@@ -189,7 +212,7 @@ def compile(  # noqa: A001 (the product's verb)
         "qdq.onnx": result.exported(qdq_form).to_proto().SerializeToString(deterministic=True),
         "integer.onnx": result.integer_graph.to_proto().SerializeToString(deterministic=True),
         "recipe.toml": result.recipe.to_toml().encode(),
-        "selftest.npz": self_test(sample, oracle.run(sample)),
+        "selftest.npz": self_test({name: sample[name] for name in oracle.input_names}, oracle.run(sample)),
     }
     if chosen.runtime:
         loader = Path(__file__).resolve().parent.parent / "runtime" / "loader.py"

@@ -56,7 +56,8 @@ def _macs(graph: Graph, node: ir.Node) -> int:
     from qcompiler.ops import OPERATORS
 
     names = {"Gemm": "MatMul", "MatMul": "MatMul", "Conv": "Conv", "ConvTranspose": "ConvTranspose"}
-    if node.op_type not in names or graph.const(node.inputs[1]) is None:
+    batch = node.op_type == "MatMul" and graph.const(node.inputs[1]) is None
+    if node.op_type not in names or not batch and graph.const(node.inputs[1]) is None:
         return 0
     shapes = [graph.shape(value) for value in node.inputs[:2] if value is not None]
-    return OPERATORS[f"qcompiler::{names[node.op_type]}"].macs(shapes, [graph.shape(node.outputs[0])], attributes(node))
+    return OPERATORS[f"qcompiler::{'BatchMatMul' if batch else names[node.op_type]}"].macs(shapes, [graph.shape(node.outputs[0])], attributes(node))

@@ -6,6 +6,11 @@ qcompiler cannot be imported:
     from loader import load
     session = load("bundle")
     outputs = session.run({"x": array})
+
+A bundle with state (a cache of attention, a recurrent layer) keeps it between steps, as codes:
+
+    session.reset()
+    outputs = session.step({"ids": array})
 """
 
 from __future__ import annotations
@@ -72,7 +77,10 @@ def _say(error: Exception) -> str:
 
 
 class Session:
-    """A loaded bundle. `run` takes float32 arrays by input name and returns output arrays in order.
+    """A loaded bundle. `run` takes arrays by input name and returns output arrays in order.
+
+    `step` does the same with the states of a bundle that has them left out: they are kept inside, from the last `reset`
+    on; `run` takes and returns them as float32 and leaves those inside alone.
 
     One session has one arena: calls from several Python threads are safe, and wait for each other. Sessions are
     independent of one another, so open one for each thread that shall run at the same time.
@@ -95,6 +103,7 @@ class Session:
             self.inputs: list[dict[str, Any]] = self.manifest["inputs"]
             self.outputs: list[dict[str, Any]] = self.manifest["outputs"]
             self._shapes = [(spec["name"], tuple(spec["shape"]), np.dtype(spec["dtype"])) for spec in self.inputs]
+            self._states = _states(self.inputs, self.outputs)
             variant = self._pick()
             self.level: str = variant["level"]
             library, weights = self.path / variant["library"], self.path / variant["weights"]
@@ -107,6 +116,7 @@ class Session:
         self._out = (ctypes.c_void_p * len(self.outputs))()
         self._view = _map(weights, weight_bytes)
         self._library = _library(library)
+        self.reset()
         self._handle = self._library.qc_open(self._view.ctypes.data, threads)
         if not self._handle:
             raise BundleLoadError(f"{path}: no memory, or no {threads} threads, can be had.")
@@ -125,12 +135,54 @@ class Session:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Outputs in the order of the manifest, as new arrays. Raises BundleLoadError if inputs do not fit."""
-        if inputs.keys() != {name for name, _, _ in self._shapes}:
-            expected = ", ".join(f"`{name}`" for name, _, _ in self._shapes)
+        arrays = self._checked(inputs, self._shapes)
+        results = [np.empty(spec["shape"], spec["dtype"]) for spec in self.outputs]
+        if not self._states:
+            with self._lock:
+                self._call(arrays, results)
+            return results
+        for i, o in self._states:
+            arrays[i], results[o] = _quantize(arrays[i], self.inputs[i]), self._fresh(i)
+        with self._lock:
+            self._call(arrays, results)
+        for _, o in self._states:
+            results[o] = _dequantize(results[o], self.outputs[o])
+        return results
+
+    def reset(self) -> None:
+        """Let all states be 0, as before the first step."""
+        self._kept = {i: np.full_like(self._fresh(i), self.inputs[i]["zero_point"]) for i, _ in self._states}
+        self._spare = {i: self._fresh(i) for i, _ in self._states}
+
+    def step(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """One step: inputs without states, outputs without states. Raises BundleLoadError if inputs do not fit."""
+        if not self._states:
+            raise BundleLoadError(f"{self.path}: the bundle has no state. Call run, or compile with --state.")
+        taken = {i for i, _ in self._states}
+        given = self._checked(inputs, [shape for i, shape in enumerate(self._shapes) if i not in taken])
+        with self._lock:
+            rest = iter(given)
+            arrays = [self._kept[i] if i in taken else next(rest) for i in range(len(self.inputs))]
+            results = [np.empty(spec["shape"], spec["dtype"]) for spec in self.outputs]
+            for i, o in self._states:
+                results[o] = self._spare[i]
+            self._call(arrays, results)
+            self._kept, self._spare = self._spare, self._kept
+        made = {o for _, o in self._states}
+        return [result for o, result in enumerate(results) if o not in made]
+
+    def _fresh(self, i: int) -> np.ndarray:
+        return np.empty(self.inputs[i]["shape"], _storage(self.inputs[i]["format"]))
+
+    def _checked(
+        self, inputs: Mapping[str, np.ndarray], shapes: list[tuple[str, tuple[int, ...], np.dtype]]
+    ) -> list[np.ndarray]:
+        if inputs.keys() != {name for name, _, _ in shapes}:
+            expected = ", ".join(f"`{name}`" for name, _, _ in shapes)
             given = ", ".join(f"`{name}`" for name in inputs) or "none"
             raise BundleLoadError(f"{self.path}: the inputs are {expected}; given: {given}.")
         arrays = []
-        for name, shape, dtype in self._shapes:
+        for name, shape, dtype in shapes:
             array = np.asarray(inputs[name])
             if array.shape != shape:
                 raise BundleLoadError(f"{self.path}: input `{name}` has shape {array.shape}, not {shape}.")
@@ -139,15 +191,16 @@ class Session:
                     f"{self.path}: input `{name}` is {array.dtype}, not {dtype}. Convert it with .astype(np.{dtype})."
                 )
             arrays.append(np.ascontiguousarray(array))
-        results = [np.empty(spec["shape"], spec["dtype"]) for spec in self.outputs]
-        with self._lock:
-            if not self._handle:
-                raise BundleLoadError(f"{self.path}: the session is closed.")
-            for pointers, group in ((self._in, arrays), (self._out, results)):
-                for i, array in enumerate(group):
-                    pointers[i] = array.ctypes.data
-            self._library.qc_run(self._handle, self._in, self._out)
-        return results
+        return arrays
+
+    def _call(self, arrays: list[np.ndarray], results: list[np.ndarray]) -> None:
+        """Run the library; the lock is held."""
+        if not self._handle:
+            raise BundleLoadError(f"{self.path}: the session is closed.")
+        for pointers, group in ((self._in, arrays), (self._out, results)):
+            for i, array in enumerate(group):
+                pointers[i] = array.ctypes.data
+        self._library.qc_run(self._handle, self._in, self._out)
 
     def self_test(self) -> None:
         """Run the sample that was packed with the bundle. Raises BundleLoadError unless every bit is right."""
@@ -185,6 +238,31 @@ class Session:
     def __del__(self) -> None:
         if hasattr(self, "_lock"):
             self.close()
+
+
+def _states(inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """(input, output) of every state, by place."""
+    places = {spec["name"]: o for o, spec in enumerate(outputs)}
+    return [(i, places[spec["state"]]) for i, spec in enumerate(inputs) if "state" in spec]
+
+
+def _storage(token: str) -> np.dtype:
+    """dtype of the codes of a format such as uint8, int4 or int16."""
+    bits = int("".join(c for c in token if c.isdigit()))
+    return np.dtype(f"{'u' if token.startswith('u') else ''}int{8 if bits <= 8 else 16}")
+
+
+def _quantize(x: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+    """Codes of float32 values: clip(rint(x / scale) + z), as the compiler's own quantizer."""
+    bits, signed = int("".join(c for c in spec["format"] if c.isdigit())), not spec["format"].startswith("u")
+    low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+    codes = np.rint(x / np.float32(spec["scale"])).astype(np.float64) + spec["zero_point"]
+    return np.clip(codes, low + spec["format"].endswith("n"), high).astype(_storage(spec["format"]))
+
+
+def _dequantize(codes: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+    """Values of codes: float32(code - z) * scale."""
+    return (codes.astype(np.int64) - spec["zero_point"]).astype(np.float32) * np.float32(spec["scale"])
 
 
 def _library(path: Path) -> ctypes.CDLL:

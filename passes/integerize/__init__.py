@@ -215,7 +215,9 @@ def _limits(graph: Graph, region: Region, params: QuantParams) -> tuple[int, int
 
 def _factor(graph: Graph, region: Region) -> float | None:
     """The factor, if all that a region does is to multiply by a positive one."""
-    real = apply_functions(graph, region.functions, np.array([-1.0, 0.0, 1.0])) if all(
-        node.op_type in ("Mul", "Div", "Identity") for node in region.functions
-    ) else np.zeros(3)
+    real = (
+        apply_functions(graph, region.functions, np.array([-1.0, 0.0, 1.0]))
+        if all(node.op_type in ("Mul", "Div", "Identity") for node in region.functions)
+        else np.zeros(3)
+    )
     return float(real[2]) if real[2] > 0 and real[0] == -real[2] else None

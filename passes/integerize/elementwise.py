@@ -6,13 +6,14 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.assignment import scaled_product
+from qcompiler.errors import UnsupportedError
 from qcompiler.formats import Int, QuantParams
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import quantizer_of
 from qcompiler.passes.integerize.products import RULES as PRODUCTS
 from qcompiler.passes.integerize.products import biased_matmul, refuses_biased, write_batch, write_biased
 from qcompiler.passes.integerize.rule import Rule, centred, lacks_quantizer, reach
-from qcompiler.passes.integerize.writer import Writer
+from qcompiler.passes.integerize.writer import Codes, Writer
 
 MAX_SHIFT = 30
 NARROW, WIDE = (2**31, 2**31), (2**62, 2**30)
@@ -88,7 +89,7 @@ def _write_mul(writer: Writer, node: ir.Node, params: QuantParams, name: str) ->
 def _refuses_div(graph: Graph, node: ir.Node) -> str:
     divisor = quantizer_of(graph, node.inputs[1])
     if divisor is None or divisor.codes is None:
-        return "divides by an activation"
+        return _refuses_pair(graph, node)
     if not centred(divisor.codes, divisor.params).all():
         return "divides by a constant that quantizes to zero"
     return _refuses_pair(graph, node)
@@ -98,7 +99,8 @@ def _write_div(writer: Writer, node: ir.Node, params: QuantParams, name: str) ->
     """x / c = x * (1 / c), the reciprocal in 16 bits, symmetric: as exact as the quotient of 8-bit codes needs."""
     a, b = writer.codes(node.inputs[0]), writer.codes(node.inputs[1])  # type: ignore[arg-type]
     divisor = writer.target.const(b.value)
-    assert divisor is not None
+    if divisor is None:
+        return _write_quotient(writer, node, a, b, params, name)
     inverse = 1 / (centred(divisor, b.params) * np.float64(b.params.scale))
     fmt = Int(16, narrow=True)
     scale = np.float64(np.float32(np.abs(inverse).max() / fmt.max))
@@ -109,6 +111,29 @@ def _write_div(writer: Writer, node: ir.Node, params: QuantParams, name: str) ->
     bits = max(31, (reach(a.params) * fmt.max).bit_length())
     inputs = [a.value, codes, *writer.scale_inputs(ratio, name, bits)]
     return writer.emit("Mul", inputs, attributes, params, writer.source.shape(node.outputs[0]), name)
+
+
+def _write_quotient(writer: Writer, node: ir.Node, a: Codes, b: Codes, params: QuantParams, name: str) -> ir.Value:
+    """Div of two activations. The numerator keeps below 2^61, the divisor too."""
+    ratio = float(a.params.scale) / (float(b.params.scale) * float(params.scale))
+    room = 60 - max(reach(a.params).bit_length() + 1, reach(b.params).bit_length() + 1)
+    shift = max(0, min(room, 30 - int(np.ceil(np.log2(ratio)))))
+    multiplier = round(ratio * 2.0**shift)
+    if not 0 < multiplier < 1 << room:
+        raise UnsupportedError(
+            f"the range of the quotient of Div `{node.name}` does not fit its inputs (ratio of scales {ratio:.3g}).",
+            where=writer.source.path,
+            hint="Calibrate again, with samples on which the divisor is not near 0.",
+        )
+    attributes = {
+        "a_zero_point": int(a.params.zero_point),
+        "b_zero_point": int(b.params.zero_point),
+        "multiplier": multiplier,
+        "shift": shift,
+        "zero_point": int(params.zero_point),
+        "format": params.format.token,
+    }
+    return writer.emit("Div", [a.value, b.value], attributes, params, writer.source.shape(node.outputs[0]), name)
 
 
 RULES = {

@@ -1,4 +1,4 @@
-"""Gather: rows of a constant table by indices that enter the graph, or constant places of an activation."""
+"""Gather: rows of a constant table by indices that enter the graph, or constant places of an activation; CacheWrite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.formats import QuantParams
-from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.qdq import INDICES_KEY, quantizer_of
 from qcompiler.passes.integerize.rule import Rule, lacks_quantizer
 from qcompiler.passes.integerize.writer import Codes, Writer
@@ -35,6 +35,29 @@ def _refuses(graph: Graph, node: ir.Node) -> str:
     if graph.const(index) is None and index_source(graph, index) is None:
         return f"has indices (`{index.name}`) that are computed"  # type: ignore[union-attr]
     return "" if graph.const(data) is not None else lacks_quantizer(graph, data)
+
+
+def _refuses_nd(graph: Graph, node: ir.Node) -> str:
+    if graph.shape(node.inputs[1])[-1:] != (1,) or attribute(node, "batch_dims", 0):  # type: ignore[arg-type]
+        return "has indices of several dimensions"
+    return _refuses(graph, node)
+
+
+def _refuses_cache(graph: Graph, node: ir.Node) -> str:
+    position = node.inputs[2]
+    if position is None or not position.is_graph_input():
+        return "has a position that is computed"
+    return lacks_quantizer(graph, node.inputs[0]) or lacks_quantizer(graph, node.inputs[1])
+
+
+def _write_cache(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
+    graph = writer.source
+    past, entry = (writer.codes(value) for value in node.inputs[:2])  # type: ignore[arg-type]
+    parts = [writer.requantize(v.value, v.params, params, f"{name}_{i}") for i, v in enumerate((past, entry))]
+    shape = graph.shape(node.outputs[0])
+    attributes = {"axis": attribute(node, "axis") % len(shape), "format": params.format.token}
+    inputs = [*parts, writer.position(node.inputs[2])]  # type: ignore[arg-type]
+    return writer.emit("CacheWrite", inputs, attributes, params, shape, name)
 
 
 def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
@@ -70,4 +93,8 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
     return writer.requantize(codes, x.params, params, name)
 
 
-RULES = {"Gather": Rule(_write, _refuses)}
+RULES = {
+    "Gather": Rule(_write, _refuses),
+    "GatherND": Rule(_write, _refuses_nd),
+    f"{DOMAIN}::CacheWrite": Rule(_write_cache, _refuses_cache),
+}

@@ -1,4 +1,4 @@
-"""LayerNormalization, RMSNormalization, GroupNormalization and InstanceNormalization as Normalize."""
+"""LayerNormalization, RMSNormalization, GroupNormalization, InstanceNormalization, LpNormalization as Normalize."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT = 2**31
 def _layout(graph: Graph, node: ir.Node) -> tuple[int, int, int]:
     """(axis, groups, elements of a run) of a node."""
     shape = graph.shape(node.inputs[0])  # type: ignore[arg-type]
-    if node.op_type in ("LayerNormalization", "RMSNormalization"):
+    if node.op_type in ("LayerNormalization", "RMSNormalization", "LpNormalization"):
         axis = attribute(node, "axis", -1) % len(shape)
         return axis, 0, prod(shape[axis:])
     groups = shape[1] if node.op_type == "InstanceNormalization" else attribute(node, "num_groups")
@@ -41,6 +41,15 @@ def _refuses(graph: Graph, node: ir.Node) -> str:
     return one_input(graph, node)
 
 
+def _refuses_lp(graph: Graph, node: ir.Node) -> str:
+    if attribute(node, "p", 2) != 2:
+        return "has p = 1; p = 2 has an integer form"
+    rank = len(graph.shape(node.inputs[0]))  # type: ignore[arg-type]
+    if attribute(node, "axis", -1) % rank != rank - 1:
+        return "has another axis than the last"
+    return one_input(graph, node)
+
+
 def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
     graph = writer.source
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
@@ -54,11 +63,13 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
             hint="Give its input 8 bits (a rule with `activation`), or normalize fewer elements at once.",
         )
     # W = V 4^h + epsilon stays below 2^62: V is at most (n * span)^2.
-    exact = n * n * attribute(node, "epsilon", 1e-5) / float(x.params.scale) ** 2
+    length = node.op_type == "LpNormalization"  # y = x / |x|: the RMS form over sqrt(n), without an epsilon
+    exact = n * n * (0.0 if length else attribute(node, "epsilon", 1e-5)) / float(x.params.scale) ** 2
     half = next((h for h in range(16, 0, -1) if ((n * span) ** 2 + exact) * 4.0**h < 2.0**62), 0)
     epsilon = min(max(1, round(exact * 4.0**half)), 2**61)
     parameters = shape[1:2] if groups else shape[axis:]
-    gain = np.broadcast_to(np.asarray(graph.const(node.inputs[1]), np.float64), parameters) / float(params.scale)
+    given = np.asarray(1 / np.sqrt(n)) if length else np.asarray(graph.const(node.inputs[1]), np.float64)
+    gain = np.broadcast_to(given, parameters) / float(params.scale)
     bias = np.zeros(parameters)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         given = np.asarray(graph.const(node.inputs[2]), np.float64)
@@ -72,7 +83,7 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
     attributes = {
         "axis": axis,
         "groups": groups,
-        "centre": 0 if node.op_type == "RMSNormalization" else 1,
+        "centre": 0 if node.op_type in ("RMSNormalization", "LpNormalization") else 1,
         "half_shift": half,
         "epsilon": epsilon,
         "shift": shift,
@@ -93,5 +104,6 @@ RULES = {
     "GroupNormalization": _RULE,
     "InstanceNormalization": _RULE,
     "LayerNormalization": _RULE,
+    "LpNormalization": Rule(_write, _refuses_lp),
     f"{DOMAIN}::RMSNormalization": _RULE,
 }

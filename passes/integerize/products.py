@@ -186,8 +186,9 @@ def write_batch(
     worst = k * (a.params.format.max - a.params.format.min + 1) * (b.params.format.max - b.params.format.min + 1) * 2
     narrow = max(a.params.format.bits, b.params.format.bits) <= 8
     if worst >= (INT32_LIMIT if narrow else INT64_LIMIT):
+        bits = 32 if narrow else 64
         raise UnsupportedError(
-            f"the accumulator of MatMul `{node.name}` can reach {worst:.3g}, which overflows {32 if narrow else 64} bits.",
+            f"the accumulator of MatMul `{node.name}` can reach {worst:.3g}, which overflows {bits} bits.",
             where=writer.source.path,
             hint="Give one of its inputs 16 bits (64-bit accumulators)." if narrow else "Give its inputs fewer bits.",
         )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import Int, QuantParams
 from qcompiler.graph.model import DOMAIN, Graph
-from qcompiler.graph.qdq import FORMAT_KEY, quantizer_of
+from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, quantizer_of
 from qcompiler.ops.requantize import fixed_multiplier
 
 
@@ -190,6 +190,14 @@ class Writer:
     def input(self, value: ir.Value) -> ir.Value:
         """The graph input of the same name: indices come as they are."""
         return self._inputs[str(value.name)]
+
+    def position(self, value: ir.Value) -> ir.Value:
+        """The graph input that counts steps. Raises UnsupportedError where it is computed."""
+        if str(value.name) not in self._inputs:
+            raise UnsupportedError(f"the position `{value.name}` is computed; it must be a graph input.")
+        found = self._inputs[str(value.name)]
+        found.metadata_props.setdefault(INDICES_KEY, str(1 << 16))
+        return found
 
     def once(self, node: ir.Node, make: Any) -> list[ir.Value]:
         """Outputs of a source node that several quantizers read: written the first time."""

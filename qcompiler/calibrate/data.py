@@ -78,7 +78,7 @@ def load_samples(
     elif isinstance(spec, Mapping):
         arrays = {name: np.asarray(array) for name, array in spec.items()}
         source, (items, count) = "arrays", _open_arrays(arrays, inputs, "arrays")
-        digest = _digest(*(part for name in sorted(arrays) for part in (name, arrays[name])))
+        digest = digest_of(*(part for name in sorted(arrays) for part in (name, arrays[name])))
     else:
         if iter(spec) is spec:
             raise CalibrationError(
@@ -92,7 +92,7 @@ def load_samples(
         raise CalibrationError("there are no samples.", where=source)
     batch = _batch(inputs)
     if digest is not None:
-        digest = _digest(digest, json.dumps(preprocess.describe() if preprocess else None), str(limit))
+        digest = digest_of(digest, json.dumps(preprocess.describe() if preprocess else None), str(limit))
 
     def stream() -> Iterator[Sample]:
         group: list[Sample] = []
@@ -174,7 +174,7 @@ def _open_text(spec: str, inputs: list[_Input], graph: Graph, seed: int) -> Open
     path = Path(spec)
     if kind == "random" and variant in ("", "normal", "uniform"):
         items = _random(inputs, seed, variant)
-        return spec, items, RANDOM_COUNT * _batch(inputs), _digest(spec, str(seed))
+        return spec, items, RANDOM_COUNT * _batch(inputs), digest_of(spec, str(seed))
     if path.is_dir():
         return _open_images(path)
     if path.suffix in (".npz", ".npy"):
@@ -216,7 +216,7 @@ def _open_numpy(path: Path, inputs: list[_Input]) -> Opened:
         arrays = {one.name: arrays[one.name] for one in inputs}
     items, count = _open_arrays(arrays, inputs, str(path))
     source = str(path) + (f" (not read: {', '.join(f'`{key}`' for key in unread)})" if unread else "")
-    return source, items, count, _digest(path)
+    return source, items, count, digest_of(path)
 
 
 def _open_arrays(
@@ -245,7 +245,7 @@ def _open_images(path: Path) -> Opened:
             except OSError as error:
                 raise CalibrationError(f"not a readable image ({error}).", where=str(file)) from error
 
-    return str(path), items, len(files), _digest(*(part for file in files for part in (file.name, file)))
+    return str(path), items, len(files), digest_of(*(part for file in files for part in (file.name, file)))
 
 
 def _open_function(spec: str, module_name: str, name: str, graph: Graph) -> Opened:
@@ -277,7 +277,7 @@ def _random(inputs: list[_Input], seed: int, variant: str) -> Callable[[], Itera
     return items
 
 
-def _digest(*parts: str | Path | NDArray) -> str:
+def digest_of(*parts: str | Path | NDArray) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, Path):

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from qcompiler import __version__
 from qcompiler.cli.console import Console
-from qcompiler.cli.options import Common, Firmware, Flag, Images, Shapes, Texts, ints
+from qcompiler.cli.options import Common, Firmware, Flag, Images, Shapes, State, Texts, ints
 from qcompiler.errors import QCompilerError
 
 GOAL_MISSED, TOO_SLOW, INTERRUPTED = 4, 5, 130
@@ -31,7 +31,7 @@ app = App(
 )
 
 
-_COMMON, _SHAPES, _IMAGES, _FIRMWARE = Common(), Shapes(), Images(), Firmware()
+_COMMON, _SHAPES, _STATE, _IMAGES, _FIRMWARE = Common(), Shapes(), State(), Images(), Firmware()
 
 
 @app.command(name="compile")
@@ -61,6 +61,7 @@ def compile_command(
     metric: str = "top1",
     firmware: Firmware = _FIRMWARE,
     shapes: Shapes = _SHAPES,
+    state: State = _STATE,
     images: Images = _IMAGES,
     common: Common = _COMMON,
 ) -> int:
@@ -136,6 +137,8 @@ def compile_command(
             shapes=shapes.shapes(),
             dims=shapes.dims(),
             constants=shapes.constants(),
+            state=state.pairs(),
+            position=state.position,
             preprocess=images.table(),
         )
         return run_compile(request, console)

@@ -50,6 +50,8 @@ class CompileRequest:
     shapes: Mapping[str, Sequence[int]]
     dims: Mapping[str, int]
     constants: Mapping[str, float]
+    state: Mapping[str, str] | str | None
+    position: str | None
     preprocess: Mapping[str, Any] | None
 
 
@@ -74,6 +76,8 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         shapes=request.shapes,
         dims=request.dims,
         constants=request.constants,
+        state=request.state,
+        position=request.position,
         preprocess=request.preprocess,
         samples=request.samples,
         arithmetic=request.arithmetic,

@@ -64,6 +64,23 @@ class Shapes:
         return found
 
 
+@Parameter(name="*", group="State")
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """Outputs of one step that are inputs of the next: caches of attention, states of recurrent layers."""
+
+    state: Texts = ()
+    "OUTPUT=INPUT, or auto for pairs by naming (present_0 and past_0); kept inside the bundle; repeatable."
+    position: str | None = None
+    "Integer input that counts steps; default: one of one element that is named like it."
+
+    def pairs(self) -> dict[str, str] | str | None:
+        """Output name -> input name, "auto", or None. Raises RecipeError."""
+        if self.state == ("auto",):
+            return "auto"
+        return dict(pairs(self.state, "--state present_0=past_0")) or None
+
+
 @Parameter(name="*", group="Images")
 @dataclass(frozen=True, kw_only=True)
 class Images:

@@ -42,6 +42,8 @@ def ties(graph: Graph, *, concat_single_reader: bool = True) -> list[tuple[str, 
     """
     found: list[tuple[str, str]] = []
     for node in graph.nodes():
+        if node.op_type == "CacheWrite":  # our own: a cache with one entry replaced
+            found += [(str(value.name), str(node.outputs[0].name)) for value in node.inputs[:2] if value is not None]
         if node.domain:
             continue
         if node.op_type == "Concat":

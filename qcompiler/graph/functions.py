@@ -22,6 +22,36 @@ BODIES = {
         saturated = CastLike (clipped, zero_point)
         y = DequantizeLinear <axis: int = @axis> (saturated, scale, zero_point)
     }}""",
+    "CacheSoftmax": """CacheSoftmax (x, position) => (y) {
+        shape = Shape <start = -1> (x)
+        length = Squeeze (shape)
+        first = Constant <value = int64 {0}> ()
+        step = Constant <value = int64 {1}> ()
+        slots = Range (first, length, step)
+        wide = Cast <to = 7> (position)
+        flat = Constant <value_ints = [1]> ()
+        now = Reshape (wide, flat)
+        seen = LessOrEqual (slots, now)
+        start = Equal (slots, first)
+        shown = Or (seen, start)
+        nothing = Constant <value = float {0.0}> ()
+        far = Constant <value = float {-1e30}> ()
+        mask = Where (shown, nothing, far)
+        scores = Add (x, mask)
+        y = Softmax <axis = -1> (scores)
+    }""",
+    "CacheWrite": """CacheWrite <axis> (past, entry, position) => (y) {
+        wide = Cast <to = 7> (position)
+        flat = Constant <value_ints = [1]> ()
+        now = Reshape (wide, flat)
+        shape = Shape (past)
+        place = Constant <value_int: int = @axis> ()
+        length = Gather (shape, place)
+        slot = Mod (now, length)
+        entries = Shape (entry)
+        at = Expand (slot, entries)
+        y = ScatterElements <axis: int = @axis> (past, at, entry)
+    }""",
     "Swish": """Swish (x) => (y) {
         s = Sigmoid (x)
         y = Mul (x, s)

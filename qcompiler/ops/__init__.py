@@ -1,8 +1,9 @@
 """The integer operators: one definition each, exactly as docs/integer_operators.md says."""
 
 from qcompiler.ops.boundary import DEQUANTIZE, QUANTIZE
+from qcompiler.ops.cache import CACHE_WRITE
 from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
-from qcompiler.ops.elementwise import ADD, MUL, REQUANTIZE, TABLE
+from qcompiler.ops.elementwise import ADD, DIV, MUL, REQUANTIZE, TABLE
 from qcompiler.ops.lookup import GATHER, PIECEWISE
 from qcompiler.ops.matmul import BATCH_MATMUL, MATMUL
 from qcompiler.ops.movement import (
@@ -29,11 +30,13 @@ OPERATORS: dict[str, Operator] = {
         ADD,
         AVERAGE_POOL,
         BATCH_MATMUL,
+        CACHE_WRITE,
         CONCAT,
         CONV,
         CONV_TRANSPOSE,
         DEPTH_TO_SPACE,
         DEQUANTIZE,
+        DIV,
         EXPAND,
         GATHER,
         IDENTITY,

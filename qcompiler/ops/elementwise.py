@@ -1,4 +1,4 @@
-"""Add, Mul, Requantize and Table."""
+"""Add, Mul, Div, Requantize and Table."""
 
 from __future__ import annotations
 
@@ -38,6 +38,21 @@ def mul(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[NDArra
     return [requantize(a * b, inputs[2:], attributes, None)]
 
 
+def div(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[NDArray]:
+    """(a - za) * multiplier / ((b - zb) 2^shift), rounded half up, + z, saturated; a and b broadcast, all in int64.
+
+    Over 0 it is the largest code for a positive, the lowest for a negative numerator, and z for 0.
+    """
+    fmt, zero = parse_format(attributes["format"]), int(attributes.get("zero_point", 0))
+    a = _centred(inputs[0], int(attributes.get("a_zero_point", 0))) * int(attributes["multiplier"])
+    b = _centred(inputs[1], int(attributes.get("b_zero_point", 0))) << int(attributes["shift"])
+    a, b = np.where(b < 0, -a, a), np.abs(b)
+    quotient = (2 * a + b) // np.where(b == 0, 1, 2 * b)
+    endless = np.sign(a) * np.int64(1 << 20)
+    codes = np.where(b == 0, endless, quotient)
+    return [np.clip(codes + zero, fmt.min, fmt.max).astype(fmt.storage)]
+
+
 def rescale(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[NDArray]:
     """requantize(x - zx)."""
     return [requantize(_centred(inputs[0], int(attributes.get("x_zero_point", 0))), inputs[1:], attributes, None)]
@@ -55,6 +70,7 @@ def _product_macs(inputs: Sequence[Shape], outputs: Sequence[Shape], attributes:
 
 
 ADD = Operator("Add", "qcompiler", add)
+DIV = Operator("Div", "qcompiler", div, _product_macs)
 MUL = Operator("Mul", "qcompiler", mul, _product_macs)
 REQUANTIZE = Operator("Requantize", "qcompiler", rescale)
 TABLE = Operator("Table", "qcompiler", table)

@@ -44,13 +44,18 @@ def softmax(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[ND
     """e = exp(x - max(x)) in steps of 2^-20; clip((2 e R + S) // (2 S) + z) with S = sum e along `axis`, int64.
 
     An optional third input `mask` uint8, broadcast: where it is 1, e = 0 and x counts for no maximum. A row that is
-    masked throughout counts as not masked.
+    masked throughout counts as not masked. An optional fourth input `position`, an integer of one element: only the
+    first position + 1 cells are seen, at least one, at most all.
     """
-    x, table, mask = (*inputs, None)[:3]
+    x, table, mask, position = (*inputs, None, None)[:4]
     assert x is not None and table is not None
     fmt, axis = parse_format(attributes["format"]), int(attributes["axis"])
     codes = x.astype(np.int64)
     hidden = np.zeros(codes.shape, bool) if mask is None else np.broadcast_to(mask.astype(bool), codes.shape)
+    if position is not None:
+        extent = codes.shape[axis]
+        seen = min(max(int(position.reshape(())), 0), extent - 1) + 1
+        hidden = hidden | np.moveaxis(np.broadcast_to(np.arange(extent) >= seen, hidden.shape), -1, axis)
     hidden = hidden & ~hidden.all(axis=axis, keepdims=True)
     top = np.where(hidden, np.iinfo(np.int64).min, codes).max(axis=axis, keepdims=True)
     e = np.where(hidden, 0, terms(np.where(hidden, 0, top - codes), table, parse_format(attributes["x_format"])))

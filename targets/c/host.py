@@ -79,8 +79,9 @@ class HostSession:
         """Codes in and out, in the storage of their formats."""
         results = [np.zeros(spec["shape"], parse_format(spec["format"]).storage) for spec in self.outputs]
         given = [
-            np.ascontiguousarray(array, parse_format(spec["format"]).storage if "format" in spec else spec["dtype"])
-            .reshape(spec["shape"])
+            np.ascontiguousarray(
+                array, parse_format(spec["format"]).storage if "format" in spec else spec["dtype"]
+            ).reshape(spec["shape"])
             for array, spec in zip(codes, self.inputs, strict=True)
         ]
         memory = [] if self._arena is None else [self._arena]

@@ -11,9 +11,11 @@ from typing import Any
 
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.graph.model import Graph
+from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
 from qcompiler.targets.cpu.emit import entry_source
 from qcompiler.targets.cpu.isa import LEVELS, host_level
+from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.compiler import find_compiler
 from qcompiler.targets.shared.lower import check_operators, lower
@@ -30,6 +32,8 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     """
     levels = _levels(options.get("cpu"))
     check_operators(graph, "cpu")
+    if pairs := state_pairs(graph):  # state stays codes between two steps
+        graph = strip_boundary(graph, {*pairs, *pairs.values()})
     compiler = _compiler()
     files: dict[str, bytes] = {}
     variants = []

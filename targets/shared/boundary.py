@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx_ir as ir
 
 from qcompiler.graph.model import Graph
 
 
-def strip_boundary(graph: Graph) -> Graph:
+def strip_boundary(graph: Graph, names: Collection[str] | None = None) -> Graph:
     """A copy whose inputs and outputs are codes: QuantizeLinear and DequantizeLinear at the boundary are gone.
 
-    Inputs and outputs keep their names; format, scale and zero point are in their metadata.
+    Inputs and outputs keep their names; format, scale and zero point are in their metadata. names: of the inputs and
+    outputs that this is done for, by default all.
     """
     graph = graph.clone()
     for node in graph.nodes("QuantizeLinear"):
         value, codes = node.inputs[0], node.outputs[0]
         assert value is not None
+        if names is not None and value.name not in names:
+            continue
         codes_type, meta = codes.type, dict(codes.metadata_props)
         codes.replace_all_uses_with(value, replace_graph_outputs=True)
         graph.ir.remove(node, safe=True)
@@ -24,6 +29,8 @@ def strip_boundary(graph: Graph) -> Graph:
     for node in graph.nodes("DequantizeLinear"):
         source, name = node.inputs[0], node.outputs[0].name
         assert source is not None
+        if names is not None and name not in names:
+            continue
         for i, output in enumerate(graph.ir.outputs):
             if output is node.outputs[0]:
                 graph.ir.outputs[i] = _own_output(graph, node, source)

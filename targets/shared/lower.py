@@ -25,6 +25,7 @@ from qcompiler.targets.shared.lower_movement import (
 from qcompiler.targets.shared.lower_pointwise import (
     lower_add,
     lower_dequantize,
+    lower_div,
     lower_mul,
     lower_quantize,
     lower_requantize,
@@ -32,6 +33,7 @@ from qcompiler.targets.shared.lower_pointwise import (
 )
 from qcompiler.targets.shared.lower_products import lower_conv, lower_conv_transpose, lower_matmul
 from qcompiler.targets.shared.lower_sequence import (
+    lower_cache_write,
     lower_gather,
     lower_normalize,
     lower_piecewise,
@@ -45,8 +47,10 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "qcompiler::Add": lower_add,
     "qcompiler::AveragePool": lower_pool,
     "qcompiler::BatchMatMul": lower_batch_matmul,
+    "qcompiler::CacheWrite": lower_cache_write,
     "qcompiler::Conv": lower_conv,
     "qcompiler::ConvTranspose": lower_conv_transpose,
+    "qcompiler::Div": lower_div,
     "qcompiler::MatMul": lower_matmul,
     "qcompiler::MaxPool": lower_pool,
     "qcompiler::Mul": lower_mul,

@@ -138,7 +138,13 @@ def _vectors(program: Program, node: ir.Node, a: View, b: View, y: View) -> None
 def _left(program: Program, node: ir.Node, a: View, dot: Dot, shift: int) -> tuple[View, int, int]:
     """The left operand as the dot product reads it: (view, elements between matrices, between rows)."""
     batch = _one_stride(a)
-    if a.dtype == dot.activation and not shift and a.strides[-1] == 1 and batch is not None and a.buffer.kind == "arena":
+    if (
+        a.dtype == dot.activation
+        and not shift
+        and a.strides[-1] == 1
+        and batch is not None
+        and a.buffer.kind == "arena"
+    ):
         return a, batch, a.strides[-2]
     fed = program.scratch(f"{node.name}/left", dot.activation, a.shape, range(len(a.shape)))
     program.copy(a, fed, shift)

@@ -10,7 +10,7 @@ from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import requantize_inputs, requantize_of
 from qcompiler.targets.shared.tir.nest import Nest, collapse
-from qcompiler.targets.shared.tir.pointwise import Add, Dequantize, Lookup, Multiply, Quantize, Rescale
+from qcompiler.targets.shared.tir.pointwise import Add, Dequantize, Divide, Lookup, Multiply, Quantize, Rescale
 from qcompiler.targets.shared.views import View
 
 
@@ -52,6 +52,18 @@ def lower_mul(program: Program, node: ir.Node) -> None:
     spec = Multiply(nest, a.dtype, b.dtype, *zeros, requantize_of(node, scalar=True))
     scales = [program.parameter(p, f"{node.name}/scale") for p in requantize_inputs(program, node, 2)]
     program.call(spec, nest.units, y, a, b, *scales)
+
+
+def lower_div(program: Program, node: ir.Node) -> None:
+    """Div of two activations."""
+    a, b = (program.view(value) for value in node.inputs[:2] if value is not None)
+    y = program.view(node.outputs[0])
+    program.fill_border(y)
+    nest = nest_of(y, a, b)
+    names = ("a_zero_point", "b_zero_point", "multiplier", "shift", "zero_point")
+    numbers = [attribute(node, name, 0) for name in names]
+    spec = Divide(nest, a.dtype, b.dtype, *numbers, parse_format(attribute(node, "format")))
+    program.call(spec, nest.units, y, a, b)
 
 
 def lower_requantize(program: Program, node: ir.Node) -> None:

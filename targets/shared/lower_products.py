@@ -30,6 +30,19 @@ def dot_shift(dot: Dot, storage: str, zero_point: int) -> int:
     return -128 if dot.activation == "uint8" and storage == "int8" else 0
 
 
+def wide_dot(program: Program, node: ir.Node, fmt: Int, zero: int, weights: NDArray) -> Dot | None:
+    """int16 pairs into int32, where codes of more than 8 bits minus their zero point are int16 and no sum can leave
+    int32 (weights: [M, ...]); else None."""
+    bias = program.graph.const(node.inputs[2])
+    if not program.machine.madd_s16 or bias is None or max(fmt.max - zero, zero - fmt.min) > 2**15:
+        return None
+    if fmt.max - zero == 2**15 or np.abs(weights.astype(np.int64)).max(initial=0) > 127:
+        return None
+    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
+    worst = int((sums * 2**15 + np.abs(bias.astype(np.int64))).max(initial=0))
+    return Dot("madd_s16", "int16", "int16", 2) if worst < 2**31 else None
+
+
 def lower_conv(program: Program, node: ir.Node) -> None:
     """Conv: depthwise kernel, or dense with groups."""
     value, weights = node.inputs[0], program.graph.const(node.inputs[1])
@@ -69,6 +82,8 @@ def _dense(
     magnitude = reach_of(weights)
     span = fmt.max - (fmt.min if fmt.signed else 0)
     dot = choose_dot(program.machine, max(span, 255 if fmt.signed else 1), magnitude, fmt.bits)
+    if dot.kind == "wide":
+        dot = wide_dot(program, node, fmt, zero, weights) or dot
     shift = dot_shift(dot, program.view(value).dtype, zero)
     code = zero - shift
     x = feed(program, value, dot.activation, shift, window.border(), code)
@@ -233,6 +248,8 @@ def lower_matmul(program: Program, node: ir.Node) -> None:
     fmt, zero = format_of(value), attribute(node, "x_zero_point", 0)
     magnitude = reach_of(weights)
     dot = choose_dot(program.machine, 255 if fmt.signed else fmt.max, magnitude, fmt.bits)
+    if dot.kind == "wide":
+        dot = wide_dot(program, node, fmt, zero, weights.T) or dot
     view = program.view(value)
     k, n = weights.shape
     rows = prod(view.shape[:-1])

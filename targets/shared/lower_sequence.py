@@ -9,12 +9,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.errors import UnsupportedError
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.lower_movement import gather, show
 from qcompiler.targets.shared.lower_pointwise import nest_of
 from qcompiler.targets.shared.program import Program
-from qcompiler.targets.shared.tir.lookup import Pick, Piecewise
+from qcompiler.targets.shared.tir.lookup import Pick, Piecewise, WriteSlot
 from qcompiler.targets.shared.tir.nest import Nest
 from qcompiler.targets.shared.tir.normalize import Normalize
 from qcompiler.targets.shared.tir.softmax import Softmax
@@ -77,13 +78,22 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
     assert table is not None
     axis = attribute(node, "axis", -1) % len(x.shape)
     kept = [d for d in range(len(x.shape)) if d != axis]
-    arguments, strides = [], [y.strides, x.strides]
+    arguments: list[View] = []
+    strides = [y.strides, x.strides]
     kind, mask_stride = "", 0
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
+    if len(node.inputs) > 3 and node.inputs[3] is not None:
+        if node.inputs[2] is not None:
+            raise UnsupportedError(f"Softmax `{node.name}` has both a mask and a position.")
+        kind = "position"
+        strides.append((0,) * len(x.shape))
+        arguments.append(program.view(node.inputs[3]))
+    elif len(node.inputs) > 2 and node.inputs[2] is not None:
         hidden = program.graph.const(node.inputs[2])
-        assert hidden is not None
-        kind, array = _mask(hidden, x.shape, axis)
-        view = program.constant(array, f"{node.name}/mask")
+        if hidden is None:
+            kind, view = "flags", program.view(node.inputs[2])
+        else:
+            kind, array = _mask(hidden, x.shape, axis)
+            view = program.constant(array, f"{node.name}/mask")
         strides.append(view.broadcast(x.shape))
         mask_stride = strides[-1][axis]
         arguments.append(view)
@@ -101,6 +111,7 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
         fmt.bits > 8,
         kind,
         mask_stride,
+        arguments[0].dtype if arguments else "",
     )
     exponentials = program.parameter(table.astype(np.int32), f"{node.name}/table")
     program.call(spec, nest.units, y, x, *arguments, exponentials)
@@ -159,7 +170,8 @@ def lower_gather(program: Program, node: ir.Node) -> None:
         return
     program.fill_border(y)
     tables = [np.arange(extent) if d != axis else places.ravel() for d, extent in enumerate(x.shape)]
-    target = lined or program.scratch(f"{value.name}/gathered", y.dtype, _line(x.shape, axis, places.size), range(len(x.shape)))
+    line = _line(x.shape, axis, places.size)
+    target = lined or program.scratch(f"{value.name}/gathered", y.dtype, line, range(len(line)))
     gather(program, x, target, tables)
     if lined is None:
         program.copy(target.reshaped(y.shape), y)
@@ -192,3 +204,16 @@ def _pick(program: Program, node: ir.Node, x: View, y: View, axis: int) -> None:
     if target is not y:
         program.fill_border(y)
         program.copy(target, y)
+
+
+def lower_cache_write(program: Program, node: ir.Node) -> None:
+    """CacheWrite: the whole cache, then the entry over its slot."""
+    past, entry = program.view(node.inputs[0]), program.view(node.inputs[1])  # type: ignore[arg-type]
+    y, position = program.view(node.outputs[0]), program.view(node.inputs[2])  # type: ignore[arg-type]
+    axis = attribute(node, "axis")
+    program.fill_border(y)
+    program.copy(past, y)
+    slot = y.window([0] * len(y.shape), [1 if d == axis else e for d, e in enumerate(y.shape)])
+    nest = nest_of(slot, entry)
+    spec = WriteSlot(nest, y.strides[axis], y.shape[axis], y.dtype, position.dtype)
+    program.call(spec, nest.units, y, entry, position)

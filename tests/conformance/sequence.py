@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +20,8 @@ def add_problems(p: Problems) -> None:
     _normalizations(p)
     _softmax(p)
     _lookups(p)
+    _quotients(p)
+    _state(p)
 
 
 def product(
@@ -198,14 +199,68 @@ def _lookups(p: Problems) -> None:
         p.output(name, y)
 
 
-def _embedding(
-    p: Problems, name: str, table: np.ndarray, axis: int, shape: Sequence[int], dtype: ir.DataType
-) -> None:
-    """Rows of a table by indices, which the samples draw beyond both ends as well."""
-    ids = ir.Value(name=f"{name}_ids", shape=ir.Shape(shape), type=ir.TensorType(dtype))
-    ids.metadata_props[INDICES_KEY] = str(table.shape[axis])
-    p.graph.ir.inputs.append(ids)
+def indices(p: Problems, name: str, shape: Sequence[int], count: int, dtype: ir.DataType) -> ir.Value:
+    """An input of indices, which the samples draw beyond both ends as well."""
+    value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(dtype))
+    value.metadata_props[INDICES_KEY] = str(count)
+    p.graph.ir.inputs.append(value)
+    return value
+
+
+def _embedding(p: Problems, name: str, table: np.ndarray, axis: int, shape: Sequence[int], dtype: ir.DataType) -> None:
+    """Rows of a table by indices."""
+    ids = indices(p, f"{name}_ids", shape, table.shape[axis], dtype)
     data = p.describe(p.const(table), "uint8", 0, table.shape)
     out = (*table.shape[:axis], *shape, *table.shape[axis + 1 :])
-    assert prod(out)
     p.output(name, p.node("Gather", [data, ids], out, domain="", axis=axis))
+
+
+def _quotients(p: Problems) -> None:
+    for name, a, b, tokens, zeros in (
+        ("quotient", (2, 33), (2, 1), ("uint8", "uint8", "uint8"), (100, 0)),
+        ("quotient_signed", (3, 20), (3, 20), ("int8", "int8", "int16"), (3, -2)),
+        ("quotient16", (40,), (40,), ("uint16", "int16", "uint8"), (30000, 7)),
+    ):
+        fmt = parse_format(tokens[2])
+        multiplier = 3_000_000 if fmt.bits <= 8 else 900_000_000
+        y = p.node(
+            "Div",
+            [p.input(f"{name}_a", a, tokens[0]), p.input(f"{name}_b", b, tokens[1])],
+            np.broadcast_shapes(a, b),
+            tokens[2],
+            a_zero_point=zeros[0],
+            b_zero_point=zeros[1],
+            multiplier=multiplier,
+            shift=15,
+            zero_point=(fmt.min + fmt.max) // 2,
+            format=tokens[2],
+        )
+        p.output(name, y)
+
+
+def _state(p: Problems) -> None:
+    for name, shape, axis, token, dtype in (
+        ("cache", (1, 4, 9, 8), 2, "int8", ir.DataType.INT64),
+        ("cache_wide", (1, 7, 5), 1, "uint16", ir.DataType.INT32),
+        ("cache_last", (2, 3, 6), 2, "uint8", ir.DataType.INT64),
+    ):
+        position = indices(p, f"{name}_position", (1,), 2 * shape[axis], dtype)
+        entry = [1 if d == axis else extent for d, extent in enumerate(shape)]
+        inputs = [p.input(f"{name}_past", shape, token), p.input(f"{name}_entry", entry, token), position]
+        written = p.node("CacheWrite", inputs, shape, token, axis=axis, format=token)
+        p.output(name, written)
+        if token != "uint8":
+            continue
+        table = p.const(exponentials(parse_format(token), 0.02))
+        attributes = {"axis": axis, "x_format": token, "numerator": 256, "format": "uint8"}
+        p.output(
+            f"{name}_softmax",
+            p.node("Softmax", [written, table, None, position], shape, "uint8", zero_point=0, **attributes),
+        )
+    scores, flags = p.input("flags_x", (2, 3, 11), "uint8"), p.input("flags_m", (2, 1, 11), "uint8")
+    hide = np.zeros(256, np.uint8)
+    hide[100:] = 1
+    mask = p.node("Table", [flags, p.const(hide)], (2, 1, 11), x_format="uint8", format="uint8", zero_point=0)
+    table = p.const(exponentials(parse_format("uint8"), 0.03))
+    attributes = {"axis": 2, "x_format": "uint8", "numerator": 256, "format": "uint8"}
+    p.output("softmax_flags", p.node("Softmax", [scores, table, mask], (2, 3, 11), zero_point=0, **attributes))

@@ -110,7 +110,9 @@ def test_normalize_is_within_one_step_of_the_real_function(token, out, centre):
         values = attributes(node)
         got = oracle("Normalize", [x, *constants], values).astype(np.float64)
         s = np.float64(np.float32(scale))
-        real = normalized(x.astype(np.int64) - zero, s, np.float64(np.float32(epsilon)), centre, gain, bias) / np.float64(step)
+        real = normalized(
+            x.astype(np.int64) - zero, s, np.float64(np.float32(epsilon)), centre, gain, bias
+        ) / np.float64(step)
         want = np.clip(real + (to.min + to.max) // 2, to.min, to.max)
         # Half a step is the rounding; the rest is the algorithm's own error.
         assert np.abs(got - want).max() <= (0.51 if out == "uint8" else 0.6), (n, scale)
@@ -216,5 +218,3 @@ def test_indices_outside_take_the_nearest_entry():
     x = np.arange(5, dtype=np.uint8)
     index = np.array([-9, -6, -5, 4, 5, 2**62, -(2**63)], np.int64)
     assert oracle("Gather", [x, index], {"axis": 0}).tolist() == [0, 0, 0, 4, 4, 4, 0]
-
-

@@ -77,3 +77,31 @@ class Pick:
             x_at = kernel.let((outer * self.extent + row) * self.inner)
             for_lanes(kernel, self.inner, lanes, lambda i, n: y.store(y_at + i, x.load(x_at + i, n), n))
         return kernel.function()
+
+
+@dataclass(frozen=True)
+class WriteSlot:
+    """y[.., position mod extent, ..] = entry; operands y (its slot 0) and entry of `nest`."""
+
+    nest: Nest
+    stride: int
+    extent: int
+    storage: str
+    index: str
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, entry, position)."""
+        kernel = Kernel(name)
+        tirx = kernel.tirx
+        y, x = kernel.pointer("y", self.storage), kernel.pointer("entry", self.storage)
+        position = kernel.pointer("position", self.index)
+        extent, zero = kernel.const(self.extent, self.index), kernel.const(0, self.index)
+        rest = kernel.let(tirx.truncmod(position.load(0), extent))
+        inside = tirx.Select(rest < zero, rest + extent, rest)
+        start = kernel.let(kernel.cast(inside, "int32") * self.stride)
+
+        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
+            y.store(start + at[0], x.load(at[1], n, inner[1]), n, inner[0])
+
+        run_nest(kernel, self.nest, machine.lanes, body)
+        return kernel.function()

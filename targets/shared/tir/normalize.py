@@ -88,9 +88,7 @@ class Normalize:
             self._each(kernel, lanes, y_at, x_at, p_at, write)
         return kernel.function()
 
-    def _each(
-        self, kernel: Kernel, lanes: int, y_at: Expr, x_at: Expr, p_at: Expr, body: Callable[..., None]
-    ) -> None:
+    def _each(self, kernel: Kernel, lanes: int, y_at: Expr, x_at: Expr, p_at: Expr, body: Callable[..., None]) -> None:
         """body(y offset, x offset, parameter offset, lanes) over a run."""
 
         def descend(depth: int, at: tuple[Expr, Expr, Expr]) -> None:
@@ -132,9 +130,7 @@ class Normalize:
         m = kernel.let(held.load(0))
         s = self._root(kernel, machine, m)
         r = kernel.let(tirx.truncdiv(kernel.const(1 << 61, "int64"), s))
-        a = kernel.let(
-            tirx.max(kernel.const(1, "int64"), kernel.const(41 - self.half_shift, "int64") - k.load(0))
-        )
+        a = kernel.let(tirx.max(kernel.const(1, "int64"), kernel.const(41 - self.half_shift, "int64") - k.load(0)))
         return r, a
 
     @staticmethod

@@ -59,8 +59,10 @@ class PackRight:
                 whole = spec.panel(machine, spec.vectors) * (blocks - 1)
                 y_at = kernel.let(batch * self.elements(machine) + whole)
             n_first = kernel.let(block * (spec.vectors * machine.lanes)) if not first else first * machine.lanes
-            valid = min(vectors * machine.lanes, spec.channels - first * machine.lanes) if first or blocks == 1 else (
-                vectors * machine.lanes
+            valid = (
+                min(vectors * machine.lanes, spec.channels - first * machine.lanes)
+                if first or blocks == 1
+                else (vectors * machine.lanes)
             )
             self._fill(kernel, machine, y, x, y_at, x_at, n_first, vectors, valid)
             if bias is not None:

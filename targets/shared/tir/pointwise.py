@@ -101,6 +101,49 @@ class Multiply:
 
 
 @dataclass(frozen=True)
+class Divide:
+    """(a - za) * multiplier / ((b - zb) 2^shift), rounded half up (qcompiler/ops/elementwise.py); operands y, a, b."""
+
+    nest: Nest
+    a_storage: str
+    b_storage: str
+    a_zero_point: int
+    b_zero_point: int
+    multiplier: int
+    shift: int
+    zero_point: int
+    format: Int
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, a, b)."""
+        kernel = Kernel(name)
+        tirx, storage = kernel.tirx, str(self.format.storage)
+        y = kernel.pointer("y", storage)
+        operands = [kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)]
+        low, high = (kernel.const(v - self.zero_point, "int64") for v in (self.format.min, self.format.max))
+        zero = kernel.const(0, "int64")
+
+        def compute(values: list[Expr], n: int) -> Expr:
+            a = _centred(kernel, values[0], self.a_zero_point, "int64", n) * kernel.const(self.multiplier, "int64")
+            b = _centred(kernel, values[1], self.b_zero_point, "int64", n) * kernel.const(1 << self.shift, "int64")
+            over, under = kernel.let(tirx.Select(b < zero, zero - a, a)), kernel.let(tirx.Select(b < zero, zero - b, b))
+            # Kept in memory, so that no simplification moves the division to where the divisor may be 0.
+            held = kernel.local(2, "int64")
+            held.store(0, tirx.max(under + under, kernel.const(1, "int64")))
+            divisor = kernel.let(held.load(0))
+            top = kernel.let(over + over + under)
+            held.store(1, tirx.truncdiv(top, divisor))  # towards 0: one too much for negative numerators
+            cut = kernel.let(held.load(1))
+            exact = tirx.any(top >= zero, tirx.EQ(cut * divisor, top))
+            quotient = cut - tirx.Select(exact, zero, kernel.const(1, "int64"))
+            endless = tirx.Select(over > zero, high, tirx.Select(over < zero, low, zero))
+            code = tirx.Select(tirx.EQ(under, zero), endless, tirx.min(tirx.max(quotient, low), high))
+            return kernel.cast(kernel.cast(code, "int32") + kernel.const(self.zero_point), storage)
+
+        return _map(kernel, self.nest, 1, y, operands, compute)
+
+
+@dataclass(frozen=True)
 class Rescale:
     """requantize(x - zx); operands y, x."""
 

@@ -19,7 +19,8 @@ class Softmax:
     """clip((2 e R + S) // (2 S) + z), e = exp(max - x); operands y, x (and mask) of `nest` (innermost extent 1).
 
     wide: exponentials are products of two table entries. mask: "" for none, "prefix" for the count of visible cells of
-    a row, "cells" for one byte a cell, 1 where it is hidden.
+    a row, "position" for one number, of which every row shows so many cells and one more, "cells" for one byte a cell,
+    1 where it is hidden, "flags" for the same when a whole row may be hidden, which then counts as visible.
     """
 
     nest: Nest
@@ -33,20 +34,23 @@ class Softmax:
     wide: bool
     mask: str = ""
     mask_stride: int = 0
+    mask_type: str = ""
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, y, x, table), or with the mask behind x."""
         kernel = Kernel(name)
         y, x = kernel.pointer("y", str(self.format.storage)), kernel.pointer("x", self.storage)
-        mask = kernel.pointer("mask", "int32" if self.mask == "prefix" else "uint8") if self.mask else None
+        mask = kernel.pointer("mask", self.mask_type) if self.mask else None
         table = kernel.pointer("table", "int32")
         keep = machine.lanes > 1 and self.length <= KEPT
         with kernel.loop(kernel.hi, kernel.lo) as u:
             y_at, x_at, *rest = unit_offsets(kernel, self.nest, u)
             count: Expr = self.length
-            if self.mask == "prefix":
-                assert mask is not None
+            if mask is not None and self.mask == "prefix":
                 count = kernel.let(mask.load(rest[0]))
+            elif mask is not None and self.mask == "position":
+                last = kernel.clamp(mask.load(0), 0, self.length - 1, self.mask_type)
+                count = kernel.let(kernel.cast(last, "int32") + kernel.const(1))
             self._row(kernel, machine, (y, x, table), (y_at, x_at), count, keep, mask, rest[0] if rest else 0)
         return kernel.function()
 
@@ -62,15 +66,23 @@ class Softmax:
         mask_at: Expr,
     ) -> None:
         tirx, (y, x, table), (y_at, x_at) = kernel.tirx, pointers, at
-        cells = mask is not None and self.mask == "cells"
+        cells = self.mask in ("cells", "flags")
+        whole: list[Expr] = []
 
         def code(i: Expr) -> Expr:
             return kernel.cast(x.load(x_at + i * self.x_stride), "int32")
 
         def seen(i: Expr) -> Expr:
             assert mask is not None
-            return mask.load(mask_at + i * self.mask_stride) == kernel.const(0, "uint8")
+            shown = tirx.EQ(mask.load(mask_at + i * self.mask_stride), kernel.const(0, "uint8"))
+            return tirx.any(shown, *whole) if whole else shown
 
+        if self.mask == "flags":
+            visible = kernel.local(1, "int32")
+            visible.store(0, kernel.const(0))
+            with kernel.loop(count) as i:
+                visible.store(0, visible.load(0) + kernel.cast(seen(i), "int32"))
+            whole.append(kernel.let(tirx.EQ(visible.load(0), kernel.const(0))))
         top = self._top(kernel, machine, x, x_at, count, seen if cells else None)
         total = kernel.local(1, "int64")
         total.store(0, kernel.const(0, "int64"))
@@ -101,7 +113,7 @@ class Softmax:
                 shifted = share + kernel.const(self.zero_point, "int64")
                 result = kernel.clamp(shifted, self.format.min, self.format.max, "int64")
                 y.store(y_at + i * self.y_stride, kernel.cast(kernel.cast(result, "int32"), y.dtype))
-        if self.mask == "prefix":
+        if self.mask in ("prefix", "position"):
             none = min(max(self.zero_point, self.format.min), self.format.max)
             with kernel.loop(self.length, count) as i:
                 y.store(y_at + i * self.y_stride, kernel.const(none, y.dtype))
