@@ -23,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.context import Context
-from qcompiler.graph.model import Graph, attribute, operand, set_attributes
+from qcompiler.graph.model import Graph, attribute, attributes, operand, set_attributes
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -222,8 +222,15 @@ def _gemm(graph: Graph, node: ir.Node) -> None:
     array, n = graph.const(bias), graph.shape(node.outputs[0])[1]
     if array is None:
         return
-    if array.ndim == 2 and array.shape[0] > 1 and (array != array[:1]).any():
-        return  # a bias for each row is an Add, rare enough to be left to the float form
+    if array.ndim == 2 and (array.shape[0] > 1 or array.shape[1] == 1 < n) and (array != array[:1, :1]).any():
+        term = graph.add_const(f"{node.outputs[0].name}_term", array * np.float32(beta))
+        product = graph.add_node("Gemm", node.inputs[:2], attributes(node), before=node, name=node.name,
+                                 like=node.outputs[0])  # fmt: skip
+        set_attributes(product, beta=None)
+        new = graph.add_node("Add", [product.outputs[0], term], before=node, name=f"{node.name}_term",
+                             like=node.outputs[0])  # fmt: skip
+        graph.bypass(node, new.outputs[0])
+        return
     row = array[:1] if array.ndim == 2 else array
     if beta != 1 or array.shape != (n,):
         graph.set_input_const(node, 2, np.broadcast_to(row * np.float32(beta), (1, n)).reshape(n).astype(array.dtype))
