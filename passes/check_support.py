@@ -12,8 +12,10 @@ import onnx_ir as ir
 
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
+from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage
+from qcompiler.passes import unroll_recurrent
 from qcompiler.passes.integerize import function_input
 from qcompiler.passes.integerize.movement import MOVEMENT
 from qcompiler.passes.integerize.rules import rule_of
@@ -51,12 +53,16 @@ def _name(node: ir.Node) -> str:
 def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
     """What a float node becomes, and the reason if that is nothing."""
     op = node.op_type
+    if qdq.is_quantizer(node):
+        return "integer", ""
     if node.domain in ("", "ai.onnx") and op in MOVEMENT:
         if op == "Resize" and attribute(node, "mode", "nearest") != "nearest":
             return "unsupported", f"has mode {attribute(node, 'mode')}; only nearest has an integer form yet"
         if op == "Pad" and attribute(node, "mode", "constant") not in ("constant", "reflect", "edge"):
             return "unsupported", f"has mode {attribute(node, 'mode')}"
         return "movement", ""
+    if not node.domain and op in unroll_recurrent.GATES:
+        return "unsupported", unroll_recurrent.refuses(graph, node, unroll_recurrent.Options()) or "is not unrolled"
     if function_input(graph, node) is not None:
         return "table", ""
     if rule_of(node) is None:

@@ -10,6 +10,7 @@ import onnx
 import onnx_ir as ir
 
 from qcompiler.errors import ModelError, UnsupportedError
+from qcompiler.graph.lift import handlers
 from qcompiler.graph.model import DOMAIN
 
 OPSET_MIN, OPSET_MAX = 7, 25
@@ -128,7 +129,7 @@ def check_domains(proto: onnx.ModelProto, where: str) -> None:
     foreign = {
         f"{node.domain}::{node.op_type}"
         for node in proto.graph.node
-        if node.domain not in STANDARD and (node.domain, node.op_type) not in local
+        if node.domain not in STANDARD and not {(node.domain, node.op_type)} & (local | set(handlers()))
     }
     if foreign:
         raise UnsupportedError(

@@ -27,12 +27,13 @@ DOMAIN = "qcompiler"
 class Graph:
     """A model whose nodes are in topological order and whose constants are initializers.
 
-    `path` is where it came from, for error messages.
+    `path` is where it came from, for error messages; `notes` are remarks of the import for the report: where, what.
     """
 
     def __init__(self, model: onnx_ir.Model, path: str | Path = "model") -> None:
         self.model = model
         self.path = str(path)
+        self.notes: list[tuple[str, str]] = []
 
     # -- making and saving -------------------------------------------------------------------------------------
 
@@ -51,7 +52,9 @@ class Graph:
 
     def clone(self) -> Graph:
         """A copy to change freely; tensors are shared."""
-        return Graph(self.model.clone(), self.path)
+        copy = Graph(self.model.clone(), self.path)
+        copy.notes = list(self.notes)
+        return copy
 
     def to_proto(self) -> onnx.ModelProto:
         """The ONNX ModelProto."""
@@ -60,6 +63,10 @@ class Graph:
     def save(self, path: str | Path) -> None:
         """Write the .onnx file."""
         onnx_ir.save(self.model, path)
+
+    def note(self, where: onnx_ir.Node | str, text: str) -> None:
+        """Leave a remark of the import."""
+        self.notes.append((where if isinstance(where, str) else str(where.name or where.outputs[0].name), text))
 
     # -- looking -----------------------------------------------------------------------------------------------
 
