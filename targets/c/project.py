@@ -39,10 +39,12 @@ selftest: test/selftest.c {sources}
 \t./selftest && echo "bit-exact"
 """
 
-_CMAKE = """cmake_minimum_required(VERSION 3.13)
+_CMAKE = """cmake_minimum_required(VERSION 3.15)
 project(qc_{name} {languages})
 add_library(qc_{name} STATIC {sources})
 target_include_directories(qc_{name} PUBLIC src)
+set(gnu $<AND:$<COMPILE_LANGUAGE:C>,$<C_COMPILER_ID:GNU,Clang>>)
+target_compile_options(qc_{name} PRIVATE $<${{gnu}}:-ffreestanding>)
 set_target_properties(qc_{name} PROPERTIES C_STANDARD 99 LINKER_LANGUAGE C)
 """
 

@@ -243,16 +243,32 @@ def test_make_builds_the_library_and_proves_the_bits(make: Make, options: Mappin
     assert {path.name for path in copy.rglob("*")} <= before
 
 
-@pytest.mark.parametrize("options", [{"weights": "bin"}, {"mcu": "cortex-m4", "weights": "bin"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weights": "bin"},
+        {"mcu": "cortex-m4", "weights": "bin"},
+        {"mcu": "rv32imac"},
+        {"object": "rv32imac", "weights": "bin"},
+    ],
+    ids=str,
+)
 def test_cmake_builds_the_library(make: Make, options: Mapping[str, str], tmp_path: Path) -> None:
+    """With the toolchain file of the core, and with an object in place of kernels."""
     need("cmake")
-    command = ["cmake", "-S", str(make(**options).path), "-B", str(tmp_path / "build")]
-    if mcu := options.get("mcu"):
-        need("arm-none-eabi-gcc")
-        command += [f"-DCMAKE_TOOLCHAIN_FILE={make(**options).path / f'{mcu}.cmake'}"]
+    bundle = make(**options)
+    command = ["cmake", "-S", str(bundle.path), "-B", str(tmp_path / "build")]
+    if core := options.get("mcu") or options.get("object"):
+        need(MCUS[core].compiler)
+        command += [f"-DCMAKE_TOOLCHAIN_FILE={bundle.path / f'{core}.cmake'}"]
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(["cmake", "--build", str(tmp_path / "build")], check=True, capture_output=True)
-    assert (tmp_path / "build" / "libqc_digits.a").is_file()
+    listing = ["nm", str(tmp_path / "build" / "libqc_digits.a")]
+    symbols = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+    kernels = {call["kernel"] for call in bundle.manifest["c"]["calls"]}
+    assert {"qc_digits_run", *kernels} <= {
+        words[-1] for line in symbols.splitlines() if " T " in line and (words := line.split())
+    }
 
 
 _ZEPHYR = """cmake_minimum_required(VERSION 3.13)
