@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -51,7 +52,7 @@ def accuracy_section(documents: Sequence[Document]) -> str:
         "equal decisions of the two; `peer`: of onnxruntime's unoptimized and optimized mode on the very QDQ file.\n"
         "top1 and agreement (with float): more is better; psnr in dB; mse against the input: less is better."
     )
-    return section("Accuracy", "accuracy", documents, text, markdown([*accuracy.HEADERS[:-1], "goals"], rows))
+    return section(TITLES["accuracy"], "accuracy", documents, text, markdown([*accuracy.HEADERS[:-1], "goals"], rows))
 
 
 def bit_exact_section(documents: Sequence[Document]) -> str:
@@ -68,7 +69,7 @@ def bit_exact_section(documents: Sequence[Document]) -> str:
         rows.append([network, precision, *kinds, min(row["samples"] for row in found), "1, 2", result])
     text = "Every output of every sample, compared with the numpy oracle bit for bit, with one and two threads."
     headers = ["network", "precision", "arithmetic", "instruction sets", "samples", "threads", "bit-exact"]
-    return section("Bit-exactness", "bit_exact", documents, text, markdown(headers, rows))
+    return section(TITLES["bit_exact"], "bit_exact", documents, text, markdown(headers, rows))
 
 
 def latency_section(documents: Sequence[Document]) -> str:
@@ -80,7 +81,7 @@ def latency_section(documents: Sequence[Document]) -> str:
         "an int8 contender's output against its own QDQ file run without optimizations (200 dB: equal)."
     )
     headers = ["network", "threads", "runtime", "precision", "median ms", "min ms", "speed", "error"]
-    return section("Latency", "latency", documents, text, markdown(headers, rows))
+    return section(TITLES["latency"], "latency", documents, text, markdown(headers, rows))
 
 
 def compile_section(documents: Sequence[Document]) -> str:
@@ -92,14 +93,14 @@ def compile_section(documents: Sequence[Document]) -> str:
     ]
     text = "The whole command with the default recipe, in a process of its own. Limit of memory: 2560 MiB."
     headers = ["network", "samples", "seconds", "limit", "peak memory"]
-    return section("Compile time", "compile_time", documents, text, markdown(headers, rows))
+    return section(TITLES["compile_time"], "compile_time", documents, text, markdown(headers, rows))
 
 
 def startup_section(documents: Sequence[Document]) -> str:
     """Import, help, load."""
     rows = [[r["what"], f"{r['median_s']:.3f}", r["limit_s"]] for document in documents for r in document["rows"]]
     text = "Medians over fresh processes."
-    return section("Start-up", "startup", documents, text, markdown(["what", "seconds", "limit"], rows))
+    return section(TITLES["startup"], "startup", documents, text, markdown(["what", "seconds", "limit"], rows))
 
 
 def determinism_section(documents: Sequence[Document]) -> str:
@@ -110,7 +111,8 @@ def determinism_section(documents: Sequence[Document]) -> str:
         for r in document["rows"]
     ]
     text = "Two compiles in two processes with different hash seeds, for all instruction sets; files that differ."
-    return section("Determinism", "determinism", documents, text, markdown(["network", "files", "differing"], rows))
+    table = markdown(["network", "files", "differing"], rows)
+    return section(TITLES["determinism"], "determinism", documents, text, table)
 
 
 def mcu_section(documents: Sequence[Document]) -> str:
@@ -123,7 +125,7 @@ def mcu_section(documents: Sequence[Document]) -> str:
         "those of arm-none-eabi-gcc -Os for a Cortex-M4; the arena stands beside its lower bound, the most that is\n"
         "alive at once. `estimate off`: the worse of flash and RAM, where no cross compiler measures them."
     )
-    found = section("Microcontrollers", "mcu", documents, text, markdown(mcu.HEADERS, mcu.lines(rows)))
+    found = section(TITLES["mcu"], "mcu", documents, text, markdown(mcu.HEADERS, mcu.lines(rows)))
     return (
         f"{found}\nInstructions of one inference on the Cortex-M4, counted by the emulator (not cycles), and for each\n"
         "multiply-accumulate by kind of layer. `3x3`: windows over 16 or more planes; `first`: over fewer.\n\n"
@@ -142,7 +144,7 @@ def fit_section(documents: Sequence[Document]) -> str:
         "that was painted and read back; and how far the report is from them: with the cross compiler (`measured`),\n"
         "and with the estimate where there is none."
     )
-    return section("Firmware sizes", "mcu_fit", documents, text, markdown(mcu_fit.HEADERS, mcu_fit.lines(rows)))
+    return section(TITLES["fit"], "mcu_fit", documents, text, markdown(mcu_fit.HEADERS, mcu_fit.lines(rows)))
 
 
 def peers_section(documents: Sequence[Document]) -> str:
@@ -157,7 +159,7 @@ def peers_section(documents: Sequence[Document]) -> str:
     shown = [{**document, "arguments": _without_places(document["arguments"])} for document in documents]
     failed = "".join(f"\n{line}\n" for line in mcu_peers.reasons(rows))
     table = markdown(mcu_peers.HEADERS, mcu_peers.lines(rows))
-    return section("Firmware beside its peers", "mcu_peers", shown, text, table) + failed
+    return section(TITLES["peers"], "mcu_peers", shown, text, table) + failed
 
 
 def _without_places(arguments: Sequence[str]) -> list[str]:
@@ -178,20 +180,39 @@ SECTIONS = {
 }
 
 
-def page(folder: Path) -> Iterator[str]:
-    """The parts of the page."""
+TITLES = {
+    "accuracy": "Accuracy",
+    "bit_exact": "Bit-exactness",
+    "latency": "Latency",
+    "compile_time": "Compile time",
+    "startup": "Start-up",
+    "determinism": "Determinism",
+    "mcu": "Microcontrollers",
+    "fit": "Firmware sizes",
+    "peers": "Firmware beside its peers",
+}
+"""Headings on the page, by name of the benchmark's file."""
+
+
+def page(folder: Path, before: str) -> Iterator[str]:
+    """The parts of the page. before: its text until now."""
     yield "# Measured results\n\nWritten by `python -m benchmarks.results` from the benchmarks' JSON files.\n"
+    kept = {part.partition("\n")[0]: f"\n## {part}" for part in re.split(r"(?m)^\n## ", before)[1:]}
     for name, make in SECTIONS.items():
         documents = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}*.json"))]
         if documents:
             yield make(documents)
+        else:
+            yield kept.get(TITLES[name], "")
 
 
 def main() -> int:
     """Write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
-    (ROOT / "docs" / "results.md").write_text("".join(page(parser.parse_args().folder)), encoding="utf-8")
+    path = ROOT / "docs" / "results.md"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    path.write_text("".join(page(parser.parse_args().folder, before)), encoding="utf-8")
     return 0
 
 

@@ -69,7 +69,16 @@ def _requantization(program: Program, node: ir.Node, first: int) -> tuple[Requan
 
 
 def _table(
-    node: ir.Node, window: Window, x: View, y: View, groups: int, inputs: int, outputs: int, band: int = 0
+    node: ir.Node,
+    window: Window,
+    x: View,
+    y: View,
+    groups: int,
+    inputs: int,
+    outputs: int,
+    band: int = 0,
+    *,
+    centred: bool = True,
 ) -> NDArray[np.int32]:
     xs, ys = as_image(x).strides, as_image(y).strides
     return shape_table(
@@ -79,16 +88,10 @@ def _table(
         groups=groups,
         inputs=inputs,
         outputs=outputs,
-        x_zero_point=attribute(node, "x_zero_point", 0),
+        x_zero_point=attribute(node, "x_zero_point", 0) if centred else 0,
         zero_point=attribute(node, "zero_point", 0),
         band=band,
     )
-
-
-def _dot(program: Program, storage: str, weight: str, accumulator: str) -> str:
-    """The external dot product for these types, if the machine has one."""
-    fitting = storage == "uint8" and weight == "int8" and accumulator == "int32"
-    return "qc_dot_u8s8_x4" if fitting and program.machine.helpers else ""
 
 
 @dataclass(frozen=True)
@@ -247,11 +250,17 @@ def _product(
         line = PackedLine(x.dtype, paired.requantize, paired.bits)
         _emit(program, node, line, units, table, [x, y], [packed, paired.bias, *paired.scales], piece)
         return
+    if paired is not None and paired.bits == 8 and x.dtype == "uint8" and _inside(window):
+        table = _table(node, window, x, y, groups, inputs, weights.shape[0] // groups, centred=False)
+        single = ScalarConv(x.dtype, "int8", "int32", paired.requantize, merged, "qc_dot_u8s8_x4")
+        arrays = [paired.weights.transpose(0, 2, 3, 1), paired.bias, *paired.scales]
+        _emit(program, node, single, units, table, [x, y], arrays, piece)
+        return
     bias = program.graph.const(node.inputs[2])
     assert bias is not None
     requantize, scales = _requantization(program, node, 3)
     kind, accumulator = _weight_type(weights), "int64" if format_of(value).bits > 8 else "int32"
-    single = ScalarConv(x.dtype, kind, accumulator, requantize, merged, _dot(program, x.dtype, kind, accumulator))
+    single = ScalarConv(x.dtype, kind, accumulator, requantize, merged)
     arrays = [weights.transpose(0, 2, 3, 1).astype(kind), bias, *scales]
     _emit(program, node, single, units, table, [x, y], arrays, piece)
 
@@ -264,6 +273,11 @@ def overwrites(program: Program, node: ir.Node) -> bool:
     depthwise = window.rank == 4 and groups == window.channels == len(weights) > 1 and window.channels % PIXELS == 0
     same = window.input == window.output and window.strides == (1, 1)
     return depthwise and same and _slides(window) and _paired(program, node, value, weights) is not None
+
+
+def _inside(window: Window) -> bool:
+    """Whether no cell outside the image is read."""
+    return max(window.before) <= 0 and window.after() == (0, 0)
 
 
 def _slides(window: Window) -> bool:

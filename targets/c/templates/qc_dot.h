@@ -46,24 +46,21 @@ static inline uint32_t qc_even_s8(uint32_t word) { return (uint32_t)__sxtb16((in
 
 static inline int32_t qc_mac(uint32_t a, uint32_t b, int32_t sum) { return __smlad((int16x2_t)a, (int16x2_t)b, sum); }
 
-/* One word of x (even and odd halves, centred) times a word of w. */
+/* One word of x (even and odd halves) times a word of w. */
 static inline int32_t qc_mac4(uint32_t even, uint32_t odd, uint32_t weights, int32_t sum) {
   return qc_mac(odd, qc_odd_s8(weights), qc_mac(even, qc_even_s8(weights), sum));
 }
 #endif
 
-/* sums[t] += sum over i < run of (x[i] - zero) * w[t * panel + i], t = 0..3 */
+/* sums[t] += sum over i < run of x[i] * w[t * panel + i], t = 0..3 */
 static inline void qc_dot_u8s8_x4(const uint8_t *restrict x, const int8_t *restrict w, int32_t run, int32_t panel,
-                                  int32_t zero, int32_t *restrict sums) {
+                                  int32_t *restrict sums) {
   int32_t s0 = sums[0], s1 = sums[1], s2 = sums[2], s3 = sums[3];
   const int8_t *w1 = w + panel, *w2 = w1 + panel, *w3 = w2 + panel;
   int32_t i = 0;
 #ifdef QC_DSP
-  const uint32_t zeros = ((uint32_t)zero << 16) | ((uint32_t)zero & 0xFFFFu);
   for (; i + 4 <= run; i += 4) {
-    const uint32_t word = qc_load(x + i);
-    const uint32_t even = (uint32_t)__ssub16((int16x2_t)qc_even_u8(word), (int16x2_t)zeros);
-    const uint32_t odd = (uint32_t)__ssub16((int16x2_t)qc_odd_u8(word), (int16x2_t)zeros);
+    const uint32_t word = qc_load(x + i), even = qc_even_u8(word), odd = qc_odd_u8(word);
     s0 = qc_mac4(even, odd, qc_load(w + i), s0);
     s1 = qc_mac4(even, odd, qc_load(w1 + i), s1);
     s2 = qc_mac4(even, odd, qc_load(w2 + i), s2);
@@ -71,7 +68,7 @@ static inline void qc_dot_u8s8_x4(const uint8_t *restrict x, const int8_t *restr
   }
 #endif
   for (; i < run; ++i) {
-    const int32_t value = (int32_t)x[i] - zero;
+    const int32_t value = (int32_t)x[i];
     s0 += value * (int32_t)w[i];
     s1 += value * (int32_t)w1[i];
     s2 += value * (int32_t)w2[i];

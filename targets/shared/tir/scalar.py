@@ -128,7 +128,7 @@ class ScalarConv:
     merged: bool
     """Whether a row of taps (kx, c) is one contiguous run."""
     dot: str = ""
-    """External function for four channels: (x, w, run, panel, x zero point, sums)."""
+    """External function for four channels: (x, w, run, panel, sums); the table's zero point of x is then 0."""
 
     TILE = 4
 
@@ -145,7 +145,7 @@ class ScalarConv:
 
         def run(x_from: Expr, w_from: Expr, length: Expr, acc: Pointer, count: int) -> None:
             if self.dot and count == self.TILE:
-                kernel.extern(self.dot, (x, x_from), (w, w_from), length, panel, zero, (acc, 0))
+                kernel.extern(self.dot, (x, x_from), (w, w_from), length, panel, (acc, 0))
                 return
             with kernel.loop(length) as k:
                 value = kernel.let(kernel.cast(x.load(x_from + k), self.accumulator) - zero)
