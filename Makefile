@@ -8,10 +8,14 @@ PIP := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.
 INSTALLED := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
 
-.PHONY: demo test test-mcu lint types docs
+.PHONY: demo demo-cls test test-mcu lint types docs
 
 demo: $(INSTALLED)
-	$(RUN) -m examples.ocr_cls.demo $(ARGS)
+	$(RUN) -m examples.ocr.recognize $(ARGS)
+
+# The quick one.
+demo-cls: $(INSTALLED)
+	$(RUN) -m examples.ocr.classify $(ARGS)
 
 test: $(INSTALLED)
 	$(RUN) -m pytest tests $(ARGS)

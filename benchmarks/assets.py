@@ -213,15 +213,15 @@ def _digits() -> Case:
 
 
 def _classifier() -> Case:
-    from examples.ocr_cls.demo import CALIBRATION, CALIBRATION_SEED, TEST, TEST_SEED
-    from examples.ocr_cls.lines import dataset
-    from examples.ocr_cls.model import DownloadError, fetch
+    from examples.ocr.classify import CALIBRATION, CALIBRATION_SEED, TEST, TEST_SEED, WIDTH
+    from examples.ocr.lines import turned
+    from examples.ocr.model import DownloadError, fetch
 
     def arrays(split: str) -> tuple[NDArray, NDArray]:
-        return dataset(CALIBRATION, CALIBRATION_SEED) if split == "calib" else dataset(TEST, TEST_SEED)
+        return turned(CALIBRATION, CALIBRATION_SEED, WIDTH) if split == "calib" else turned(TEST, TEST_SEED, WIDTH)
 
     try:
-        path = fetch()
+        path = fetch("cls")
     except DownloadError as error:
         sys.exit(str(error))
     return Case("PP-OCR cls", path, {"metric": "top1", "arrays": arrays}, ("loss", 0.005))

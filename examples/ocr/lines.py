@@ -1,4 +1,4 @@
-"""Text lines as a scanner would cut them out: rendered with Pillow's own scalable font, half of them upside down.
+"""Text lines as a scanner would cut them out: rendered with Pillow's own scalable font.
 
 The font comes with Pillow, so the lines are the same on every machine with that Pillow.
 """
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-HEIGHT, WIDTH = 48, 192
+HEIGHT = 48
 WORDS = [
     "invoice", "receipt", "delivery", "order", "customer", "number", "date", "total", "amount", "due", "paid",
     "bank", "transfer", "account", "street", "avenue", "Paris", "Berlin", "London", "Tokyo", "Lisbon", "phone",
@@ -22,8 +22,8 @@ WORDS = [
 ]  # fmt: skip
 
 
-def render(rng: np.random.Generator) -> Image.Image:
-    """One line of one to four words or figures: dark on light, of some size, colour and noise."""
+def render(rng: np.random.Generator) -> tuple[str, Image.Image]:
+    """A text and its picture: one to four words or figures, dark on light, of some size, colour and noise."""
     count = int(rng.integers(1, 5))
     text = " ".join(str(rng.choice(WORDS) if rng.random() < 0.8 else rng.integers(10, 100_000)) for _ in range(count))
     style = rng.random()
@@ -36,22 +36,29 @@ def render(rng: np.random.Generator) -> Image.Image:
     ImageDraw.Draw(image).text((margin - left, margin - top), text, font=font, fill=ink)
     pixels = np.asarray(image, np.float32)
     pixels = pixels + rng.normal(0, rng.uniform(0, 12), pixels.shape)
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    return text, Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def preprocess(image: Image.Image) -> NDArray[np.float32]:
-    """What the classifier takes: float32 [3, 48, 192], BGR in -1..1, as high as that, 0 at the right."""
-    width = min(WIDTH, max(1, -(-HEIGHT * image.width // image.height)))
-    pixels = np.asarray(image.resize((width, HEIGHT), Image.Resampling.BILINEAR), np.float32)
-    padded = np.zeros((3, HEIGHT, WIDTH), np.float32)
-    padded[:, :, :width] = (pixels[:, :, ::-1].transpose(2, 0, 1) / 255 - 0.5) / 0.5
+def preprocess(image: Image.Image, width: int) -> NDArray[np.float32]:
+    """What both models take: float32 [3, 48, width], BGR in -1..1, as high as that, 0 at the right."""
+    shown = min(width, max(1, -(-HEIGHT * image.width // image.height)))
+    pixels = np.asarray(image.resize((shown, HEIGHT), Image.Resampling.BILINEAR), np.float32)
+    padded = np.zeros((3, HEIGHT, width), np.float32)
+    padded[:, :, :shown] = (pixels[:, :, ::-1].transpose(2, 0, 1) / 255 - 0.5) / 0.5
     return padded
 
 
-def dataset(count: int, seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """`count` lines, float32 [count, 3, 48, 192], and labels, int64 [count]: 1 is upside down, every other line is."""
+def dataset(count: int, seed: int, width: int) -> tuple[NDArray[np.float32], list[str]]:
+    """`count` lines, float32 [count, 3, 48, width], and what they say."""
+    rng = np.random.default_rng(seed)
+    lines = [render(rng) for _ in range(count)]
+    return np.stack([preprocess(image, width) for _, image in lines]), [text for text, _ in lines]
+
+
+def turned(count: int, seed: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`count` lines, float32 [count, 3, 48, width], and labels, int64 [count]: every other line is upside down, 1."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count, dtype=np.int64) % 2
-    lines = [render(rng) for _ in range(count)]
-    turned = [line.rotate(180) if label else line for line, label in zip(lines, labels, strict=True)]
-    return np.stack([preprocess(line) for line in turned]), labels
+    images = [render(rng)[1] for _ in range(count)]
+    turned = [image.rotate(180) if label else image for image, label in zip(images, labels, strict=True)]
+    return np.stack([preprocess(image, width) for image in turned]), labels
