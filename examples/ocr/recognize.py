@@ -35,7 +35,7 @@ def alphabet(model: Path) -> list[str]:
 
 
 def decode(scores: np.ndarray, characters: Sequence[str]) -> list[str]:
-    """What lines say: the best class of every position without repeats and blanks. scores: [lines, positions, classes]."""
+    """What lines say: the best class of every position, no repeats, no blanks. scores: [lines, positions, classes]."""
     best = scores.argmax(axis=-1)
     kept = (best != 0) & np.concatenate([np.ones_like(best[:, :1], bool), best[:, 1:] != best[:, :-1]], axis=1)
     return ["".join(characters[c] for c in line[keep]) for line, keep in zip(best, kept, strict=True)]

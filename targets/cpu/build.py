@@ -46,18 +46,6 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
         progress("generate code", 1, 1)
         files[f"lib/{level}.so"] = library
         files[f"lib/{level}.weights"] = program.constants.blob()
-        variants.append(
-            {
-                "level": level,
-                "cpu_flags": list(machine.cpu_flags),
-                "library": f"lib/{level}.so",
-                "weights": f"lib/{level}.weights",
-                "arena_bytes": program.arena_bytes,
-                "arena_lower_bound": program.arena_bound,
-                "weight_bytes": len(files[f"lib/{level}.weights"]),
-                "code_bytes": len(library),
-            }
-        )
         # The report speaks of the last, fastest level.
         sizes = {
             "weight_bytes": len(files[f"lib/{level}.weights"]),
@@ -65,6 +53,15 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
             "arena_lower_bound": program.arena_bound,
             "code_bytes": len(library),
         }
+        variants.append(
+            {
+                "level": level,
+                "cpu_flags": list(machine.cpu_flags),
+                "library": f"lib/{level}.so",
+                "weights": f"lib/{level}.weights",
+                **sizes,
+            }
+        )
     return Lowered(files, {"variants": variants}, sizes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -355,7 +356,7 @@ def _emit(
     units: int,
     table: NDArray,
     views: list[View],
-    parameters: list[NDArray],
+    parameters: Sequence[Any],
     piece: Piece,
 ) -> None:
     steps = [piece.x_step, piece.y_step, *[0] * len(views)]
