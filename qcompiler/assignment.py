@@ -29,13 +29,16 @@ class Assignment:
     """Decisions by value name; `activations` and `constants` are the values with a quantizer.
 
     groups: names that must share parameters (each name is in at most one). methods: range method of a value, when it
-    differs from the default. limits: bounds within which a range must stay, because saturation stands for a clip.
+    differs from the default. narrowed: a second, narrower quantizer of a value, through which products with weights
+    read it.
     """
 
     activations: dict[str, QuantSpec] = field(default_factory=dict)
     constants: dict[str, QuantSpec] = field(default_factory=dict)
     groups: list[list[str]] = field(default_factory=list)
     methods: dict[str, str] = field(default_factory=dict)
+    narrowed: dict[str, QuantSpec] = field(default_factory=dict)
+    narrowed_params: dict[str, QuantParams] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
 
     def group_of(self, name: str) -> list[str]:
@@ -107,6 +110,11 @@ def fused_clip(graph: Graph, node: ir.Node) -> ir.Node | None:
         return None
     user = graph.sole_user(node.outputs[0])
     return user if user is not None and clip_bounds(graph, user) is not None else None
+
+
+def product_uses(graph: Graph, value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Where products with weights read a value: (node, index of the input)."""
+    return [(use.node, use.idx) for use in value.uses() if use.idx == 0 and weight_of(graph, use.node) is not None]
 
 
 def bias_add(graph: Graph, node: ir.Node) -> ir.Node | None:

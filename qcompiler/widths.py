@@ -2,7 +2,8 @@
 
 Wide (16 bits)
 1. what a normalization reads: the residual stream of a transformer, whose few large channels would cost the others
-   their precision; and the operands of an Add that makes it, unless a product reads them too
+   their precision; and the operands of an Add that makes it. A product with weights that reads such a value as well
+   does so through a second quantizer of its own, at the precision's bits
 2. the scores of attention: what a Softmax reads, if a product of two activations makes it. Softmax turns an absolute
    error of its input into a relative one of its output
 3. a gate that a matrix product reads: a Mul of two activations, whose range is the product of two ranges (signed, with
@@ -21,7 +22,7 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
-from qcompiler.assignment import WEIGHTED, is_product_of_activations, scaled_product, softmax_mask
+from qcompiler.assignment import is_product_of_activations, scaled_product, softmax_mask
 from qcompiler.graph.model import Graph
 
 NORMALIZATIONS = (
@@ -58,7 +59,7 @@ def _wide(graph: Graph, node: ir.Node) -> Iterator[tuple[ir.Value | None, str]]:
         yield source, "uint16"
         maker = source.producer() if source is not None else None
         if maker is not None and maker.op_type == "Add":
-            yield from ((value, "uint16") for value in maker.inputs if not _feeds_product(value))
+            yield from ((value, "uint16") for value in maker.inputs)
     elif node.op_type in ("Softmax", "CacheSoftmax"):
         masked = softmax_mask(graph, node)
         scores = node.inputs[0] if masked is None else masked.scores
@@ -76,10 +77,6 @@ def _wide(graph: Graph, node: ir.Node) -> Iterator[tuple[ir.Value | None, str]]:
             yield value, "uint16"
             maker = value.producer()
             value = maker.inputs[0] if maker is not None else None
-
-
-def _feeds_product(value: ir.Value | None) -> bool:
-    return value is not None and any(use.node.op_type in WEIGHTED for use in value.uses())
 
 
 def _constant(graph: Graph, value: ir.Value | None) -> bool:
