@@ -60,4 +60,5 @@ def _macs(graph: Graph, node: ir.Node) -> int:
     if node.op_type not in names or not batch and graph.const(node.inputs[1]) is None:
         return 0
     shapes = [graph.shape(value) for value in node.inputs[:2] if value is not None]
-    return OPERATORS[f"qcompiler::{'BatchMatMul' if batch else names[node.op_type]}"].macs(shapes, [graph.shape(node.outputs[0])], attributes(node))
+    operator = OPERATORS[f"qcompiler::{'BatchMatMul' if batch else names[node.op_type]}"]
+    return operator.macs(shapes, [graph.shape(node.outputs[0])], attributes(node))

@@ -193,3 +193,31 @@ def test_runs_that_int32_cannot_hold_are_refused():
     with pytest.raises(UnsupportedError, match="too many for 16 bits"):
         integer(quantize(graph))
     assert integer(quantize(graph, wide=False)).nodes("Normalize")
+
+
+POST_NORM = """
+    h = MatMul(x, w)  a = Add(h, b)  n = LayerNormalization(a, g)
+    [fc] f = MatMul(n, w)  r = Add(f, n)  y = LayerNormalization(r, g)
+"""
+
+
+def test_products_read_a_wide_value_through_a_second_quantizer():
+    graph = float_graph("float[1,6,16] x => float[1,6,16] y", POST_NORM, g=rand(16), w=rand(16, 16), b=rand(16))
+    qdq = quantize(graph)
+    found = formats_of(qdq)
+    assert found["n"] == "uint16" and found["n_dequantized"] == "uint8"
+    result = integer(qdq)
+    product = result.nodes("MatMul")[1]
+    assert product.inputs[0].producer().op_type == "Requantize"
+    worst, share = differences(qdq, result)
+    assert worst <= 1 and share < 0.03
+    kept = quantize(graph, exclude=("fc",), exclude_bits=16)
+    assert "n_dequantized" not in formats_of(kept)
+
+
+def test_rotations_get_16_bits():
+    body = "a = Mul(x, c) b = Mul(z, d) s = Sub(a, b) y = Mul(s, k)"
+    constants = {"c": rand(6, 16), "d": rand(6, 16), "k": rand(1, 1, 16)}
+    graph = float_graph("float[1,6,16] x, float[1,6,16] z => float[1,6,16] y", body, **constants)
+    found = formats_of(quantize(graph))
+    assert (found["a"], found["b"], found["s"], found["y_float"]) == ("uint16", "uint16", "uint8", "uint8")
