@@ -249,7 +249,7 @@ def _apply_rules(
 
 def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment) -> None:
     """Constants beside activations (x + c, x * c, Concat, PRelu's slope stays float): the format of the other side."""
-    for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max"):
+    for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max", "Where"):
         if node in weighted or any(decisions.bias_add(graph, w) is node for w in weighted if w.op_type == "MatMul"):
             continue
         if decisions.scaled_product(graph, node) is not None:

@@ -202,7 +202,11 @@ def softmax_mask(graph: Graph, node: ir.Node | None) -> Mask | None:
     if node is None or node.op_type != "Softmax" or node.domain not in ("", "ai.onnx"):
         return None
     add = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if add is None or add.op_type != "Add" or graph.sole_user(add.outputs[0]) is not node:
+    if add is None or graph.sole_user(add.outputs[0]) is not node:
+        return None
+    if add.op_type == "Where":
+        return _chosen_mask(graph, add)
+    if add.op_type != "Add":
         return None
     for scores, other in (add.inputs[:2], add.inputs[1::-1]):
         if scores is None or other is None or graph.shape(scores) != graph.shape(add.outputs[0]):
@@ -214,6 +218,18 @@ def softmax_mask(graph: Graph, node: ir.Node | None) -> Mask | None:
                 return Mask(add, scores, other, hidden)
         elif _makes_mask(graph, other):
             return Mask(add, scores, other, None)
+    return None
+
+
+def _chosen_mask(graph: Graph, where: ir.Node) -> Mask | None:
+    """Where(constant condition, scores, large negative value), or the other way round."""
+    condition = graph.const(where.inputs[0])
+    for scores, other, hides in ((where.inputs[1], where.inputs[2], False), (where.inputs[2], where.inputs[1], True)):
+        far = graph.const(other)
+        if condition is None or far is None or scores is None or other is None or not (far <= MASKED).all():
+            continue
+        if graph.const(scores) is None and graph.shape(scores) == graph.shape(where.outputs[0]):
+            return Mask(where, scores, other, condition.astype(bool) == hides)
     return None
 
 
