@@ -19,7 +19,7 @@ import onnx_ir.passes.common as common
 
 from qcompiler.errors import ModelError, QCompilerError, RecipeError, UnsupportedError
 from qcompiler.graph.control import reason_kept, unroll
-from qcompiler.graph.integrity import check, check_domains
+from qcompiler.graph.integrity import OPSET_MAX, check, check_domains
 from qcompiler.graph.lift import lift
 from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.widen import widen
@@ -80,6 +80,9 @@ def _load(
         proto = ir.to_proto(source.clone())
         check(proto, where)
     check_domains(proto, where)
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = min(opset.version, OPSET_MAX)
     _drop_listed_initializers(proto)
     _fix_dimensions(proto, shapes, dims, where)
     _fix_inputs(proto, constants, where)

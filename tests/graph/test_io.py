@@ -252,7 +252,9 @@ def test_real_graphs_compute_what_they_did(assets, name):
                       else rng.integers(0, 9, graph.shape(v))).astype(v.dtype.numpy())
         for v in graph.inputs
     }  # fmt: skip
-    before, after = Session(path.read_bytes()).run(inputs), Session(graph).run(inputs)
+    narrow = {name: array.astype(np.uint8) if name == "input" and array.dtype.kind == "i" else array
+              for name, array in inputs.items()}  # fmt: skip
+    before, after = Session(path.read_bytes()).run(narrow), Session(graph).run(inputs)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-30))
 
