@@ -1,7 +1,7 @@
 """ONNX's own node tests: each passes within the bound that its scales give, or is refused by a clear error.
 
-The cases that spell operators out as functions (`_expanded`) are left to `python -m benchmarks.onnx_backend`, which runs
-all of them in both widths.
+The cases that spell operators out as functions (`_expanded`) are left to `python -m benchmarks.onnx_backend`, which
+runs all of them in both widths.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ def outcomes():
         else:
             skipped += 1
     count = Counter(outcome.kind for outcome in found)
-    print(
-        f"\nonnx node tests: {len(found)} run, {count['passed']} passed, {count['refused']} refused, {count['failed']} failed"
-    )
+    counts = ", ".join(f"{count[kind]} {kind}" for kind in ("passed", "refused", "failed"))
+    print(f"\nonnx node tests: {len(found)} run, {counts}")
     return found
 
 
