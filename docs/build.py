@@ -26,6 +26,7 @@ PAGES = {
     "index": "Overview",
     "quickstart": "Quickstart",
     "how_it_works": "How it works",
+    "import": "Import",
     "precision": "Precision and formats",
     "cli": "Command line",
     "recipes": "Recipes and passes",

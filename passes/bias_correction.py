@@ -10,7 +10,8 @@ are corrected already, f is the Relu or Clip that the layer performs, and P(acti
 that f does not clip, in which alone a change of b shows.
 
 The layers are taken in `groups` runs over the data; within a group corrections are simultaneous. If the error of the
-network's outputs on the calibration data does not shrink, the biases stay as they were.
+network's outputs on the calibration data does not shrink, the biases stay as they were. Those of a model that came
+with quantizers stay: they were chosen for these scales.
 
 Source: Nagel et al. 2019, Data-Free Quantization Through Weight Equalization and Bias Correction, section 4.2, the
 empirical form of appendix D, but behind f and not before it: the mean before f counts values that f cuts off. Measured
@@ -69,6 +70,9 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     reference = context.float_graph
     if reference is None:
         raise RecipeError("it needs the float graph.", where="bias_correction", hint="Run it right after insert_qdq.")
+    if any(qdq.is_quantizer(node) for node in reference.ir):
+        context.note("bias_correction", "left out: the model came with its quantizers")
+        return graph
     if context.samples is None:
         raise CalibrationError("it needs calibration data.", where="bias_correction")
     known = {value.name for value in reference.values()}

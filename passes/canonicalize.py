@@ -6,8 +6,10 @@
 3. Max and Min with scalar constants become Clip, Clips in a row become one, Clip(0, none) becomes Relu.
    Bounds of Clip are scalar constants.
 4. Gemm has alpha = beta = 1, transA = transB = 0 and a bias of shape [N], or none; MatMul of rank 2 with a constant
-   becomes Gemm and takes up the Add behind it.
-5. Conv, ConvTranspose and pools say kernel_shape, strides, pads (and dilations, group) and never auto_pad.
+   becomes Gemm and takes up the Add behind it; a vector times a matrix is a product of matrices.
+5. Gather of values by constant indices that follow each other becomes Slice (and Squeeze); GatherND of whole rows
+   becomes Gather; integers times 0 and casts of constants are constants.
+6. Conv, ConvTranspose and pools say kernel_shape, strides, pads (and dilations, group) and never auto_pad.
 
 Float output is equal up to float32 rounding of Div by a constant and of folded alpha and beta.
 """
@@ -21,7 +23,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.context import Context
-from qcompiler.graph.model import Graph, attribute, operand, set_attributes
+from qcompiler.graph.model import Graph, attribute, attributes, operand, set_attributes
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -40,7 +42,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         for node in graph.nodes():
             if node.graph is None or node.domain:
                 continue
-            for rule in (_drop, _sum, _sub_div, _bounds, _gemm, _matmul, _window):
+            for rule in (_drop, _sum, _sub_div, _bounds, _gemm, _matmul, _gather, _gather_nd, _nothing, _window):
                 rule(graph, node)
                 if node.graph is None:
                     break
@@ -220,8 +222,15 @@ def _gemm(graph: Graph, node: ir.Node) -> None:
     array, n = graph.const(bias), graph.shape(node.outputs[0])[1]
     if array is None:
         return
-    if array.ndim == 2 and array.shape[0] > 1 and (array != array[:1]).any():
-        return  # a bias for each row is an Add, rare enough to be left to the float form
+    if array.ndim == 2 and (array.shape[0] > 1 or array.shape[1] == 1 < n) and (array != array[:1, :1]).any():
+        term = graph.add_const(f"{node.outputs[0].name}_term", array * np.float32(beta))
+        product = graph.add_node("Gemm", node.inputs[:2], attributes(node), before=node, name=node.name,
+                                 like=node.outputs[0])  # fmt: skip
+        set_attributes(product, beta=None)
+        new = graph.add_node("Add", [product.outputs[0], term], before=node, name=f"{node.name}_term",
+                             like=node.outputs[0])  # fmt: skip
+        graph.bypass(node, new.outputs[0])
+        return
     row = array[:1] if array.ndim == 2 else array
     if beta != 1 or array.shape != (n,):
         graph.set_input_const(node, 2, np.broadcast_to(row * np.float32(beta), (1, n)).reshape(n).astype(array.dtype))
@@ -232,6 +241,9 @@ def _matmul(graph: Graph, node: ir.Node) -> None:
     if node.op_type != "MatMul" or node.outputs[0].dtype != ir.DataType.FLOAT:
         return
     weight, y = graph.const(node.inputs[1]), node.outputs[0]
+    if 1 in (ranks := [len(graph.shape(value)) for value in node.inputs]):
+        _vectors(graph, node, ranks)
+        return
     if weight is None or weight.ndim != 2 or len(graph.shape(node.inputs[0])) != 2:
         return
     inputs, last = [node.inputs[0], node.inputs[1]], node
@@ -248,7 +260,87 @@ def _matmul(graph: Graph, node: ir.Node) -> None:
         graph.remove(node)
 
 
-# -- 5: windows ------------------------------------------------------------------------------------------------
+def _vectors(graph: Graph, node: ir.Node, ranks: list[int]) -> None:
+    """MatMul of a vector is that of a matrix of one row or column."""
+    y, full, target = node.outputs[0], [], list(graph.shape(node.outputs[0]))
+    for i, value in enumerate(node.inputs):
+        shape = graph.shape(value)
+        if ranks[i] == 1:
+            target.insert(len(target) - (ranks[1] > 1 if i == 0 else 0), 1)
+            shape = (1, *shape) if i == 0 else (*shape, 1)
+            value = _reshaped(graph, operand(node, i), shape, node, f"{y.name}_matrix{i}")
+        full.append(value)
+    new = graph.add_node("MatMul", full, before=node, name=node.name, like=y)
+    new.outputs[0].shape = ir.Shape(target)
+    graph.bypass(node, _reshaped(graph, new.outputs[0], graph.shape(y), node, f"{y.name}_vector"))
+
+
+def _reshaped(graph: Graph, value: ir.Value, shape: tuple[int, ...], before: ir.Node, name: str) -> ir.Value:
+    constant = graph.const(value)
+    if constant is not None:
+        return graph.add_const(name, constant.reshape(shape))
+    target = graph.add_const(f"{name}_shape", np.array(shape, np.int64))
+    node = graph.add_node("Reshape", [value, target], {"allowzero": 1}, before=before, name=name, like=value)
+    node.outputs[0].shape = ir.Shape(shape)
+    return node.outputs[0]
+
+
+# -- 5: indices ------------------------------------------------------------------------------------------------
+
+
+def _gather(graph: Graph, node: ir.Node) -> None:
+    indices = graph.const(node.inputs[1]) if node.op_type == "Gather" else None
+    x, y = operand(node), node.outputs[0]
+    if indices is None or indices.ndim > 1 or indices.size == 0 or graph.const(x) is not None:
+        return
+    shape = graph.shape(x)
+    axis = attribute(node, "axis", 0) % len(shape)
+    wanted = indices.reshape(-1) % shape[axis]
+    if (np.diff(wanted) != 1).any():
+        return
+    name = y.name
+    bounds = [np.array([v], np.int64) for v in (wanted[0], wanted[-1] + 1, axis)]
+    names = ("from", "to", "axis")
+    inputs = [x, *(graph.add_const(f"{name}_{what}", v) for what, v in zip(names, bounds, strict=True))]
+    part = graph.add_node("Slice", inputs, before=node, name=node.name, like=y)
+    value = part.outputs[0]
+    if indices.ndim == 0:
+        value.shape = ir.Shape([1 if i == axis else d for i, d in enumerate(shape)])
+        squeezed = graph.add_node("Squeeze", [value, inputs[3]], before=node, name=f"{node.name}_squeeze", like=y)
+        value = squeezed.outputs[0]
+    graph.bypass(node, value)
+
+
+def _gather_nd(graph: Graph, node: ir.Node) -> None:
+    if node.op_type != "GatherND" or attribute(node, "batch_dims", 0):
+        return
+    indices = operand(node, 1)
+    shape = graph.shape(indices)
+    if shape[-1] != 1:
+        return
+    axes = graph.add_const(f"{node.outputs[0].name}_axes", np.array([-1], np.int64))
+    rows = graph.add_node("Squeeze", [indices, axes], before=node, name=f"{node.name}_rows", like=indices)
+    rows.outputs[0].shape = ir.Shape(shape[:-1])
+    new = graph.add_node("Gather", [node.inputs[0], rows.outputs[0]], {"axis": 0}, before=node, name=node.name,
+                         like=node.outputs[0])  # fmt: skip
+    graph.bypass(node, new.outputs[0])
+
+
+def _nothing(graph: Graph, node: ir.Node) -> None:
+    y = node.outputs[0]
+    if node.op_type == "Cast" and (c := graph.const(node.inputs[0])) is not None and not y.is_graph_output():
+        kind = ir.DataType(attribute(node, "to"))
+        if kind in (ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32):
+            graph.bypass(node, graph.add_const(f"{y.name}_cast", c.astype(kind.numpy())))
+        return
+    if node.op_type != "Mul" or y.dtype not in (ir.DataType.INT64, ir.DataType.INT32) or y.is_graph_output():
+        return
+    if any((c := graph.const(value)) is not None and not c.any() for value in node.inputs):
+        zero = graph.add_const(f"{y.name}_zero", np.zeros(graph.shape(y), y.dtype.numpy()))
+        graph.bypass(node, zero)
+
+
+# -- 6: windows ------------------------------------------------------------------------------------------------
 
 
 def _window(graph: Graph, node: ir.Node) -> None:

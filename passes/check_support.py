@@ -12,8 +12,10 @@ import onnx_ir as ir
 
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
+from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage
+from qcompiler.passes import unroll_recurrent
 from qcompiler.passes.integerize import function_input
 from qcompiler.passes.integerize.movement import MOVEMENT
 from qcompiler.passes.integerize.rules import rule_of
@@ -32,6 +34,13 @@ class Options:
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """The graph as it was. Raises UnsupportedError."""
+    odd = [value for value in graph.outputs if value.dtype not in (None, ir.DataType.FLOAT)]
+    if odd:
+        raise UnsupportedError(
+            f"the output `{odd[0].name}` is {odd[0].dtype}; outputs are float32, quantized.",
+            where=graph.path,
+            hint="Cut the model before the operators that make it, or drop the output.",
+        )
     found = [(node, reason) for node in graph.nodes() if (reason := classify(graph, node)[1])]
     if found:
         text = "; ".join(f"{node.op_type} (node `{_name(node)}`) {why}" for node, why in found[:SHOWN])
@@ -51,12 +60,16 @@ def _name(node: ir.Node) -> str:
 def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
     """What a float node becomes, and the reason if that is nothing."""
     op = node.op_type
+    if qdq.is_quantizer(node):
+        return "integer", ""
     if node.domain in ("", "ai.onnx") and op in MOVEMENT:
         if op == "Resize" and attribute(node, "mode", "nearest") != "nearest":
             return "unsupported", f"has mode {attribute(node, 'mode')}; only nearest has an integer form yet"
         if op == "Pad" and attribute(node, "mode", "constant") not in ("constant", "reflect", "edge"):
             return "unsupported", f"has mode {attribute(node, 'mode')}"
         return "movement", ""
+    if not node.domain and op in unroll_recurrent.GATES:
+        return "unsupported", unroll_recurrent.refuses(graph, node, unroll_recurrent.Options()) or "is not unrolled"
     if function_input(graph, node) is not None:
         return "table", ""
     if rule_of(node) is None:

@@ -7,7 +7,8 @@
    writes (for a matched graph input: of that input).
 4. Nodes that `exclude` matches, and the values they read and write, get `exclude_bits`.
 5. Values that must share parameters get the widest format among them.
-6. Before the rules, `wide` gives 16 bits to the values of `qcompiler.widths`, if the target has them.
+6. Values with a quantizer that the model came with are not decided here, and constants on a given grid keep it.
+7. Before the rules, `wide` gives 16 bits to the values of `qcompiler.widths`, if the target has them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from qcompiler.assignment import WEIGHTED, Assignment
 from qcompiler.calibrate.ranges import METHODS
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format
+from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format, per_channel
+from qcompiler.graph import qdq
+from qcompiler.graph.given import GIVEN_KEY, given_params
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
@@ -144,11 +147,13 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     for node in weighted:
         value = decisions.weight_of(graph, node)
         assert value is not None
+        if _keep_grid(graph, value, decisions.channel_axis(node, len(graph.shape(value))), result, context):
+            continue
         spec = decisions.weight_spec(
             node, len(graph.shape(value)), weights[value.name or ""], per_tensor=options.per_tensor
         )
         result.constants[value.name or ""] = QuantSpec(spec.format, spec.granularity, scale_type, symmetric=True)
-    _assign_operands(graph, weighted, result)
+    _assign_operands(graph, weighted, result, context)
     _check_capabilities(graph, weighted, result, context)
     context.assignment = result
     return graph
@@ -247,7 +252,7 @@ def _apply_rules(
             weights[weight] = rule["weight"]
 
 
-def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment) -> None:
+def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:
     """Constants beside activations (x + c, x * c, Concat, PRelu's slope stays float): the format of the other side."""
     for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max", "Where"):
         if node in weighted or any(decisions.bias_add(graph, w) is node for w in weighted if w.op_type == "MatMul"):
@@ -256,13 +261,39 @@ def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment) 
             continue  # the factor goes into the requantization
         if decisions.softmax_mask(graph, graph.sole_user(node.outputs[0])) is not None:
             continue  # the constant is a mask, not a number
-        formats = [result.activations[v.name] for v in node.inputs if v is not None and v.name in result.activations]
+        formats = [spec for value in node.inputs if (spec := _spec_of(graph, value, result)) is not None]
         for value in node.inputs:
             if value is None or not decisions.is_float(value) or graph.const(value) is None or not formats:
+                continue
+            if _keep_grid(graph, value, None, result, context):
                 continue
             widest = max(formats, key=lambda spec: spec.format.bits)
             fmt = widest.format if widest.format.bits >= 8 else Int(8, signed=widest.format.signed)
             result.constants[value.name or ""] = QuantSpec(fmt, symmetric=widest.symmetric)
+
+
+def _spec_of(graph: Graph, value: ir.Value | None, result: Assignment) -> QuantSpec | None:
+    """The format of a value, chosen here or given."""
+    given = qdq.quantizer_of(graph, value)
+    if given is not None:
+        fmt = given.params.format
+        return QuantSpec(fmt, symmetric=fmt.signed and not given.params.zero_point.any())
+    return result.activations.get(value.name or "") if value is not None else None
+
+
+def _keep_grid(graph: Graph, value: ir.Value, axis: int | None, result: Assignment, context: Context) -> bool:
+    """Whether a constant keeps the grid that it came with."""
+    name, array = value.name or "", graph.const(value)
+    assert array is not None
+    params = given_params(value, array, axis)
+    if params is None:
+        if GIVEN_KEY in value.metadata_props:
+            context.note(value, "left the grid that it came with; quantized anew")
+        return False
+    granularity = QuantSpec(params.format).granularity if params.axis is None else per_channel(params.axis)
+    result.constants[name] = QuantSpec(params.format, granularity, symmetric=not params.zero_point.any())
+    result.params[name] = params
+    return True
 
 
 def _check_capabilities(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:

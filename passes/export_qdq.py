@@ -12,37 +12,22 @@ Biases are int32 DequantizeLinear in every form.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
 from qcompiler.formats import Int
 from qcompiler.graph import qdq
-from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 from qcompiler.quantizer import dequantize
 
 STAGE = (Stage.QDQ, Stage.QDQ)
 FORMS = ("qcdq", "standard", "functions")
 TWO_BIT_OPSET = 25
-
-BODY = f"""
-<domain: "{DOMAIN}", opset_import: ["": 21]>
-{qdq.FAKE_QUANTIZE} <axis, minimum, maximum, format> (x, scale, zero_point) => (y) {{
-    codes = QuantizeLinear <axis: int = @axis> (x, scale, zero_point)
-    low = Constant <value_int: int = @minimum> ()
-    high = Constant <value_int: int = @maximum> ()
-    wide = Cast <to = {ir.DataType.INT64.value}> (codes)
-    clipped = Clip (wide, low, high)
-    saturated = CastLike (clipped, zero_point)
-    y = DequantizeLinear <axis: int = @axis> (saturated, scale, zero_point)
-}}
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,13 +69,6 @@ def _own_type(fmt: Int, options: Options) -> np.dtype | None:
     if fmt.narrow or fmt.bits not in ((2, 4) if options.two_bit else (4,)):
         return None
     return np.dtype(getattr(ml_dtypes, fmt.token))
-
-
-def _define(graph: Graph) -> None:
-    """Put the function body into the model, once."""
-    function: Any = ir.from_proto(onnx.parser.parse_function(BODY))
-    if function.identifier() not in graph.model.functions:
-        graph.model.functions[function.identifier()] = function
 
 
 def _replace(node: ir.Node, new: ir.Value) -> None:
@@ -151,20 +129,7 @@ def _as_type(graph: Graph, node: ir.Node, read: qdq.Quantized, options: Options)
 def _as_function(graph: Graph, node: ir.Node, read: qdq.Quantized) -> None:
     if node.op_type == qdq.FAKE_QUANTIZE:
         return
-    _define(graph)
-    params, fmt, name = read.params, read.params.format, _prefix(read, node)
-    source = read.source
+    name, source = _prefix(read, node), read.source
     if read.codes is not None:
-        source = graph.add_const(f"{name}_values", dequantize(read.codes, params))
-    inputs = [
-        source,
-        graph.add_const(f"{name}_scale", params.scale),
-        graph.add_const(f"{name}_zero_point", params.zero_point.astype(fmt.storage)),
-    ]
-    attributes = {
-        "axis": 0 if params.axis is None else params.axis, "minimum": fmt.min, "maximum": fmt.max, "format": fmt.token
-    }  # fmt: skip
-    new = graph.add_node(qdq.FAKE_QUANTIZE, inputs, attributes, before=node, domain=DOMAIN,
-                         name=f"{name}/fake_quantize", like=node.outputs[0])  # fmt: skip
-    new.metadata_props[qdq.FORMAT_KEY] = fmt.token
-    _replace(node, new.outputs[0])
+        source = graph.add_const(f"{name}_values", dequantize(read.codes, read.params))
+    _replace(node, qdq.write_fake_quantize(graph, source, read.params, name=name, before=node))

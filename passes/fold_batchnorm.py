@@ -89,7 +89,7 @@ def _scale_shift(graph: Graph, node: ir.Node) -> tuple[ir.Value, NDArray, NDArra
         return None
     channels = graph.shape(x)[1]
     constants = [graph.const(value) for value in node.inputs[1:]]
-    if any(c is None for c in constants):
+    if any(c is None for c in constants) or attribute(node, "training_mode", 0) or len(node.outputs) > 1:
         return None
     if node.op_type == "BatchNormalization":
         gamma, beta, mean, variance = (c.astype(np.float64) for c in constants if c is not None)

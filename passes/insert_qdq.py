@@ -3,7 +3,7 @@
 Every assigned activation gets a quantizer behind it, weights and other constants become codes, and biases of
 Conv, ConvTranspose, Gemm and of MatMul + Add become int32 with scale s_x * s_w (a missing bias becomes zeros, so that
 later passes have one to correct). With activations above 8 bits, biases stay float here; integerize quantizes them
-to int64, for which ONNX has no DequantizeLinear.
+to int64, for which ONNX has no DequantizeLinear. Quantizers that the model came with are spelled like the others.
 
 A weight channel whose scale is so small that its bias would leave 30 bits gets a larger scale: its weights do not
 matter beside such a bias. Names of nodes and values stay; only a graph output's float value is renamed.
@@ -41,7 +41,8 @@ class Options:
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """Insert quantizers in place; leaves a float copy in `context.float_graph`. Raises RecipeError without ranges."""
     assignment = context.assignment
-    if assignment is None or not assignment.params:
+    given = [node for node in graph.nodes() if qdq.is_quantizer(node)]
+    if assignment is None or not (assignment.params or given):
         raise RecipeError(
             "no ranges were set yet.", where="insert_qdq", hint="Run the passes `decide` and `set_ranges` before it."
         )
@@ -53,6 +54,8 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         if (weight := decisions.weight_of(graph, node)) is not None
     ]
     by_name = {value.name: value for value in graph.values()}
+    for node in given:
+        _respell(graph, node)
     for name in assignment.activations:
         _quantize_activation(graph, by_name[name], assignment.params[name], assignment.narrowed_params.get(name))
     for node, weight, add in weighted:
@@ -94,6 +97,19 @@ def _quantize_activation(graph: Graph, value: ir.Value, params: QuantParams, nar
         for i, output in enumerate(graph.ir.outputs):
             if output is value:
                 graph.ir.outputs[i] = dequantized
+
+
+def _respell(graph: Graph, node: ir.Node) -> None:
+    """A quantizer that the model came with, in the form of the others."""
+    read, old = qdq.read_quantizer(graph, node), node.outputs[0]
+    new = qdq.write_quantizer(graph, read.source, read.params, name=read.source.name or "value")
+    _redirect(old, new)
+    if old.is_graph_output():
+        name, old.name = old.name, graph.fresh_name(f"{old.name}_float")
+        new.name = name
+        for i, output in enumerate(graph.ir.outputs):
+            if output is old:
+                graph.ir.outputs[i] = new
 
 
 def _redirect(old: ir.Value, new: ir.Value) -> None:

@@ -114,7 +114,7 @@ def _recognize(graph: Graph, last: ir.Node, order: dict[ir.Node, int]) -> tuple[
             if name is not None:
                 return name, x
         # The latest value first: then the frontier shrinks to one value wherever that is possible.
-        value = max(frontier, key=lambda v: -1 if v.producer() is None else order.get(v.producer(), -1))
+        value = max(frontier, key=lambda v: order.get(v.producer(), -1))  # type: ignore[arg-type]
         node = value.producer()
         variables = None if node is None else _variables(graph, node)
         if node is None or variables is None or value.is_graph_output():

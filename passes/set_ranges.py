@@ -2,7 +2,8 @@
 
 Activations: from calibration statistics, by `method`; values that share parameters are searched as one, over the
 statistics of the values that data movement starts from. Softmax outputs have the fixed range 0..1.
-Weights: per channel, by `weight_method`. Other constants: their own range.
+Weights: per channel, by `weight_method`. Other constants: their own range. Constants that lie on the grid that the
+model came with keep it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     by_name = {value.name: value for value in graph.values()}
     probabilities = {node.outputs[0].name for node in graph.nodes("Softmax", "CacheSoftmax")}
 
-    done: set[str] = set()
+    done: set[str] = set(assignment.params)
     for name, spec in assignment.activations.items():
         if name in done:
             continue

@@ -17,6 +17,7 @@ from qcompiler.formats import QuantParams, QuantSpec, parse_format, per_channel
 from qcompiler.graph import analysis
 from qcompiler.graph.analysis import moves_only, ties
 from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.qdq import is_quantizer
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose constant second input is a weight, quantized per output channel, with a bias of 32 bits."""
@@ -53,6 +54,17 @@ class Assignment:
 def is_float(value: ir.Value | None) -> bool:
     """Whether `value` is a float32 tensor (unknown types count as float)."""
     return value is not None and value.dtype in (None, ir.DataType.FLOAT)
+
+
+def has_quantizer(value: ir.Value) -> bool:
+    """Whether a quantizer reads the value: the model came with it."""
+    return any(is_quantizer(use.node) for use in value.uses())
+
+
+def _only_clipped(graph: Graph, value: ir.Value) -> bool:
+    """Whether only a Relu or Clip reads the value, and a quantizer what it makes: saturation performs the clip."""
+    user = graph.sole_user(value)
+    return user is not None and clip_bounds(graph, user) is not None and has_quantizer(user.outputs[0])
 
 
 def weight_of(graph: Graph, node: ir.Node) -> ir.Value | None:
@@ -252,14 +264,14 @@ def _makes_mask(graph: Graph, value: ir.Value) -> bool:
 def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
     """Names of the float values that get a quantizer, in topological order: graph inputs and every node output, except
     the output of a node whose Relu or Clip is performed by saturation, of a MatMul before its bias or its scalar
-    factor, and of scores with a mask before a Softmax.
+    factor, of scores with a mask before a Softmax, and values that the model came with a quantizer for.
 
     saturating: whether ranges end at the bounds of a clip (not so for symmetric formats).
     """
     mixed = _mixed_groups(graph) if saturating else set()
-    names = [value.name for value in graph.inputs if is_float(value)]
+    names = [v.name for v in graph.inputs if is_float(v) and not has_quantizer(v) and not _only_clipped(graph, v)]
     for node in graph.nodes():
-        if bias_add(graph, node) is not None:
+        if bias_add(graph, node) is not None or is_quantizer(node):
             continue
         user = graph.sole_user(node.outputs[0])
         if scaled_product(graph, user) is not None or _masks(graph, node, user):
@@ -267,7 +279,7 @@ def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
         clip = fused_clip(graph, node) if saturating else None
         if clip is not None and clip.outputs[0].name not in mixed:
             continue
-        names += [value.name for value in node.outputs if is_float(value) and value.name]
+        names += [v.name for v in node.outputs if is_float(v) and v.name and not has_quantizer(v)]
     return [name for name in names if name is not None]
 
 

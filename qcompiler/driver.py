@@ -17,12 +17,13 @@ from qcompiler.bundle import Bundle, check_destination, manifest_of, report_file
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
 from qcompiler.calibrate.rollout import rollout
-from qcompiler.context import Context
+from qcompiler.context import Context, Note
 from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompiler.evaluate import Runner, predict, runner, sqnr, take, verify
 from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import is_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
@@ -99,6 +100,7 @@ def quantize(
     target: str | Target = "cpu",
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    constants: Mapping[str, float] | None = None,
     state: Mapping[str, str] | str | None = None,
     position: str | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
@@ -114,7 +116,8 @@ def quantize(
     "random", a mapping of input name to array [n, ...], or an iterable of samples. state: pairs of output and input
     that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
     [n, steps, ...] of the other inputs. position: the input that counts steps. options: overrides of the
-    recipe's quantization keys (precision, exclude, ...). Raises QCompilerError.
+    recipe's quantization keys (precision, exclude, ...). constants: inputs that always have one value.
+    Raises QCompilerError.
     """
     watch = Stopwatch()
     chosen = _target(target)
@@ -122,10 +125,11 @@ def quantize(
     plan = load_recipe(recipe).override(options or {})
     _check_precision(plan, chosen)
     with watch("load"):
-        graph = load_graph(model, shapes=shapes, dims=dims)
+        graph = load_graph(model, shapes=shapes, dims=dims, constants=constants)
+        own = any(is_quantizer(node) for node in graph.ir)
         if state:
             graph = bind_state(graph, state, position)
-        if calibration is None:
+        if calibration is None and not own:
             raise CalibrationError(
                 "calibration data is missing.",
                 where=graph.path,
@@ -135,8 +139,13 @@ def quantize(
         prepared = (
             preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
         )
-        data = _load(calibration, graph, prepared, samples, seed)
-    context = Context(capabilities=chosen.capabilities, samples=data, seed=seed, progress=progress)
+        # A model that came quantized needs no data; what is reported about it is then measured on noise.
+        data = _load("random" if calibration is None else calibration, graph, prepared, samples, seed)
+    known = data if calibration is not None else None
+    context = Context(capabilities=chosen.capabilities, samples=known, seed=seed, progress=progress)
+    context.notes += [Note("load", where, text) for where, text in graph.notes]
+    if known is None:
+        context.notes.append(Note("load", "graph", "no calibration data: the model's own quantizers, quality on noise"))
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, {**watch.seconds, **done.seconds})
 

@@ -19,6 +19,7 @@ from qcompiler.context import Context
 from qcompiler.errors import CalibrationError
 from qcompiler.execute.ort import Session
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import is_quantizer
 
 
 @dataclass(eq=False)
@@ -72,8 +73,10 @@ def require(graph: Graph, names: Iterable[str], context: Context) -> Statistics:
     missing = sorted(set(names) - set(found.values))
     if missing:
         if context.samples is None:
+            given = any(is_quantizer(node) for node in graph.ir)
+            lack = f", since {len(missing)} values lack a quantizer (`{'`, `'.join(missing[:4])}`)" if given else ""
             raise CalibrationError(
-                "quantization needs calibration data.",
+                f"quantization needs calibration data{lack}.",
                 where=graph.path,
                 hint="Pass --calib DATA (.npz, .npy, a directory of images, module:function), or --calib random.",
             )

@@ -136,6 +136,7 @@ def compile_command(
             metric=metric,
             shapes=shapes.shapes(),
             dims=shapes.dims(),
+            constants=shapes.constants(),
             state=state.pairs(),
             position=state.position,
             preprocess=images.table(),
@@ -220,6 +221,7 @@ def eval_command(
             threads,
             shapes.shapes(),
             shapes.dims(),
+            shapes.constants(),
             images.table(),
             console,
         )
@@ -278,7 +280,7 @@ def inspect_command(model: Path, /, *, shapes: Shapes = _SHAPES, common: Common 
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import run_inspect
 
-        return run_inspect(model, shapes.shapes(), shapes.dims(), console)
+        return run_inspect(model, shapes.shapes(), shapes.dims(), shapes.constants(), console)
 
 
 def run(argv: list[str]) -> int:

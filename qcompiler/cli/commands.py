@@ -49,6 +49,7 @@ class CompileRequest:
     metric: str
     shapes: Mapping[str, Sequence[int]]
     dims: Mapping[str, int]
+    constants: Mapping[str, float]
     state: Mapping[str, str] | str | None
     position: str | None
     preprocess: Mapping[str, Any] | None
@@ -74,6 +75,7 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         progress=console.progress,
         shapes=request.shapes,
         dims=request.dims,
+        constants=request.constants,
         state=request.state,
         position=request.position,
         preprocess=request.preprocess,
@@ -106,7 +108,7 @@ def _exam(request: CompileRequest) -> _Exam:
     evaluate.check_metric(request.metric)
     if request.labels is None and request.metric in evaluate.METRICS and request.metric != "top1":
         raise RecipeError(f"metric {request.metric} needs references.", where="--max-drop", hint="Pass --labels.")
-    graph = load_graph(request.model, shapes=request.shapes, dims=request.dims)
+    graph = load_graph(request.model, shapes=request.shapes, dims=request.dims, constants=request.constants)
     samples = _samples(request.eval_data, graph, request.preprocess, None)
     next(iter(samples))
     labels = evaluate.load_labels(request.labels, request.eval_data) if request.labels else None
@@ -225,6 +227,7 @@ def run_eval(
     threads: int,
     shapes: Mapping[str, Sequence[int]],
     dims: Mapping[str, int],
+    constants: Mapping[str, float],
     preprocess: Mapping[str, Any] | None,
     console: Console,
 ) -> int:
@@ -234,7 +237,7 @@ def run_eval(
         opened = Bundle.open(source)
         graph = opened.integer_graph()
     else:
-        opened = graph = load_graph(source, shapes=shapes, dims=dims)
+        opened = graph = load_graph(source, shapes=shapes, dims=dims, constants=constants, lifted=False)
     samples = _samples(data, graph, preprocess, limit)
     total = len(samples)
     open_runner = bundle_runner if isinstance(opened, Bundle) else evaluate.runner
@@ -242,7 +245,7 @@ def run_eval(
     outputs = evaluate.predict(run, samples, lambda i: console.progress("evaluate", i, total))
     reference: NDArray | None = None
     if against is not None:
-        peer = load_graph(against, shapes=shapes, dims=dims)
+        peer = load_graph(against, shapes=shapes, dims=dims, constants=constants, lifted=False)
         run = evaluate.runner(peer, threads=threads)
         reference = evaluate.predict(run, samples, lambda i: console.progress("reference", i, total))
     elif labels is not None:
@@ -303,16 +306,28 @@ def run_targets(console: Console) -> int:
     return 0
 
 
-def run_inspect(model: Path, shapes: Mapping[str, Sequence[int]], dims: Mapping[str, int], console: Console) -> int:
+def run_inspect(
+    model: Path,
+    shapes: Mapping[str, Sequence[int]],
+    dims: Mapping[str, int],
+    constants: Mapping[str, float],
+    console: Console,
+) -> int:
     """What a model contains."""
     from qcompiler.inspect import inspect_graph
 
-    found = inspect_graph(load_graph(model, shapes=shapes, dims=dims))
-    rows = [[n["name"], n["operator"], n["becomes"], n["macs"], n["reason"]] for n in found["nodes"]]
-    text = (
-        f"{model}: {len(found['nodes'])} nodes, {found['macs'] / 1e6:.2f} M MACs, {found['parameters']} parameters\n"
-        + table(["node", "operator", "becomes", "MACs", "reason"], rows)
-    )
+    found = inspect_graph(load_graph(model, shapes=shapes, dims=dims, constants=constants))
+    keys = ["name", "operator", "becomes", "format", "weights", "macs", "reason"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items())
+    lines = [
+        f"{model}: {len(found['nodes'])} nodes ({kinds}), {found['macs'] / 1e6:.2f} M MACs, "
+        f"{found['parameters']} parameters",
+        f"weights {found['weight_bytes'] / 1024:.0f} KiB, activations at most "
+        f"{found['activation_peak_bytes'] / 1024:.0f} KiB",
+        *(f"{note['where']}: {note['text']}" for note in found["notes"]),
+        table([*keys[:-2], "MACs", "reason"], [[row[key] for key in keys] for row in found["nodes"]]),
+    ]
+    text = "\n".join(lines)
     console.result(found, text)
     return 0
 

@@ -36,6 +36,19 @@ class Shapes:
     dim: Texts = ()
     "Value of a named dimension, as batch=1; repeatable."
 
+    constant: Texts = ()
+    "Value that an input always has, as sr=16000; it is no input of the bundle; repeatable."
+
+    def constants(self) -> dict[str, float]:
+        """Input name -> value. Raises RecipeError."""
+        found = {}
+        for name, value in pairs(self.constant, "--constant sr=16000"):
+            numbers = floats(value, f"--constant {name}")
+            if len(numbers) != 1:
+                raise RecipeError(f"`{value}` is not one number.", where=f"--constant {name}")
+            found[name] = numbers[0]
+        return found
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Input name -> shape. Raises RecipeError."""
         return {name: ints(value, f"--shape {name}") for name, value in pairs(self.shape, "--shape x=1,3,48,192")}

@@ -9,7 +9,19 @@ import onnx_ir as ir
 
 from qcompiler.graph.model import DOMAIN, Graph
 
+FAKE_QUANTIZE = "FakeQuantize"
+"""Quantizes and dequantizes; inputs x, scale, zero_point; attributes format, axis, minimum, maximum."""
+
 BODIES = {
+    FAKE_QUANTIZE: f"""FakeQuantize <axis, minimum, maximum, format> (x, scale, zero_point) => (y) {{
+        codes = QuantizeLinear <axis: int = @axis> (x, scale, zero_point)
+        low = Constant <value_int: int = @minimum> ()
+        high = Constant <value_int: int = @maximum> ()
+        wide = Cast <to = {ir.DataType.INT64.value}> (codes)
+        clipped = Clip (wide, low, high)
+        saturated = CastLike (clipped, zero_point)
+        y = DequantizeLinear <axis: int = @axis> (saturated, scale, zero_point)
+    }}""",
     "CacheSoftmax": """CacheSoftmax (x, position) => (y) {
         shape = Shape <start = -1> (x)
         length = Squeeze (shape)

@@ -1,7 +1,8 @@
 """Read any ONNX model into a Graph: static shapes, one operator set, constants as initializers, nothing folded away.
 
 What `load_graph` promises of its result: operator set 21 or newer, nodes sorted, constants are initializers and not
-inputs, functions other than our own inlined, every shape static, shape arithmetic folded, weights finite.
+inputs, functions other than our own inlined, every shape static, shape arithmetic folded, weights finite, quantizers
+of any spelling are qcompiler::FakeQuantize.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from qcompiler.errors import ModelError, QCompilerError, RecipeError
-from qcompiler.graph.integrity import check, check_domains
-from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.errors import ModelError, QCompilerError, RecipeError, UnsupportedError
+from qcompiler.graph import model as model_module
+from qcompiler.graph.control import reason_kept, unroll
+from qcompiler.graph.integrity import OPSET_MAX, check, check_domains
+from qcompiler.graph.lift import lift
+from qcompiler.graph.model import DOMAIN, Graph, attribute
+from qcompiler.graph.widen import widen
 
 OPSET = 21
 """Older models are converted to this operator set; newer ones keep theirs."""
@@ -33,7 +38,9 @@ def read_model(path: str | Path) -> ir.Model:
     Raises ModelError when the file is missing, is not ONNX, is truncated or contradicts itself.
     """
     with _quiet(), _errors(str(path)):
-        return ir.from_proto(_read(Path(path)))
+        model = ir.from_proto(_read(Path(path)))
+        ir.external_data.set_base_dir(model.graph, Path(path).absolute().parent)
+        return model
 
 
 def load_graph(
@@ -41,17 +48,21 @@ def load_graph(
     *,
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    constants: Mapping[str, float] | None = None,
+    lifted: bool = True,
 ) -> Graph:
     """Read a model and make it static.
 
     source: file (external data beside it is read too), ModelProto or onnx_ir.Model; the latter two are not changed.
-    shapes: input name -> full shape. dims: name of a symbolic dimension -> its size.
+    shapes: input name -> full shape. dims: name of a symbolic dimension -> its size. constants: input name
+    -> the number that it always is; it is no input then. lifted: respell quantizers; without, QDQ and INTEGER graphs
+    are read as they are.
     Raises ModelError (missing, damaged, not finite, still dynamic), UnsupportedError (operators of foreign domains,
     operator sets outside 7..25), RecipeError (`shapes` or `dims` name nothing or contradict the model).
     """
     where = str(source) if isinstance(source, str | Path) else "model"
     with _quiet(), _errors(where):
-        return _load(source, where, shapes or {}, dims or {})
+        return _load(source, where, shapes or {}, dims or {}, constants or {}, lifted)
 
 
 def _load(
@@ -59,6 +70,8 @@ def _load(
     where: str,
     shapes: Mapping[str, Sequence[int]],
     dims: Mapping[str, int],
+    constants: Mapping[str, float],
+    lifted: bool,
 ) -> Graph:
     if isinstance(source, str | Path):
         proto = _read(Path(source))
@@ -70,15 +83,25 @@ def _load(
         proto = ir.to_proto(source.clone())
         check(proto, where)
     check_domains(proto, where)
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = min(opset.version, OPSET_MAX)
     _drop_listed_initializers(proto)
     _fix_dimensions(proto, shapes, dims, where)
+    _fix_inputs(proto, constants, where)
     proto.ir_version = max(proto.ir_version, 10)
-    model = _sorted_and_inlined(proto)
+    folder = Path(source).absolute().parent if isinstance(source, str | Path) else Path()
+    model = _sorted_and_inlined(proto, folder)
     if model.opset_imports.get("", OPSET) < OPSET:
         model = _convert(model, where)
+        ir.external_data.set_base_dir(model.graph, folder)
     graph = Graph(model, where)
+    graph.notes += widen(model)
+    if lifted:
+        lift(graph)
     _infer(graph)
     _fold(graph)
+    _uncast_inputs(graph)
     _check_static(graph)
     _check_finite(graph)
     return graph
@@ -129,12 +152,30 @@ def _read(path: Path) -> onnx.ModelProto:
         ) from error
     check(proto, where)
     try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
+        if _external_bytes(proto, path.parent) <= model_module.LARGE:
+            onnx.load_external_data_for_model(proto, str(path.parent))
     except Exception as error:  # onnx raises ValidationError, OSError or ValueError, depending on the damage
         raise ModelError(
             f"its external data cannot be read: {error}.", where=where, hint="Keep the data files beside the model."
         ) from error
     return proto
+
+
+def _external_bytes(proto: onnx.ModelProto, folder: Path) -> int:
+    """Bytes of the initializers in other files. Raises OSError or ValueError where a file is missing or short."""
+    total = 0
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" not in told:
+            raise ValueError(f"`{tensor.name}` names no file")
+        size = (folder / told["location"]).stat().st_size
+        start, length = int(told.get("offset", 0)), int(told.get("length", 0))
+        if start + length > size:
+            raise ValueError(f"`{told['location']}` has {size} bytes, `{tensor.name}` ends at {start + length}")
+        total += length or size - start
+    return total
 
 
 # -- dimensions ------------------------------------------------------------------------------------------------
@@ -206,6 +247,22 @@ def _fix_dimensions(
             value.type.tensor_type.ClearField("shape")
 
 
+def _fix_inputs(proto: onnx.ModelProto, constants: Mapping[str, float], where: str) -> None:
+    """Inputs that always have one value become initializers, in place."""
+    inputs = {value.name: value for value in proto.graph.input}
+    for name, number in constants.items():
+        if name not in inputs:
+            has = ", ".join(f"`{k}`" for k in sorted(inputs))
+            raise RecipeError(f"--constant {name}: the model has no input `{name}`; it has {has}.", where=where)
+        tensor = inputs[name].type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        array = np.full([d.dim_value for d in tensor.shape.dim], number, dtype)
+        if dtype.kind != "f" and array.size and float(array.flat[0]) != number:
+            raise RecipeError(f"--constant {name}: {number:g} is no {dtype}.", where=where)
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+        proto.graph.input.remove(inputs[name])
+
+
 def _plain(name: str) -> bool:
     return bool(name) and name not in ("?", "*") and "=" not in name
 
@@ -217,8 +274,9 @@ def _spell(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
 # -- normal form -----------------------------------------------------------------------------------------------
 
 
-def _sorted_and_inlined(proto: onnx.ModelProto) -> ir.Model:
+def _sorted_and_inlined(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, folder)  # of constants too large to be read at once
     for node in model.graph.all_nodes():
         node.doc_string = None
         if node.domain == "ai.onnx":
@@ -261,7 +319,7 @@ def _fold(graph: Graph) -> None:
     """Fold constants and shape arithmetic until nothing changes."""
     from onnxscript import optimizer
 
-    for _ in range(4):
+    for _ in range(8):
         before = len(graph.nodes())
         optimizer.fold_constants(
             graph.model,
@@ -273,12 +331,35 @@ def _fold(graph: Graph) -> None:
         _lift_constants(graph.model)
         graph.sweep()
         _infer(graph)
-        if len(graph.nodes()) == before:
+        unrolled = unroll(graph)
+        if unrolled:
+            _lift_constants(graph.model)
+            _infer(graph)
+        if len(graph.nodes()) == before and not unrolled:
             break
+
+
+def _uncast_inputs(graph: Graph) -> None:
+    """An integer input that is only cast to another integer type takes that type."""
+    for value in graph.inputs:
+        cast = graph.sole_user(value)
+        kind = ir.DataType(attribute(cast, "to")) if cast is not None and cast.op_type == "Cast" else None
+        if cast is None or kind is None or value.dtype is None or cast.outputs[0].is_graph_output():
+            continue
+        if value.dtype.is_integer() and kind in (ir.DataType.INT64, ir.DataType.INT32):
+            graph.note(str(value.name), f"is {kind} now, {value.dtype} in the file, where it is only cast")
+            value.type = ir.TensorType(kind)
+            graph.bypass(cast, value)
 
 
 def _check_static(graph: Graph) -> None:
     for node in graph.nodes():
+        if node.op_type in ("If", "Loop", "Scan") and not node.domain:
+            raise UnsupportedError(
+                f"{node.op_type} (node `{node.name or node.outputs[0].name}`) {reason_kept(graph, node)}.",
+                where=graph.path,
+                hint="If it depends on an input that always has one value, give that with --constant NAME=VALUE.",
+            )
         for value in node.outputs:
             if value.name and (value.shape is None or any(not isinstance(d, int) for d in value.shape)):
                 raise ModelError(
@@ -289,10 +370,15 @@ def _check_static(graph: Graph) -> None:
                 )
 
 
+def _all_finite(array: np.ndarray) -> bool:
+    flat, step = array.reshape(-1), 1 << 22
+    return all(bool(np.isfinite(flat[i : i + step]).all()) for i in range(0, flat.size, step))
+
+
 def _check_finite(graph: Graph) -> None:
     for name, value in graph.ir.initializers.items():
         array = graph.const(value)
-        if array is None or array.dtype.kind != "f" or np.isfinite(array).all():
+        if array is None or array.dtype.kind != "f" or _all_finite(array):
             continue
         if np.isnan(array).any() or {use.node.op_type for use in value.uses()} - _INFINITE:
             raise ModelError(

@@ -20,6 +20,8 @@ from qcompiler.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
+LARGE = 1 << 30
+"""Bytes of constants from which on a model is not handled as one protobuf message, which ends at 2 GiB."""
 DOMAIN = "qcompiler"
 """Domain of our own operators."""
 
@@ -27,12 +29,13 @@ DOMAIN = "qcompiler"
 class Graph:
     """A model whose nodes are in topological order and whose constants are initializers.
 
-    `path` is where it came from, for error messages.
+    `path` is where it came from, for error messages; `notes` are remarks of the import for the report: where, what.
     """
 
     def __init__(self, model: onnx_ir.Model, path: str | Path = "model") -> None:
         self.model = model
         self.path = str(path)
+        self.notes: list[tuple[str, str]] = []
 
     # -- making and saving -------------------------------------------------------------------------------------
 
@@ -51,15 +54,26 @@ class Graph:
 
     def clone(self) -> Graph:
         """A copy to change freely; tensors are shared."""
-        return Graph(self.model.clone(), self.path)
+        copy = Graph(self.model.clone(), self.path)
+        copy.notes = list(self.notes)
+        return copy
 
     def to_proto(self) -> onnx.ModelProto:
         """The ONNX ModelProto."""
         return onnx_ir.to_proto(self.model)
 
     def save(self, path: str | Path) -> None:
-        """Write the .onnx file."""
-        onnx_ir.save(self.model, path)
+        """Write the .onnx file; constants of a large model go to a file beside it."""
+        onnx_ir.save(self.model, path, external_data=f"{Path(path).name}.data" if self.is_large() else None)
+
+    def is_large(self) -> bool:
+        """Whether the constants have more than LARGE bytes."""
+        tensors = (value.const_value for value in self.ir.initializers.values())
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None) > LARGE
+
+    def note(self, where: onnx_ir.Node | str, text: str) -> None:
+        """Leave a remark of the import."""
+        self.notes.append((where if isinstance(where, str) else str(where.name or where.outputs[0].name), text))
 
     # -- looking -----------------------------------------------------------------------------------------------
 
@@ -263,7 +277,9 @@ class Graph:
         add([(v.name, str(v.shape), str(v.dtype)) for v in self.inputs], [v.name for v in self.outputs])
         for name, value in sorted(self.ir.initializers.items()):
             add(name, str(value.const_value.dtype), tuple(value.const_value.shape))  # type: ignore[union-attr]
-            digest.update(value.const_value.tobytes())  # type: ignore[union-attr]
+            array = np.ascontiguousarray(value.const_value.numpy())  # type: ignore[union-attr]
+            plain = array.dtype.kind in "biuf" and array.size
+            digest.update(array.reshape(-1).view(np.uint8) if plain else value.const_value.tobytes())  # type: ignore[union-attr, arg-type]
         for node in self.ir:
             add(node.domain, node.op_type, [v and v.name for v in node.inputs], [v.name for v in node.outputs])
             add(sorted((k, str(a.value)) for k, a in node.attributes.items()))

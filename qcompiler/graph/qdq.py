@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError, UnsupportedError
 from qcompiler.formats import Int, QuantParams, parse_format
+from qcompiler.graph.functions import FAKE_QUANTIZE, define
 from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.quantizer import dequantize, quantize
 
@@ -31,8 +32,6 @@ INDICES_KEY = "qcompiler.indices"
 """Metadata key of an integer input of an INTEGER graph: how many rows its indices choose from."""
 BIAS_TOKEN = "int32"
 """Value of that key on a bias: 32 bits are storage for accumulators, not a NumberFormat."""
-FAKE_QUANTIZE = "FakeQuantize"
-"""Our operator that quantizes and dequantizes; attributes format, axis, minimum, maximum."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +90,21 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
         name=f"{name}/dequantize",
         outputs=[f"{name}_dequantized"],
     )
+    node.metadata_props[FORMAT_KEY] = fmt.token
+    _describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
+    return node.outputs[0]
+
+
+def write_fake_quantize(graph: Graph, value: ir.Value, params: QuantParams, *, name: str, before: ir.Node) -> ir.Value:
+    """`qcompiler::FakeQuantize` of a value, which any runtime runs by its function body; returns its output."""
+    define(graph, FAKE_QUANTIZE)
+    fmt = params.format
+    scale, zero_point = _parameters(graph, params, name)
+    values = {
+        "axis": 0 if params.axis is None else params.axis, "minimum": fmt.min, "maximum": fmt.max, "format": fmt.token
+    }  # fmt: skip
+    node = graph.add_node(FAKE_QUANTIZE, [value, scale, zero_point], values, before=before, domain=DOMAIN,
+                          name=f"{name}/fake_quantize")  # fmt: skip
     node.metadata_props[FORMAT_KEY] = fmt.token
     _describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
     return node.outputs[0]

@@ -1,6 +1,7 @@
 """The three stages of a graph and what is true at each.
 
-FLOAT    any ONNX graph of float operators: no quantizers, no integer operators
+FLOAT    any ONNX graph of float operators: no integer operators, and no quantizers but the FakeQuantize that a model
+         came with
 QDQ      the same with quantizers: `graph/qdq.py` writes and reads them. Their scales are positive and finite, their
          zero points are codes, and the bias of a product has the scale s_x * s_w
 INTEGER  docs/integer_operators.md: every node has an oracle in `qcompiler/ops`, float32 only at the boundary, and
@@ -49,8 +50,8 @@ def _is_integer_operator(node: ir.Node) -> bool:
 
 
 def _check_float(graph: Graph, node: ir.Node) -> None:
-    if node.op_type == "QuantizeLinear" or qdq.is_quantizer(node):
-        hint = "The model is quantized already; start from its float form."
+    if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+        hint = "Quantizers that a model came with are lifted when it is loaded; was the graph edited?"
         raise _fail(graph, node, "quantizes in a float graph", hint)
     if _is_integer_operator(node):
         raise _fail(graph, node, "is an integer operator in a float graph")

@@ -17,7 +17,7 @@ from qcompiler.targets.shared.pack import pack_channels, pack_depthwise, pack_ma
 from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
 from qcompiler.targets.shared.tile import choose_depthwise_tile, choose_tile
-from qcompiler.targets.shared.tir.dot import Dot, choose_dot
+from qcompiler.targets.shared.tir.dot import Dot, choose_dot, reach_of
 from qcompiler.targets.shared.tir.matrix import Matrix
 from qcompiler.targets.shared.tir.window import Depthwise
 from qcompiler.targets.shared.views import View, as_image, channels_last
@@ -79,7 +79,7 @@ def convolve(
 def _dense(
     program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int, fmt: Int, zero: int
 ) -> None:
-    magnitude = int(np.abs(weights.astype(np.int64)).max(initial=1))
+    magnitude = reach_of(weights)
     span = fmt.max - (fmt.min if fmt.signed else 0)
     dot = choose_dot(program.machine, max(span, 255 if fmt.signed else 1), magnitude, fmt.bits)
     if dot.kind == "wide":
@@ -246,7 +246,7 @@ def lower_matmul(program: Program, node: ir.Node) -> None:
         lower_clipped_matmul(program, node, value, weights)
         return
     fmt, zero = format_of(value), attribute(node, "x_zero_point", 0)
-    magnitude = int(np.abs(weights.astype(np.int64)).max(initial=1))
+    magnitude = reach_of(weights)
     dot = choose_dot(program.machine, 255 if fmt.signed else fmt.max, magnitude, fmt.bits)
     if dot.kind == "wide":
         dot = wide_dot(program, node, fmt, zero, weights.T) or dot

@@ -99,6 +99,7 @@ class Problems:
         transposed: bool = False,
         padding: Sequence[int] | None = None,
         zero: int | None = None,
+        mirrored: bool = False,
     ) -> None:
         spatial = len(kernel)
         strides, dilations = list(strides or [1] * spatial), list(dilations or [1] * spatial)
@@ -109,6 +110,7 @@ class Problems:
         shape = (x[1], m // group, *kernel) if transposed else (m, x[1] // group, *kernel)
         w = self.rng.integers(-top, top, shape)
         w.flat[0], w.flat[-1] = -top, top - 1
+        w = -w if mirrored else w
         total = pads[:spatial], pads[spatial:]
         if transposed:
             size = [
@@ -124,7 +126,7 @@ class Problems:
         reach = max(1.0, float(np.sqrt(np.prod(shape[1:])) * (fmt.max - fmt.min) * top * 0.3))
         scale = self.rng.uniform(0.5, 2, m) * (parse_format(out).max - parse_format(out).min) / (2 * reach)
         bias = self.rng.integers(-int(reach), int(reach) + 1, m).astype(np.int64 if wide else np.int32)
-        weights = self.const(w.astype(np.int8 if bits <= 8 else np.int16))
+        weights = self.const(w.astype(np.int8 if bits <= 8 and not mirrored else np.int16))
         weights.metadata_props["qcompiler.format"] = f"int{min(bits, 8)}"
         inputs = [self.input(f"{name}_x", x, token), weights, self.const(bias), *self.scales(scale, 45 if wide else 31)]
         extra_attributes = {"output_padding": extra} if transposed else {}

@@ -27,7 +27,7 @@ def parse(header: str, body: str, **constants) -> Graph:
         kind = {"int8": "int8", "uint8": "uint8", "float32": "float", "int64": "int64"}[str(array.dtype)]
         declared.append(f"{kind}{list(array.shape) if array.shape else ''} {name}")
     text = f"{HEAD} g ({', '.join(declared)}) => ({outputs}) {{ {body} }}"
-    return load_graph(Graph.parse(text, **PARAMETERS, **constants).model)
+    return load_graph(Graph.parse(text, **PARAMETERS, **constants).model, lifted=False)
 
 
 def weights(*shape, seed=0):

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from numpy.typing import NDArray
+
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.builder import Expr, Kernel
 
@@ -36,6 +38,12 @@ class Dot:
     def centred(self) -> bool:
         """Whether activations arrive as x - zero_point; otherwise the zero point is folded into the bias."""
         return self.activation in ("int16", "int32")
+
+
+def reach_of(weights: NDArray) -> int:
+    """Largest |w| of a layer, at least 1; 129 where +128 occurs, since int8 holds -128 but not that."""
+    low, high = int(weights.min(initial=0)), int(weights.max(initial=0))
+    return max(-low, high + (high == 128), 1)
 
 
 def choose_dot(machine: Machine, activation_max: int, weight_max: int, activation_bits: int) -> Dot:
