@@ -36,6 +36,7 @@ from qcompiler.execute.ort import Session
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
+from qcompiler.ops.macs import float_macs
 
 STAGE = (Stage.QDQ, Stage.QDQ)
 
@@ -45,7 +46,9 @@ class Options:
     groups: int = 64
     """Runs over the data; more is more exact and slower."""
     samples: int = 64
-    """Calibration samples that are used."""
+    """Calibration samples that are used, at most."""
+    work: float = 1.2e12
+    """Multiply-accumulates of all runs, about: large networks use fewer samples, but at least 16."""
 
 
 LEAST_ACTIVE = 0.2
@@ -80,19 +83,22 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     if not layers:
         return graph
     names = [(_float_name(layer, known), None, layer.axis) for layer in layers]
-    measured = means(reference, names, context, options.samples)
+    groups = min(max(options.groups, 1), len(layers))
+    each = sum(float_macs(reference, node) for node in reference.nodes()) * groups
+    limit = min(options.samples, max(16, int(options.work // max(each, 1))))
+    measured = means(reference, names, context, limit)
     targets = {layer.name: mean for layer, (mean, _) in zip(layers, measured, strict=True)}
     original = {layer.name: graph.const(_bias_constant(layer)) for layer in layers}
-    before = output_error(graph, reference, context, options.samples)
-    runs = np.array_split(np.arange(len(layers)), min(max(options.groups, 1), len(layers)))
+    before = output_error(graph, reference, context, limit)
+    runs = np.array_split(np.arange(len(layers)), groups)
     for i, members in enumerate(runs):
         group = [layers[j] for j in members]
         unclipped = [layer.output if layer.seen != layer.output else None for layer in group]
         wanted = [(layer.seen, value, layer.axis) for layer, value in zip(group, unclipped, strict=True)]
-        for layer, (mean, active) in zip(group, means(graph, wanted, context, options.samples), strict=True):
+        for layer, (mean, active) in zip(group, means(graph, wanted, context, limit), strict=True):
             shift_bias(graph, layer, (targets[layer.name] - mean) / np.maximum(active, LEAST_ACTIVE))
         context.progress("bias correction", i + 1, len(runs))
-    after = output_error(graph, reference, context, options.samples)
+    after = output_error(graph, reference, context, limit)
     context.facts["bias_correction"] = {"error_before": before, "error_after": after, "kept": after < before}
     if not after < before:
         for layer in layers:

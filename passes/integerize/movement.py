@@ -124,5 +124,7 @@ def _concat(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir
     return writer.emit("Concat", parts, {"axis": axis}, params, shape, name, domain="")
 
 
-MOVEMENT = (*RESHAPES, "Concat", "DepthToSpace", "Expand", "Identity", "Pad", "Resize", "Slice", "Split", "Transpose")
+MOVEMENT = (
+    *(*RESHAPES, "Concat", "DepthToSpace", "Expand", "Identity", "Pad", "Resize", "Slice", "Split", "Tile", "Transpose"),
+)
 RULES = {name: Rule(write, refuses) for name in MOVEMENT}
