@@ -125,6 +125,7 @@ def _concat(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir
 
 
 MOVEMENT = (
-    *(*RESHAPES, "Concat", "DepthToSpace", "Expand", "Identity", "Pad", "Resize", "Slice", "Split", "Tile", "Transpose"),
+    *(*RESHAPES, "Concat", "DepthToSpace", "Expand", "Identity"),
+    *("Pad", "Resize", "Slice", "Split", "Tile", "Transpose"),
 )
 RULES = {name: Rule(write, refuses) for name in MOVEMENT}
