@@ -87,14 +87,22 @@ static inline void qc_column_fill(int16_t *column, int32_t from, int32_t behind,
 
 /* A pixel's column: `lead` times zero, x[0..count-1], `tail` times zero. */
 #ifdef QC_DSP
-#define QC_COLUMN_WORDS(even, odd)                                     \
-  if (lead % 4 == 0) {                                                 \
-    int16_t *at = column + lead * 4;                                   \
-    for (; i + 4 <= count; i += 4, at += 16) {                         \
-      const uint32_t word = qc_load(x + i);                            \
-      qc_store(at, even(word));                                        \
-      qc_store(at + 8, odd(word));                                     \
-    }                                                                  \
+#define QC_COLUMN_WORD(even, odd)                    \
+  {                                                  \
+    const uint32_t word = qc_load(x + i);            \
+    qc_store(at, even(word));                        \
+    qc_store(at + 8, odd(word));                     \
+    at += 16;                                        \
+    i += 4;                                          \
+  }
+#define QC_COLUMN_WORDS(even, odd)                                   \
+  if (lead % 4 == 0) {                                               \
+    int16_t *at = column + lead * 4;                                 \
+    while (i + 8 <= count) {                                         \
+      QC_COLUMN_WORD(even, odd)                                      \
+      QC_COLUMN_WORD(even, odd)                                      \
+    }                                                                \
+    if (i + 4 <= count) QC_COLUMN_WORD(even, odd)                    \
   }
 #else
 #define QC_COLUMN_WORDS(even, odd)
@@ -143,18 +151,24 @@ static inline void qc_dot_x4(const int16_t *restrict columns, const int8_t *rest
   "smlad %[s3], r8, %[half], %[s3]\n\t"
     __asm__ volatile(
         ".syntax unified\n\t"
-        "subs %[n], %[n], #4\n\t"
+        "subs %[n], %[n], #8\n\t"
         "blo 2f\n"
-        "1:\n\t" QC_STEP QC_STEP QC_STEP QC_STEP
-        "subs %[n], %[n], #4\n\t"
+        "1:\n\t" QC_STEP QC_STEP QC_STEP QC_STEP QC_STEP QC_STEP QC_STEP QC_STEP
+        "subs %[n], %[n], #8\n\t"
         "bhs 1b\n"
         "2:\n\t"
-        "adds %[n], %[n], #4\n\t"
-        "beq 4f\n"
-        "3:\n\t" QC_STEP
+        "adds %[n], %[n], #8\n\t"
+        "beq 5f\n\t"
+        "subs %[n], %[n], #4\n\t" /* a step leaves the flags as they are */
+        "blo 3f\n\t" QC_STEP QC_STEP QC_STEP QC_STEP
+        "beq 5f\n\t"
+        "b 4f\n"
+        "3:\n\t"
+        "adds %[n], %[n], #4\n"
+        "4:\n\t" QC_STEP
         "subs %[n], %[n], #1\n\t"
-        "bne 3b\n"
-        "4:\n"
+        "bne 4b\n"
+        "5:\n"
         : [s0] "+r"(s0), [s1] "+r"(s1), [s2] "+r"(s2), [s3] "+r"(s3), [x] "+r"(x), [w] "+r"(w), [n] "+r"(n),
           [word] "=&r"(word), [half] "=&r"(half)
         :
@@ -309,6 +323,16 @@ QC_PACKED(2, 4, 4)
 #define QC_PLANE_WORDS(EXTEND)
 #endif
 
+/* elements 0..count-1 = value; `to` lies at a multiple of four bytes and count is even */
+static inline void qc_planes_fill(int16_t *restrict to, int32_t count, int32_t value) {
+#ifdef QC_DSP
+  const uint32_t word = ((uint32_t)value << 16) | ((uint32_t)value & 0xFFFFu);
+  for (int32_t i = 0; i < count; i += 2) qc_store(to + i, word);
+#else
+  for (int32_t i = 0; i < count; ++i) to[i] = (int16_t)value;
+#endif
+}
+
 static inline void qc_planes_u8(int16_t *restrict planes, int32_t plane, const uint8_t *restrict x, int32_t step,
                                 int32_t count) {
   int32_t j = 0;
@@ -333,56 +357,68 @@ static inline void qc_planes_s8(int16_t *restrict planes, int32_t plane, const i
   }
 }
 
+static inline uint32_t qc_pair(int32_t low, int32_t high) {
+#ifdef QC_DSP
+  uint32_t both;
+  __asm__("pkhbt %0, %1, %2, lsl #16" : "=r"(both) : "r"(low), "r"(high));
+  return both;
+#else
+  return ((uint32_t)low & 0xFFFFu) | ((uint32_t)high << 16);
+#endif
+}
+
 /* The nine weights of a 3x3 window as words of two halfwords: for each row w0 w1, w1 w2. */
 static inline void qc_taps_3x3(const int8_t *restrict w, uint32_t *restrict taps) {
-  for (int32_t row = 0; row < 3; ++row, w += 3, taps += 2) {
-    taps[0] = ((uint32_t)w[0] & 0xFFFFu) | ((uint32_t)w[1] << 16);
-    taps[1] = ((uint32_t)w[1] & 0xFFFFu) | ((uint32_t)w[2] << 16);
-  }
+  taps[0] = qc_pair(w[0], w[1]);
+  taps[1] = qc_pair(w[1], w[2]);
+  taps[2] = qc_pair(w[3], w[4]);
+  taps[3] = qc_pair(w[4], w[5]);
+  taps[4] = qc_pair(w[6], w[7]);
+  taps[5] = qc_pair(w[7], w[8]);
 }
 
 /* Four neighbouring 3x3 windows: sums[t] = start + the window at x + t * stride; rows of the plane lie `pitch` apart. In
    the order of `block`: six words of taps, start, multiplier, shift, 2 * zero point + 1 and the distance of outputs. */
 #ifdef QC_DSP
-#define QC_ROW_S1(at, a, b, c, d)                          \
+#define QC_ROW_S1(at, first, a, b, c, d)                   \
   "ldrd %[w0], %[w1], [%[block], #" at "]\n\t"              \
-  "ldr %[x0], [%[x]]\n\t"                                  \
-  "ldr %[x1], [%[x], #4]\n\t"                              \
+  "ldr %[x0], " first "\n\t"                               \
+  "ldr %[x1], [%[x], #-4]\n\t"                             \
   "smlad %[s0], %[x0], %[w0], " a "\n\t"                   \
   "smlatb %[s1], %[x0], %[w0], " b "\n\t"                  \
-  "ldr %[x0], [%[x], #8]\n\t"                              \
+  "ldr %[x0], [%[x]]\n\t"                                  \
   "smlad %[s2], %[x1], %[w0], " c "\n\t"                   \
   "smlatb %[s3], %[x1], %[w0], " d "\n\t"                  \
   "smlabt %[s0], %[x1], %[w1], %[s0]\n\t"                  \
   "smlad %[s1], %[x1], %[w1], %[s1]\n\t"                   \
   "smlabt %[s2], %[x0], %[w1], %[s2]\n\t"                  \
   "smlad %[s3], %[x0], %[w1], %[s3]\n\t"
-#define QC_ROW_S2(at, a, b, c, d)                          \
+#define QC_ROW_S2(at, first, a, b, c, d)                   \
   "ldrd %[w0], %[w1], [%[block], #" at "]\n\t"              \
-  "ldr %[x0], [%[x]]\n\t"                                  \
-  "ldr %[x1], [%[x], #4]\n\t"                              \
+  "ldr %[x0], " first "\n\t"                               \
+  "ldr %[x1], [%[x], #-12]\n\t"                            \
   "smlad %[s0], %[x0], %[w0], " a "\n\t"                   \
-  "ldr %[x0], [%[x], #8]\n\t"                              \
+  "ldr %[x0], [%[x], #-8]\n\t"                             \
   "smlad %[s1], %[x1], %[w0], " b "\n\t"                   \
   "smlabt %[s0], %[x1], %[w1], %[s0]\n\t"                  \
-  "ldr %[x1], [%[x], #12]\n\t"                             \
+  "ldr %[x1], [%[x], #-4]\n\t"                             \
   "smlad %[s2], %[x0], %[w0], " c "\n\t"                   \
   "smlabt %[s1], %[x0], %[w1], %[s1]\n\t"                  \
-  "ldrh %[x0], [%[x], #16]\n\t"                            \
+  "ldrh %[x0], [%[x]]\n\t"                                 \
   "smlad %[s3], %[x1], %[w0], " d "\n\t"                   \
   "smlabt %[s2], %[x1], %[w1], %[s2]\n\t"                  \
   "smlabt %[s3], %[x0], %[w1], %[s3]\n\t"
-#define QC_FOUR(ROW)                                                                      \
-  "ldr %[s3], [%[block], #24]\n\t" ROW("0", "%[s3]", "%[s3]", "%[s3]", "%[s3]")           \
-  "add %[x], %[x], %[pitch]\n\t" ROW("8", "%[s0]", "%[s1]", "%[s2]", "%[s3]")             \
-  "add %[x], %[x], %[pitch]\n\t" ROW("16", "%[s0]", "%[s1]", "%[s2]", "%[s3]")
+#define QC_FOUR(ROW, STEP)                                                                              \
+  "ldr %[s3], [%[block], #24]\n\t" ROW("0", "[%[x]], #" STEP, "%[s3]", "%[s3]", "%[s3]", "%[s3]")       \
+  "add %[x], %[x], %[pitch]\n\t" ROW("8", "[%[x], #-" STEP "]", "%[s0]", "%[s1]", "%[s2]", "%[s3]")     \
+  "add %[x], %[x], %[pitch]\n\t" ROW("16", "[%[x], #-" STEP "]", "%[s0]", "%[s1]", "%[s2]", "%[s3]")
 #define QC_TEMPORARIES                                                                                       \
   [s0] "=&r"(s0), [s1] "=&r"(s1), [s2] "=&r"(s2), [s3] "=&r"(s3), [w0] "=&r"(w0), [w1] "=&r"(w1),             \
       [x0] "=&r"(x0), [x1] "=&r"(x1), [x] "+r"(x)
-#define QC_WINDOWS(ROW)                                                                                      \
+#define QC_WINDOWS(ROW, STEP)                                                                                      \
   int32_t s0, s1, s2, s3;                                                                                    \
   uint32_t w0, w1, x0, x1;                                                                                   \
-  __asm__ volatile(QC_FOUR(ROW) : QC_TEMPORARIES : [block] "r"(block), [pitch] "r"(2 * pitch) : "memory");   \
+  __asm__ volatile(QC_FOUR(ROW, STEP) : QC_TEMPORARIES : [block] "r"(block), [pitch] "r"(2 * pitch) : "memory");   \
   sums[0] = s0;                                                                                              \
   sums[1] = s1;                                                                                              \
   sums[2] = s2;                                                                                              \
@@ -394,9 +430,8 @@ static inline void qc_taps_3x3(const int8_t *restrict w, uint32_t *restrict taps
     int32_t s0, s1, s2, s3, n = fours;                                                                       \
     uint32_t w0, w1, x0, x1;                                                                                 \
     __asm__ volatile(                                                                                        \
-        "1:\n\t" QC_FOUR(ROW)                                                                                \
+        "1:\n\t" QC_FOUR(ROW, STEP)                                                                                \
         "sub %[x], %[x], %[pitch], lsl #1\n\t"                                                               \
-        "add %[x], %[x], #" STEP "\n\t"                                                                      \
         "ldrd %[w0], %[w1], [%[block], #28]\n\t"                                                             \
         "ldr %[x0], [%[block], #36]\n\t"                                                                     \
         "ldr %[x1], [%[block], #40]\n\t" QC_ONE("%[s0]") QC_ONE("%[s1]") QC_ONE("%[s2]") QC_ONE("%[s3]")      \
@@ -448,7 +483,7 @@ static inline void qc_window_3x3_x1(const int16_t *restrict x, int32_t pitch, co
 static inline void qc_window_3x3_s1_x4(const int16_t *restrict x, int32_t pitch, const uint32_t *restrict block,
                                        int32_t *restrict sums) {
 #ifdef QC_DSP
-  QC_WINDOWS(QC_ROW_S1)
+  QC_WINDOWS(QC_ROW_S1, "8")
 #else
   for (int32_t t = 0; t < 4; ++t) sums[t] = qc_window_3x3(x + t, pitch, block);
 #endif
@@ -457,7 +492,7 @@ static inline void qc_window_3x3_s1_x4(const int16_t *restrict x, int32_t pitch,
 static inline void qc_window_3x3_s2_x4(const int16_t *restrict x, int32_t pitch, const uint32_t *restrict block,
                                        int32_t *restrict sums) {
 #ifdef QC_DSP
-  QC_WINDOWS(QC_ROW_S2)
+  QC_WINDOWS(QC_ROW_S2, "16")
 #else
   for (int32_t t = 0; t < 4; ++t) sums[t] = qc_window_3x3(x + 2 * t, pitch, block);
 #endif

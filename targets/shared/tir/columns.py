@@ -18,7 +18,7 @@ from qcompiler.targets.shared.tir.scalar import FIELDS, Shape, finish, tap_range
 
 PIXELS = 4
 """Output pixels that share a load of weights."""
-CHANNELS = 8
+CHANNELS = 16
 """Output channels whose sums wait for requantization together."""
 SUFFIX = {"uint8": "u8", "int8": "s8"}
 """Of functions, by storage of the activations."""
@@ -225,10 +225,10 @@ class PlaneDepthwise:
                 kernel.when(
                     inside, lambda: kernel.extern(function, (planes, to), plane, source, shape.x_pixel, ix1 - ix0)
                 )
-                kernel.when(tirx.Not(inside), lambda: clear(to, ix1 - ix0))
+                # A single band finds the rows outside as they were filled at first.
+                kernel.when(tirx.And(tirx.Not(inside), bands > 1), lambda: clear(to, ix1 - ix0))
 
-        with kernel.loop(plane * PIXELS) as i:
-            planes.store(i, outside)
+        kernel.extern("qc_planes_fill", (planes, 0), plane * PIXELS, shape.x_zero_point)
         with kernel.loop(kernel.hi, kernel.lo) as image, kernel.loop(blocks) as block:
             c = kernel.let(tirx.min(block * PIXELS, shape.inputs - PIXELS))
             image_at = kernel.let(image * shape.x_image + ix0 * shape.x_pixel + c)
