@@ -11,7 +11,7 @@ Wide (16 bits)
 4. arguments of Sin and Cos, and what they are computed from: an error of a phase does not shrink with its range
 5. products with a constant that has an entry for each position (rotary embeddings): their sums are what is wanted
 
-Measured at w8a8 (`python -m benchmarks.accuracy`): stories260k_prefill perplexity 5.565 without, 5.48 with (float
+Measured at w8a8 (`python -m benchmarks.accuracy`): stories260k_prefill perplexity 5.565 without, 5.49 with (float
 5.38); ddpm_digits error of eps .0035 without, .0011 with; vit_hybrid and vit_digits as float either way.
 
 Centred (signed, zero point 0): the right operand of a product of two activations, so that its rows need no sums.
