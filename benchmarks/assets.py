@@ -39,13 +39,17 @@ GOALS: dict[str, tuple[str, float]] = {
     "espcn_x2 (super-resolution)": ("loss", 0.3),
     "mobilenet_v1_025_224 (ImageNet)": ("least", 0.570),
     "mobilenet_v2_100_224 (ImageNet)": ("least", 0.800),
+    "vit_digits": ("loss", 0.010),
+    "vit_hybrid_cifar10_jpeg": ("loss", 0.005),
+    "ddpm_digits": ("loss", 0.002),
+    "stories260k_prefill": ("most", 5.50),
 }
-"""Evaluation of the assets' manifest -> what W8A8 must hold: largest loss against float, or least value."""
+"""Evaluation of the assets' manifest -> what W8A8 must hold: largest loss against float, least or largest value."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One network with its data. Arrays are float32 [n, ...] as the model takes them, read when first asked for."""
+    """One network with its data. Arrays are [n, ...] as the model takes them, read when first asked for."""
 
     name: str
     model: Path
@@ -54,22 +58,45 @@ class Case:
 
     @property
     def metric(self) -> str:
-        """top1 or psnr (more is better), mse (against the input; less is better), agreement (with float)."""
-        return {"mse_to_input": "mse", "mean_max": "agreement"}.get(self.entry["metric"], self.entry["metric"])
+        """top1, psnr or spearman (more is better), mse (against the input), mse_to_float or perplexity (less is
+        better), agreement (with float)."""
+        names = {"mse_to_input": "mse", "mean_max": "agreement", "mse_to_target": "mse_to_float"}
+        return names.get(self.entry["metric"], self.entry["metric"])
+
+    @property
+    def rises(self) -> bool:
+        """Whether less is better."""
+        return self.metric in ("mse", "mse_to_float", "perplexity")
 
     @cached_property
-    def input(self) -> str:
-        """Name of the model's input."""
+    def inputs(self) -> list[str]:
+        """Names of the model's inputs."""
         import onnx
 
         graph = onnx.load(self.model, load_external_data=False).graph
         constants = {tensor.name for tensor in graph.initializer}
-        return next(str(value.name) for value in graph.input if value.name not in constants)
+        return [str(value.name) for value in graph.input if value.name not in constants]
+
+    @property
+    def input(self) -> str:
+        """Name of the model's first input."""
+        return self.inputs[0]
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Static input shape, batch 1."""
-        return {self.input: (1, *self.calibration.shape[1:])}
+        """Static input shapes, batch 1."""
+        return {name: (1, *array.shape[1:]) for name, array in self.feed("calib").items()}
+
+    def feed(self, split: str) -> dict[str, NDArray]:
+        """Arrays of all inputs by name: `calib` or `test`."""
+        first = self.calibration if split == "calib" else self.test
+        if len(self.inputs) == 1:
+            return {self.input: first}
+        if "others" in self.entry:
+            return dict(zip(self.inputs, (first, *self.entry["others"](first)), strict=True))
+        with np.load(find_assets() / self.entry["data"]) as stored:
+            extra = stored[f"extra_{self.entry['split'] if split == 'test' else split}"][: len(first)]
+        return dict(zip(self.inputs, (first, extra), strict=True))
 
     @cached_property
     def calibration(self) -> NDArray[np.float32]:
@@ -90,6 +117,12 @@ class Case:
         """The metric of first outputs [n, ...]."""
         from qcompiler.evaluate import metric
 
+        if self.metric == "mse_to_float":
+            return metric("mse", outputs, float_outputs)
+        if self.metric == "perplexity":
+            return perplexity(outputs, self.test[: len(outputs)])
+        if self.metric == "spearman":
+            return spearman(outputs, self.labels)
         if self.metric == "agreement":
             return metric("top1", outputs, float_outputs)
         reference = self.test[: len(outputs)] if self.metric == "mse" else self.labels
@@ -105,6 +138,23 @@ class Case:
         return _preprocess(x, self.entry["preprocess"]), labels
 
 
+def perplexity(logits: NDArray, ids: NDArray) -> float:
+    """exp of the mean negative log-likelihood of each next token. logits: [n, T, V]; ids: [n, T]."""
+    z = logits[:, :-1].astype(np.float64)
+    z -= z.max(-1, keepdims=True)
+    likelihood = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    return float(np.exp(-np.take_along_axis(likelihood, ids[:, 1:, None], -1).mean()))
+
+
+def spearman(embeddings: NDArray, scores: NDArray | None) -> float:
+    """Rank correlation of the cosines of pairs, rows 2i and 2i + 1, with their scores."""
+    from scipy.stats import spearmanr
+
+    assert scores is not None
+    pairs = embeddings.reshape(len(embeddings) // 2, 2, -1)
+    return float(spearmanr((pairs[:, 0] * pairs[:, 1]).sum(1), scores[: len(pairs)]).statistic)
+
+
 def find_assets() -> Path:
     """The folder of shared assets; exits with a message when there is none."""
     folder = Path(os.environ.get("QCOMPILER_ASSETS") or ROOT.parent / "shared" / "assets")
@@ -118,6 +168,8 @@ def cases(only: str = "") -> Iterator[Case]:
     assets = find_assets()
     entries = {entry["name"]: entry for entry in json.loads((assets / "manifest.json").read_text())["evaluations"]}
     makers: dict[str, Callable[[], Case]] = {"digits cnn": _digits, "PP-OCR cls": _classifier}
+    if (assets / "models" / "minilm_l6_v2.onnx").is_file():  # made by fetch_minilm.py of the assets
+        makers["MiniLM"] = _minilm
     for name in (*makers, *GOALS):
         if only and not any(part and part in name for part in only.split(",")):
             continue
@@ -177,20 +229,20 @@ def _read(path: Path, split: str) -> tuple[NDArray, NDArray | None]:
             pictures = [io.BytesIO(blob[a:b].tobytes()) for a, b in zip(edges[:-1], edges[1:], strict=True)]
             x = np.stack([np.asarray(Image.open(picture).convert("RGB")) for picture in pictures])
         else:
-            x = stored[f"x_{split}"]
+            x = stored[f"x_{split}" if f"x_{split}" in stored else f"ids_{split}"]
         if "zero_point" in stored:  # kept as codes
             x = (x.astype(np.float32) - np.float32(stored["zero_point"])) * np.float32(stored["scale"])
         if f"y_{split}" in stored:
             return x, stored[f"y_{split}"].astype(np.int64)
-        if f"t_{split}" in stored:
+        if f"t_{split}" in stored and stored[f"t_{split}"].dtype == np.uint8:
             return x, stored[f"t_{split}"].transpose(0, 3, 1, 2).astype(np.float32) / 255
     return x, None
 
 
 def _preprocess(x: NDArray, how: Mapping[str, Any]) -> NDArray[np.float32]:
     """What the manifest's preprocessing entry says. x: [n, ...], pictures NHWC."""
-    if how["kind"] == "float":
-        return x.astype(np.float32)
+    if how["kind"] in ("float", "tokens"):
+        return x.astype(np.float32 if how["kind"] == "float" else np.int64)
     if "resize" in how:
         from PIL import Image
 
@@ -210,6 +262,20 @@ def _digits() -> Case:
             return stored[f"x_{split}"], stored[f"y_{split}"]
 
     return Case("digits cnn", folder / "cnn.onnx", {"metric": "top1", "arrays": arrays})
+
+
+def _minilm() -> Case:
+    assets = find_assets()
+
+    def arrays(split: str) -> tuple[NDArray, NDArray | None]:
+        with np.load(assets / "data" / "stsb_tokens.npz") as stored:
+            if split == "calib":
+                return stored["ids_calib"][:CALIBRATION_LARGE].astype(np.int64), None
+            both = np.stack([stored["ids_test_a"], stored["ids_test_b"]], axis=1)
+            return both.reshape(-1, both.shape[-1]).astype(np.int64), stored["score_test"]
+
+    entry = {"metric": "spearman", "arrays": arrays, "others": lambda ids: [(ids > 0).astype(np.float32)]}
+    return Case("MiniLM", assets / "models" / "minilm_l6_v2.onnx", entry, ("loss", 0.005))
 
 
 def _classifier() -> Case:

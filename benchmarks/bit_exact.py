@@ -30,10 +30,11 @@ THREADS = (1, 2)
 def rows(case: Case, precision: str, arithmetic: str, levels: list[str], count: int) -> Iterator[dict[str, Any]]:
     """One row an instruction set."""
     result = quantize(case, precision, arithmetic)
-    data, axis = case.test, -1
-    while len(data) < count:  # few samples: mirrored ones are as good here
-        data, axis = np.concatenate([data, np.flip(data, axis)]), axis - 1
-    samples = list(load_samples({case.input: data}, result.float_graph, None, count))
+    feed, axis = case.feed("test"), -1
+    while len(feed[case.input]) < count:  # few samples: mirrored ones are as good here
+        feed = {name: np.concatenate([data, np.flip(data, axis)]) for name, data in feed.items()}
+        axis -= 1
+    samples = list(load_samples(feed, result.float_graph, None, count))
     reference = runner(result.integer_graph)
     expected = {id(sample): reference(sample) for sample in samples}
 

@@ -14,7 +14,7 @@ from qcompiler.targets import get_target
 def quantize(case: Case, precision: str = "w8a8", arithmetic: str = "float", recipe: str = "default") -> Result:
     """The case at this precision, calibrated on its calibration samples."""
     return qcompiler.quantize(
-        str(case.model), {case.input: case.calibration}, recipe, shapes=case.shapes, arithmetic=arithmetic,
+        str(case.model), case.feed("calib"), recipe, shapes=case.shapes, arithmetic=arithmetic,
         options={"precision": precision},
     )  # fmt: skip
 

@@ -30,10 +30,10 @@ def row(case: Case) -> dict[str, Any]:
     """Compile once."""
     with tempfile.TemporaryDirectory() as folder:
         data, output, log = Path(folder) / "calibration.npz", Path(folder) / "bundle", Path(folder) / "out.json"
-        np.savez(data, **{case.input: case.calibration})
-        shape = f"{case.input}={','.join(map(str, case.shapes[case.input]))}"
+        np.savez(data, **case.feed("calib"))
+        shapes = [f"{name}={','.join(map(str, shape))}" for name, shape in case.shapes.items()]
         command = [sys.executable, "-m", "qcompiler", str(case.model), "-o", str(output), "--calib", str(data)]
-        command += ["--shape", shape, "--json", "--quiet"]
+        command += [*(part for shape in shapes for part in ("--shape", shape)), "--json", "--quiet"]
         start = time.perf_counter()
         with log.open("wb") as out:
             redirect = [(os.POSIX_SPAWN_DUP2, out.fileno(), 1)]

@@ -40,12 +40,12 @@ def row(case: Case) -> dict[str, Any]:
     """Compile twice, compare."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "calibration.npz"
-        np.savez(data, **{case.input: case.calibration[:64]})
-        shape = f"{case.input}={','.join(map(str, case.shapes[case.input]))}"
+        np.savez(data, **{name: array[:64] for name, array in case.feed("calib").items()})
+        shapes = [f"{name}={','.join(map(str, shape))}" for name, shape in case.shapes.items()]
         outputs = [Path(folder) / name for name in ("first", "second")]
         for seed, output in enumerate(outputs):
             command = [sys.executable, "-m", "qcompiler", str(case.model), "-o", str(output), "--calib", str(data)]
-            command += ["--shape", shape, "--cpu", "all", "--quiet"]
+            command += [*(part for shape in shapes for part in ("--shape", shape)), "--cpu", "all", "--quiet"]
             environment = {**os.environ, "PYTHONHASHSEED": str(seed), "PYTHONPATH": str(ROOT)}
             subprocess.run(command, check=True, capture_output=True, env=environment)
         found = differences(*outputs)

@@ -3,11 +3,11 @@
     python -m benchmarks.graphs [--only PARTS] [--json FILE]
 
 All files of the assets' folder `graphs`, whose weights are untrained or do not matter: calibration is on seeded noise,
-ids where the model takes ids. `predicted` is the SQNR in dB that the quantizers alone leave: the QDQ file in onnxruntime
-against float; for a file that came quantized, onnxruntime's optimized mode against its own plain one. `measured` is that
-of the bundle against float, on samples that were not calibrated on; `near` says whether it reaches the prediction
-within MARGIN. A refusal is printed with its reason. Exit code 1 if anything but a clear error of ours came up, or a
-bundle is not bit-exact.
+ids where the model takes ids. `predicted` is the SQNR in dB that the quantizers alone leave: the QDQ file in
+onnxruntime against float; for a file that came quantized, onnxruntime's optimized mode against its own plain one.
+`measured` is that of the bundle against float, on samples that were not calibrated on; `near` says whether it reaches
+the prediction within MARGIN. A refusal is printed with its reason. Exit code 1 if anything but a clear error of ours
+came up, or a bundle is not bit-exact.
 """
 
 from __future__ import annotations

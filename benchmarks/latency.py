@@ -72,7 +72,8 @@ def rows(case: Case, threads: list[int], seconds: float) -> list[dict[str, Any]]
     """All contenders on one network."""
     with tempfile.TemporaryDirectory() as folder:
         entries = contenders(case, Path(folder))
-        samples = [{case.input: case.test[i : i + 1]} for i in range(ERROR_SAMPLES)]
+        feed = case.feed("test")
+        samples = [{name: array[i : i + 1] for name, array in feed.items()} for i in range(ERROR_SAMPLES)]
         errors = [_error(caller, graph, samples) for _, _, caller, graph in entries]
         found = []
         for count in threads:

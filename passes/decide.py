@@ -102,6 +102,11 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     if options.wide and (context.capabilities is None or 16 in context.capabilities.activation_bits):
         found = widths.wide_values(graph)
         found = {name: token for name, token in found.items() if name in activations}
+        by_name = {value.name: value for value in graph.values()}
+        for name, token in found.items():
+            if token.startswith("uint") and decisions.product_uses(graph, by_name[name]):
+                narrow = parse_format(activations[name])
+                result.narrowed[name] = QuantSpec(narrow, scale_type=scale_type, symmetric=options.symmetric)
         activations.update({name: _wide_token(token, options) for name, token in found.items()})
         centred |= {name for name, token in found.items() if token.startswith("int")}
     for name in centred:
@@ -114,6 +119,8 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     for node in graph.nodes():
         if any(pattern.search(node.name or "") for pattern in excluded):
             _widen(graph, node, weights, activations, quantized, options.exclude_bits, options.symmetric, outputs=True)
+            for value in node.inputs if options.exclude_bits > 8 else ():
+                result.narrowed.pop(str(value.name) if value is not None else "", None)
 
     for pattern in excluded:
         if not any(pattern.search(node.name or "") for node in graph.nodes()):
@@ -236,6 +243,8 @@ def _apply_rules(
         written = _written(graph, subject, quantized) if is_node else [subject.name or ""]  # type: ignore[arg-type]
         if "activation" in rule:
             activations.update({name: rule["activation"] for name in written if name in activations})
+            for name in written:
+                result.narrowed.pop(name, None)
         if "method" in rule:
             result.methods.update(dict.fromkeys(written, rule["method"]))
         weight = _weight_name(graph, subject) if is_node else ""  # type: ignore[arg-type]
@@ -245,7 +254,7 @@ def _apply_rules(
 
 def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:
     """Constants beside activations (x + c, x * c, Concat, PRelu's slope stays float): the format of the other side."""
-    for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max"):
+    for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max", "Where"):
         if node in weighted or any(decisions.bias_add(graph, w) is node for w in weighted if w.op_type == "MatMul"):
             continue
         if decisions.scaled_product(graph, node) is not None:

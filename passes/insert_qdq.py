@@ -57,7 +57,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     for node in given:
         _respell(graph, node)
     for name in assignment.activations:
-        _quantize_activation(graph, by_name[name], assignment.params[name])
+        _quantize_activation(graph, by_name[name], assignment.params[name], assignment.narrowed_params.get(name))
     for node, weight, add in weighted:
         _quantize_layer(graph, node, weight, add, assignment, context)
     weights = {weight.name for _, weight, _ in weighted}
@@ -80,12 +80,17 @@ def _name_nodes(graph: Graph) -> None:
         node.name = name
 
 
-def _quantize_activation(graph: Graph, value: ir.Value, params: QuantParams) -> None:
-    users = list(value.uses())
+def _quantize_activation(graph: Graph, value: ir.Value, params: QuantParams, narrow: QuantParams | None) -> None:
+    """narrow: of a second quantizer, through which products with weights read the value."""
+    users, products = list(value.uses()), decisions.product_uses(graph, value)
     name = value.name or "value"
     dequantized = qdq.write_quantizer(graph, value, params, name=name)
     for use in users:
         use.node.replace_input_with(use.idx, dequantized)
+    if narrow is not None:
+        second = qdq.write_quantizer(graph, dequantized, narrow, name=f"{name}_narrow")
+        for node, index in products:
+            node.replace_input_with(index, second)
     if value.is_graph_output():
         value.name = graph.fresh_name(f"{name}_float")
         dequantized.name = name

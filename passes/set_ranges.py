@@ -66,6 +66,11 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             if member in assignment.activations or member in assignment.constants:
                 assignment.params[member] = params
                 done.add(member)
+    for name, spec in assignment.narrowed.items():
+        method = assignment.methods.get(name, options.method)
+        histogram = _merged(graph, assignment.group_of(name), statistics)
+        params = find_range(histogram, spec, "mse" if method == "auto" else method, options.percentile)
+        assignment.narrowed_params[name] = params
     for name, spec in assignment.constants.items():
         if name in done:
             continue

@@ -30,13 +30,16 @@ class Assignment:
     """Decisions by value name; `activations` and `constants` are the values with a quantizer.
 
     groups: names that must share parameters (each name is in at most one). methods: range method of a value, when it
-    differs from the default. limits: bounds within which a range must stay, because saturation stands for a clip.
+    differs from the default. narrowed: a second, narrower quantizer of a value, through which products with weights
+    read it.
     """
 
     activations: dict[str, QuantSpec] = field(default_factory=dict)
     constants: dict[str, QuantSpec] = field(default_factory=dict)
     groups: list[list[str]] = field(default_factory=list)
     methods: dict[str, str] = field(default_factory=dict)
+    narrowed: dict[str, QuantSpec] = field(default_factory=dict)
+    narrowed_params: dict[str, QuantParams] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
 
     def group_of(self, name: str) -> list[str]:
@@ -119,6 +122,11 @@ def fused_clip(graph: Graph, node: ir.Node) -> ir.Node | None:
         return None
     user = graph.sole_user(node.outputs[0])
     return user if user is not None and clip_bounds(graph, user) is not None else None
+
+
+def product_uses(graph: Graph, value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Where products with weights read a value: (node, index of the input)."""
+    return [(use.node, use.idx) for use in value.uses() if use.idx == 0 and weight_of(graph, use.node) is not None]
 
 
 def bias_add(graph: Graph, node: ir.Node) -> ir.Node | None:
@@ -206,7 +214,11 @@ def softmax_mask(graph: Graph, node: ir.Node | None) -> Mask | None:
     if node is None or node.op_type != "Softmax" or node.domain not in ("", "ai.onnx"):
         return None
     add = node.inputs[0].producer() if node.inputs[0] is not None else None
-    if add is None or add.op_type != "Add" or graph.sole_user(add.outputs[0]) is not node:
+    if add is None or graph.sole_user(add.outputs[0]) is not node:
+        return None
+    if add.op_type == "Where":
+        return _chosen_mask(graph, add)
+    if add.op_type != "Add":
         return None
     for scores, other in (add.inputs[:2], add.inputs[1::-1]):
         if scores is None or other is None or graph.shape(scores) != graph.shape(add.outputs[0]):
@@ -218,6 +230,18 @@ def softmax_mask(graph: Graph, node: ir.Node | None) -> Mask | None:
                 return Mask(add, scores, other, hidden)
         elif _makes_mask(graph, other):
             return Mask(add, scores, other, None)
+    return None
+
+
+def _chosen_mask(graph: Graph, where: ir.Node) -> Mask | None:
+    """Where(constant condition, scores, large negative value), or the other way round."""
+    condition = graph.const(where.inputs[0])
+    for scores, other, hides in ((where.inputs[1], where.inputs[2], False), (where.inputs[2], where.inputs[1], True)):
+        far = graph.const(other)
+        if condition is None or far is None or scores is None or other is None or not (far <= MASKED).all():
+            continue
+        if graph.const(scores) is None and graph.shape(scores) == graph.shape(where.outputs[0]):
+            return Mask(where, scores, other, condition.astype(bool) == hides)
     return None
 
 

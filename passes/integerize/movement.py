@@ -124,5 +124,6 @@ def _concat(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir
     return writer.emit("Concat", parts, {"axis": axis}, params, shape, name, domain="")
 
 
-MOVEMENT = (*RESHAPES, "Concat", "DepthToSpace", "Expand", "Identity", "Pad", "Resize", "Slice", "Split", "Transpose")
+MOVED = ("Concat", "DepthToSpace", "Expand", "Identity", "Pad", "Resize", "Slice", "Split", "Tile", "Transpose")
+MOVEMENT = (*RESHAPES, *MOVED)
 RULES = {name: Rule(write, refuses) for name in MOVEMENT}

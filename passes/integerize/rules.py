@@ -5,7 +5,16 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompiler.graph.model import DOMAIN
-from qcompiler.passes.integerize import elementwise, gather, movement, normalization, products, softmax, windows
+from qcompiler.passes.integerize import (
+    elementwise,
+    gather,
+    movement,
+    normalization,
+    products,
+    reductions,
+    softmax,
+    windows,
+)
 from qcompiler.passes.integerize.rule import Rule
 
 RULES: dict[str, Rule] = {
@@ -15,6 +24,7 @@ RULES: dict[str, Rule] = {
     **movement.RULES,
     **gather.RULES,
     **normalization.RULES,
+    **reductions.RULES,
     **softmax.RULES,
 }
 """By operator name of ONNX's own domain, or `qcompiler::` and the name of our own float operators."""

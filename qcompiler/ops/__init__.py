@@ -16,12 +16,14 @@ from qcompiler.ops.movement import (
     RESIZE,
     SLICE,
     SPLIT,
+    TILE,
     TRANSPOSE,
+    WHERE,
 )
 from qcompiler.ops.normalize import NORMALIZE
 from qcompiler.ops.operator import Operator
 from qcompiler.ops.pool import AVERAGE_POOL, MAX_POOL
-from qcompiler.ops.reduce import REDUCE_MEAN
+from qcompiler.ops.reduce import REDUCE_L2, REDUCE_MAX, REDUCE_MEAN, REDUCE_MIN
 from qcompiler.ops.softmax import SOFTMAX
 
 OPERATORS: dict[str, Operator] = {
@@ -47,7 +49,10 @@ OPERATORS: dict[str, Operator] = {
         PAD,
         PIECEWISE,
         QUANTIZE,
+        REDUCE_L2,
+        REDUCE_MAX,
         REDUCE_MEAN,
+        REDUCE_MIN,
         REQUANTIZE,
         RESHAPE,
         RESIZE,
@@ -55,7 +60,9 @@ OPERATORS: dict[str, Operator] = {
         SOFTMAX,
         SPLIT,
         TABLE,
+        TILE,
         TRANSPOSE,
+        WHERE,
     )
 }
 """Every operator of the integer graph by `domain::name` (default domain: bare name)."""

@@ -182,6 +182,20 @@ def _nearest(
     return np.clip(rounded, 0, extent - 1).astype(np.int64)
 
 
+def tile(inputs: Inputs, attributes: dict[str, Any]) -> list[NDArray]:
+    """x repeated along every dimension."""
+    return [np.tile(_data(inputs), _ints(inputs, 1) or [])]
+
+
+def where(inputs: Inputs, attributes: dict[str, Any]) -> list[NDArray]:
+    """a where the condition is True, else b; all broadcast."""
+    condition, a, b = inputs
+    assert condition is not None and a is not None and b is not None
+    return [np.where(condition, a, b)]
+
+
+TILE = Operator("Tile", "", tile)
+WHERE = Operator("Where", "", where)
 IDENTITY = Operator("Identity", "", identity)
 RESHAPE = Operator("Reshape", "", reshape)
 TRANSPOSE = Operator("Transpose", "", transpose)

@@ -10,6 +10,7 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.targets.shared import layout
 from qcompiler.targets.shared.lower_attention import lower_batch_matmul
+from qcompiler.targets.shared.lower_fold import lower_fold, lower_tile, lower_where
 from qcompiler.targets.shared.lower_movement import (
     lower_concat,
     lower_depth_to_space,
@@ -56,6 +57,9 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "qcompiler::Mul": lower_mul,
     "qcompiler::Normalize": lower_normalize,
     "qcompiler::Piecewise": lower_piecewise,
+    "qcompiler::ReduceL2": lower_fold,
+    "qcompiler::ReduceMax": lower_fold,
+    "qcompiler::ReduceMin": lower_fold,
     "qcompiler::ReduceMean": lower_reduce_mean,
     "qcompiler::Requantize": lower_requantize,
     "qcompiler::Softmax": lower_softmax,
@@ -72,7 +76,9 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "Resize": lower_resize,
     "Slice": lower_slice,
     "Split": lower_split,
+    "Tile": lower_tile,
     "Transpose": lower_transpose,
+    "Where": lower_where,
 }
 
 

@@ -61,8 +61,8 @@ def lower_div(program: Program, node: ir.Node) -> None:
     program.fill_border(y)
     nest = nest_of(y, a, b)
     names = ("a_zero_point", "b_zero_point", "multiplier", "shift", "zero_point")
-    numbers = [attribute(node, name, 0) for name in names]
-    spec = Divide(nest, a.dtype, b.dtype, *numbers, parse_format(attribute(node, "format")))
+    numbers = {name: attribute(node, name, 0) for name in names}
+    spec = Divide(nest, a.dtype, b.dtype, format=parse_format(attribute(node, "format")), **numbers)
     program.call(spec, nest.units, y, a, b)
 
 

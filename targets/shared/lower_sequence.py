@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 
@@ -59,7 +60,7 @@ def lower_normalize(program: Program, node: ir.Node) -> None:
     program.call(spec, nest.units, y, x, *parameters)
 
 
-def _merged(run: list[tuple[int, ...]]) -> tuple[tuple[int, int, int, int], ...]:
+def _merged(run: Sequence[tuple[int, ...]]) -> tuple[tuple[int, int, int, int], ...]:
     """A run in the memory order of x, with as few loops as the strides allow."""
     ordered = sorted((dim for dim in run if dim[0] != 1), key=lambda dim: -abs(dim[2]))
     loops: list[tuple[int, ...]] = []
@@ -67,7 +68,7 @@ def _merged(run: list[tuple[int, ...]]) -> tuple[tuple[int, int, int, int], ...]
         if loops and all(outer == inner * dim[0] for outer, inner in zip(loops[-1][1:], dim[1:], strict=True)):
             dim = (loops.pop()[0] * dim[0], *dim[1:])
         loops.append(dim)
-    return tuple(loops) or ((1, 1, 1, 1),)  # type: ignore[return-value]
+    return tuple(loops) or ((1, 1, 1, 1),)  # type: ignore[arg-type,return-value]
 
 
 def lower_softmax(program: Program, node: ir.Node) -> None:

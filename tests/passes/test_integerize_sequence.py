@@ -53,6 +53,18 @@ CASES = {
                   {"g": rand(16)}),
     "select": (f"{TOKENS} => float[1,16] y", "y = Gather <axis=1> (x, i)", {"i": np.int64(-1)}),
     "several": (f"{TOKENS} => float[1,2,16] y", "y = Gather <axis=1> (x, i)", {"i": np.array([4, 0])}),
+    "largest": (f"{TOKENS} => float[1,6,1] y", "y = ReduceMax(x, a)", {"a": np.array([-1])}),
+    "smallest": (f"{TOKENS} => float[6,16] y", "y = ReduceMin <keepdims=0> (x, a)", {"a": np.array([0])}),
+    "reduced length": (f"{TOKENS} => float[1,6,1] y", "y = ReduceL2(x, a)", {"a": np.array([-1])}),
+    "sum": (f"{TOKENS} => float[1,1,16] y", "y = ReduceSum(x, a)", {"a": np.array([1])}),
+    "tile": ("float[1,2,3] x => float[2,2,9] y", "y = Tile(x, r)", {"r": np.array([2, 1, 3])}),
+    "where": ("float[2,6] a, float[2,6] b => float[2,6] y", "y = Where(c, a, b)", {"c": rand(1, 6) > 0}),
+    "where with a number": ("float[2,6] a => float[2,6] y", "y = Where(c, a, n)",
+                            {"c": rand(1, 6) > 0, "n": np.float32(0.5)}),
+    "masked by where": (
+        "float[1,2,6,8] q, float[1,2,8,6] k => float[1,2,6,6] y", "h = MatMul(q, k) m = Where(c, h, n) y = Softmax(m)",
+        {"c": CAUSAL == 0, "n": np.float32(-1e9)},
+    ),
     "quotient": ("float[4,6] a, float[4,1] b => float[4,6] y", "c = Exp(b) y = Div(a, c)", {}),
     "phases": ("float[1,4] x => float[1,8] y", "h = Mul(x, f) s = Sin(h) c = Cos(h) y = Concat <axis=1> (s, c)",
                {"f": np.float32([[1, 3, 9, 27]])}),
@@ -193,3 +205,31 @@ def test_runs_that_int32_cannot_hold_are_refused():
     with pytest.raises(UnsupportedError, match="too many for 16 bits"):
         integer(quantize(graph))
     assert integer(quantize(graph, wide=False)).nodes("Normalize")
+
+
+POST_NORM = """
+    h = MatMul(x, w)  a = Add(h, b)  n = LayerNormalization(a, g)
+    [fc] f = MatMul(n, w)  r = Add(f, n)  y = LayerNormalization(r, g)
+"""
+
+
+def test_products_read_a_wide_value_through_a_second_quantizer():
+    graph = float_graph("float[1,6,16] x => float[1,6,16] y", POST_NORM, g=rand(16), w=rand(16, 16), b=rand(16))
+    qdq = quantize(graph)
+    found = formats_of(qdq)
+    assert found["n"] == "uint16" and found["n_dequantized"] == "uint8"
+    result = integer(qdq)
+    product = result.nodes("MatMul")[1]
+    assert product.inputs[0].producer().op_type == "Requantize"
+    worst, share = differences(qdq, result)
+    assert worst <= 1 and share < 0.03
+    kept = quantize(graph, exclude=("fc",), exclude_bits=16)
+    assert "n_dequantized" not in formats_of(kept)
+
+
+def test_rotations_get_16_bits():
+    body = "a = Mul(x, c) b = Mul(z, d) s = Sub(a, b) y = Mul(s, k)"
+    constants = {"c": rand(6, 16), "d": rand(6, 16), "k": rand(1, 1, 16)}
+    graph = float_graph("float[1,6,16] x, float[1,6,16] z => float[1,6,16] y", body, **constants)
+    found = formats_of(quantize(graph))
+    assert (found["a"], found["b"], found["s"], found["y_float"]) == ("uint16", "uint16", "uint8", "uint8")

@@ -128,25 +128,25 @@ class Normalize:
             held.store(0, tirx.shift_left(held.load(0), by + by))
             k.store(0, k.load(0) + by)
         m = kernel.let(held.load(0))
-        s = self._root(kernel, machine, m)
+        s = integer_root(kernel, machine, m)
         r = kernel.let(tirx.truncdiv(kernel.const(1 << 61, "int64"), s))
         a = kernel.let(tirx.max(kernel.const(1, "int64"), kernel.const(41 - self.half_shift, "int64") - k.load(0)))
         return r, a
 
-    @staticmethod
-    def _root(kernel: Kernel, machine: Machine, m: Expr) -> Expr:
-        """floor(sqrt(m)) of 2^60 <= m < 2^62: a double and its correction, or bit by bit without float."""
-        tirx = kernel.tirx
-        s = kernel.local(1, "int64")
-        if machine.lanes > 1:
-            s.store(0, kernel.cast(tirx.sqrt(kernel.cast(m, "float64")), "int64"))
-            one, zero = kernel.const(1, "int64"), kernel.const(0, "int64")
-            s.store(0, s.load(0) - tirx.Select(s.load(0) * s.load(0) > m, one, zero))
-            above = kernel.let(s.load(0) + one)
-            return kernel.let(s.load(0) + tirx.Select(above * above <= m, one, zero))
-        s.store(0, kernel.const(0, "int64"))
-        with kernel.loop(31) as i:
-            bit = tirx.shift_left(kernel.const(1, "int64"), kernel.cast(kernel.const(30) - i, "int64"))
-            trial = kernel.let(s.load(0) + bit)
-            s.store(0, tirx.Select(trial * trial <= m, trial, s.load(0)))
-        return kernel.let(s.load(0))
+
+def integer_root(kernel: Kernel, machine: Machine, m: Expr) -> Expr:
+    """floor(sqrt(m)) of 0 <= m < 2^62: a double and its correction, or bit by bit without float."""
+    tirx = kernel.tirx
+    s = kernel.local(1, "int64")
+    if machine.lanes > 1:
+        s.store(0, kernel.cast(tirx.sqrt(kernel.cast(m, "float64")), "int64"))
+        one, zero = kernel.const(1, "int64"), kernel.const(0, "int64")
+        s.store(0, s.load(0) - tirx.Select(s.load(0) * s.load(0) > m, one, zero))
+        above = kernel.let(s.load(0) + one)
+        return kernel.let(s.load(0) + tirx.Select(above * above <= m, one, zero))
+    s.store(0, kernel.const(0, "int64"))
+    with kernel.loop(31) as i:
+        bit = tirx.shift_left(kernel.const(1, "int64"), kernel.cast(kernel.const(30) - i, "int64"))
+        trial = kernel.let(s.load(0) + bit)
+        s.store(0, tirx.Select(trial * trial <= m, trial, s.load(0)))
+    return kernel.let(s.load(0))
