@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from qcompiler.context import Context
 from qcompiler.graph.model import Graph, attribute, operand
 from qcompiler.graph.stages import Stage
+from qcompiler.widths import WIDE_KEY
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
@@ -119,6 +120,7 @@ class _Unrolled:
         name = f"{self.name}/{what}"
         node = self.graph.add_node(op_type, inputs, values, before=self.node, name=name, outputs=[name])
         node.outputs[0].shape, node.outputs[0].type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
+        node.outputs[0].metadata_props[WIDE_KEY] = "1"
         return node.outputs[0]
 
     def const(self, array: NDArray | np.generic, what: str) -> ir.Value:

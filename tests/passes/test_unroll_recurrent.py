@@ -125,3 +125,12 @@ def test_refusals_are_noted(options, reason):
     context = _context()
     after = unroll_recurrent.run(graph, unroll_recurrent.Options(max_steps=5), context)
     assert after.nodes("LSTM") and reason in context.notes[0].text
+
+
+def test_the_values_of_a_cell_and_its_state_get_16_bits():
+    from qcompiler.widths import wide_values
+
+    graph = unroll_recurrent.run(recurrent("LSTM", states="inputs"), unroll_recurrent.Options(), _context())
+    wide = wide_values(graph)
+    for node in graph.nodes("Sigmoid", "Tanh", "Mul", "Add"):
+        assert wide[node.outputs[0].name].endswith("int16")
