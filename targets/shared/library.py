@@ -74,14 +74,15 @@ def library_calls(graph: Graph, node: ir.Node) -> list[LibraryCall]:
 
 def _legalized(graph: Graph, node: ir.Node) -> Any:
     """An IRModule of PrimFuncs and a Relax `main` that calls them."""
-    import onnx.inliner
     import tvm
+    from onnx_ir.passes import common
     from tvm import relax
     from tvm.relax.frontend.onnx import from_onnx
 
-    proto = single_node(graph, node, constants=True).to_proto()
-    if proto.functions:
-        proto = onnx.inliner.inline_local_functions(proto)
+    alone = single_node(graph, node, constants=True)
+    if alone.model.functions:
+        common.InlinePass()(alone.model)
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(alone.model)
     steps = relax.transform
     with tvm.target.Target("llvm"):
         return tvm.transform.Sequential(
@@ -96,7 +97,7 @@ def _legalized(graph: Graph, node: ir.Node) -> Any:
                 steps.DeadCodeElimination(),
                 steps.CanonicalizeBindings(),
             ]
-        )(from_onnx(proto, keep_params_in_input=False))
+        )(from_onnx(alone.to_proto(), keep_params_in_input=False))
 
 
 def _calls(module: Any) -> Iterator[LibraryCall]:
@@ -147,6 +148,8 @@ def _kernel(function: Any) -> LibraryKernel:
     def pointer(buffer: Any, name: str) -> None:
         handle = tvm_ir.Var(name, tvm_ir.PointerType(buffer.ty.dtype))
         parameters.append(handle)
+        if isinstance(buffer.elem_offset, tvm_ir.Var):  # "starts anywhere": it starts where the pointer says
+            declarations.append(tirx.Bind(buffer.elem_offset, tirx.const(0, str(buffer.elem_offset.ty.dtype))))
         declarations.append(tirx.DeclBuffer(buffer, data=handle))
 
     for i, parameter in enumerate(lowered.params):
