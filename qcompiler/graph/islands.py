@@ -8,7 +8,7 @@ it goes through a QuantizeLinear. What an island computes is float32: onnxruntim
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import onnx_ir as ir
@@ -36,13 +36,6 @@ OPERATORS = NONLINEAR | {
     "Trilu", "Where", "Xor",
 }  # fmt: skip
 """Float operators that can be in an island: those whose lowering is tested against onnxruntime."""
-
-
-@dataclass(frozen=True)
-class Island:
-    """Float nodes that are connected by float values: (name, operator, reason) of each, in order."""
-
-    nodes: tuple[tuple[str, str, str], ...]
 
 
 def is_island(node: ir.Node | None) -> bool:
@@ -75,8 +68,9 @@ def inside(value: ir.Value) -> bool:
     return is_island(value.producer()) and not value.is_graph_output() and all(is_island(use.node) for use in uses)
 
 
-def islands(graph: Graph) -> list[Island]:
-    """The islands of a graph of any stage, in graph order."""
+def describe_islands(graph: Graph) -> list[dict[str, Any]]:
+    """The islands of a graph of any stage, in graph order: float nodes that are connected by float values, each with
+    name, operator and reason. JSON-able."""
     links = nx.Graph()
     nodes = [node for node in graph.nodes() if is_island(node)]
     order = {node: i for i, node in enumerate(nodes)}
@@ -87,10 +81,11 @@ def islands(graph: Graph) -> list[Island]:
             if maker in order:
                 links.add_edge(order[maker], order[node])
     groups = sorted(sorted(group) for group in nx.connected_components(links))
-    return [
-        Island(tuple((name_of(nodes[i]), nodes[i].op_type, nodes[i].metadata_props[ISLAND_KEY]) for i in group))
-        for group in groups
-    ]
+    return [{"nodes": [_describe(nodes[i]) for i in group]} for group in groups]
+
+
+def _describe(node: ir.Node) -> dict[str, str]:
+    return {"name": name_of(node), "operator": node.op_type, "reason": node.metadata_props[ISLAND_KEY]}
 
 
 def touched(graph: Graph) -> set[str]:
