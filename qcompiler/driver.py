@@ -29,7 +29,7 @@ from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
-from qcompiler.tolerance import Tolerance, first_islands, verify_part
+from qcompiler.tolerance import Tolerance, cut, verify_parts
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -226,10 +226,10 @@ def compile(  # noqa: A001 (the product's verb)
         trial = write_bundle(Path(folder) / "bundle", files, manifest, overwrite=False)
         with watch("evaluate"):
             facts = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
-            if (part := first_islands(result.integer_graph)) is not None and facts.get("verification"):
-                lowered_part = chosen.build(part, dict(target_options or {}), progress)
-                checked = verify_part(part, lowered_part, manifest, result.samples, CHECKED_SAMPLES)
-                facts["verification"]["first_islands"] = checked
+            if (parts := cut(result.integer_graph)) is not None and facts.get("verification"):
+                lowered = chosen.build(parts.graph, dict(target_options or {}), progress)
+                few = take(result.samples, CHECKED_SAMPLES)
+                facts["verification"]["parts"] = verify_parts(parts, oracle, lowered, manifest, few)
         if bench and chosen.runtime:
             with watch("bench"):
                 facts["latency"] = _bench(result, trial)

@@ -78,7 +78,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 def passed(checked: Mapping[str, Any]) -> bool:
     """Whether target and oracle agree: bit for bit, or within the tolerance of float islands behind these."""
-    parts = [checked, *([checked["first_islands"]] if "first_islands" in checked else [])]
+    parts = [checked, *([checked["parts"]] if "parts" in checked else [])]
     return all(part["bit_exact"] or part.get("within_tolerance", False) for part in parts)
 
 
@@ -86,7 +86,7 @@ def _exactness(checked: Mapping[str, Any]) -> str:
     if not passed(checked):
         return ", NOT BIT-EXACT: do not ship, report a bug"
     if "within_tolerance" in checked:
-        return ", bit-exact with the oracle before float islands, within their tolerance behind"
+        return ", bit-exact with the oracle but for float islands, which are within tolerance"
     return ", bit-exact with the oracle"
 
 
