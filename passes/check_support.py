@@ -49,8 +49,10 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         )
     mark_islands(graph, options.nonlinear)
     _check_target(graph, context)
-    found = [(node, why) for node in graph.nodes() if (kind := classify(graph, node))[0] == "unsupported"
-             and (why := kind[1])]  # fmt: skip
+    classified = [(node, *classify(graph, node)) for node in graph.nodes()]
+    found = [(node, reason) for node, kind, reason in classified if kind == "unsupported"]
+    if options.nonlinear == "float":
+        found = [(node, f"{reason} and {islands.can_be_island(graph, node)}") for node, reason in found]
     if found:
         text = "; ".join(f"{node.op_type} (node `{islands.name_of(node)}`) {why}" for node, why in found[:SHOWN])
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
@@ -83,21 +85,31 @@ def mark_islands(graph: Graph, nonlinear: str) -> None:
 
 
 def _check_target(graph: Graph, context: Context) -> None:
+    """Raise UnsupportedError for islands that the target of the context does not lower."""
     nodes = [node for node in graph.nodes() if islands.is_island(node)]
     can = context.capabilities
-    if nodes and can is not None and not can.float_islands:
+    if not nodes or can is None:
+        return
+    if can.refuses_float is None:
         names = ", ".join(f"{node.op_type} (node `{islands.name_of(node)}`)" for node in nodes[:SHOWN])
         raise UnsupportedError(
             f"the target computes without float, so these cannot be float islands: {names}.",
             where=graph.path,
             hint="Leave out `--nonlinear float`, or choose a target that has float islands (cpu).",
         )
+    reasons = [reason for node in nodes if (reason := can.refuses_float(graph, node))]
+    if reasons:
+        raise UnsupportedError(
+            " ".join(reasons[:SHOWN]),
+            where=graph.path,
+            hint="Replace these nodes in the model, or cut the model before them.",
+        )
 
 
 def _way_out(graph: Graph, nodes: list[ir.Node], context: Context) -> str:
     """The hint that float islands would do, where they would."""
     can = context.capabilities
-    if (can is not None and not can.float_islands) or any(islands.can_be_island(graph, node) for node in nodes):
+    if (can is not None and can.refuses_float is None) or any(islands.can_be_island(graph, node) for node in nodes):
         return ""
     return " Or pass `--nonlinear float`: they then run in float32 between the integer operators."
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.graph.model import Graph
@@ -24,8 +25,9 @@ class Capabilities:
     """Requantizations it has; the first is its default."""
     float_boundary: bool
     """Whether QuantizeLinear and DequantizeLinear at the graph's boundary run on the target."""
-    float_islands: bool = False
-    """Whether float operators may stand between integer ones (qcompiler/graph/islands.py)."""
+    refuses_float: Callable[[Graph, ir.Node], str] | None = None
+    """Reason why a node of a float island (qcompiler/graph/islands.py) has no lowering, or ''; None where no float
+    operator may stand between integer ones."""
     operators: frozenset[str] = frozenset()
     """Integer operators that it lowers, as `domain::op_type` or `op_type` of the default domain."""
 

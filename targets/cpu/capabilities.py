@@ -1,11 +1,12 @@
 """What the cpu target can do."""
 
 from qcompiler.target import Capabilities
+from qcompiler.targets.shared.library import refuses
 
 CAPABILITIES = Capabilities(
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     activation_bits=(2, 3, 4, 5, 6, 7, 8, 16),
     arithmetic=("float", "fixed"),
     float_boundary=True,
-    float_islands=True,
+    refuses_float=refuses,
 )

@@ -7,7 +7,9 @@ scratch memory of the arena (a thread's stack is small), and their parallel loop
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from math import prod
 from typing import Any
 
@@ -17,9 +19,18 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
 from qcompiler.graph.islands import name_of, single_node
-from qcompiler.graph.model import Graph
+from qcompiler.graph.model import Graph, attribute
 from qcompiler.targets.shared.machine import Machine
 
+IGNORED: dict[str, dict[str, Any]] = {
+    "LpPool": {"ceil_mode": 0},
+    "Resize": {"antialias": 0, "axes": None, "keep_aspect_ratio_policy": "stretch"},
+    **dict.fromkeys(
+        ("ReduceL1", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+        {"noop_with_empty_axes": 0},
+    ),
+}
+"""Operator -> attributes that TVM's importer takes no notice of, or gets wrong, and the only value that is right."""
 STACK_BYTES = 1024
 """Temporaries up to this stay on the stack."""
 
@@ -58,18 +69,34 @@ class LibraryCall:
 
 def library_calls(graph: Graph, node: ir.Node) -> list[LibraryCall]:
     """The calls that compute a float node; the last one writes its output. Raises UnsupportedError."""
+    for key, only in IGNORED.get(node.op_type, {}).items():
+        value = attribute(node, key, only)
+        if value != only:
+            raise UnsupportedError(
+                f"{node.op_type} (node `{name_of(node)}`) with {key} = {value} cannot be a float island.",
+                where=graph.path,
+                hint="Replace the node in the model, or cut the model before it.",
+            )
     try:
-        module = _legalized(graph, node)
-        return list(_calls(module))
-    except UnsupportedError:
-        raise
+        with redirect_stdout(StringIO()):  # the importer prints its errors
+            return list(_calls(_legalized(graph, node)))
     except Exception as error:  # TVM's importer raises many types, some derived from Exception alone
-        text = " ".join(str(error).split())[-300:]
+        text = " ".join(str(error).split())
         raise UnsupportedError(
-            f"{node.op_type} (node `{name_of(node)}`) cannot be a float island: TVM's operator library says: {text}",
+            f"{node.op_type} (node `{name_of(node)}`) cannot be a float island: TVM's operator library says "
+            f"{type(error).__name__}: {text[:200]}.",
             where=graph.path,
             hint="Replace the node in the model, or cut the model before it.",
         ) from error
+
+
+def refuses(graph: Graph, node: ir.Node) -> str:
+    """Reason why the library has no kernels for a float node, or ''."""
+    try:
+        library_calls(graph, node)
+    except UnsupportedError as error:
+        return error.why
+    return ""
 
 
 def _legalized(graph: Graph, node: ir.Node) -> Any:
@@ -112,7 +139,7 @@ def _calls(module: Any) -> Iterator[LibraryCall]:
             known[binding.var] = known[call]
             continue
         if not isinstance(call, relax.Call) or getattr(call.op, "name", "") != "relax.call_tir":
-            raise UnsupportedError(f"there is no kernel for {call}")
+            raise LookupError(f"there is no kernel for {call}")
         function, arguments = module[call.args[0]], call.args[1].fields
         inputs = [known[one] if isinstance(one, relax.Var) else one.value.numpy() for one in arguments]
         result = call.ty_args[0]
