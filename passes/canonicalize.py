@@ -6,7 +6,7 @@
 3. Max and Min with scalar constants become Clip, Clips in a row become one, Clip(0, none) becomes Relu.
    Bounds of Clip are scalar constants.
 4. Gemm has alpha = beta = 1, transA = transB = 0 and a bias of shape [N], or none; MatMul of rank 2 with a constant
-   becomes Gemm and takes up the Add behind it.
+   becomes Gemm and takes up the Add behind it; a vector times a matrix is a product of matrices.
 5. Gather of values by constant indices that follow each other becomes Slice (and Squeeze); GatherND of whole rows
    becomes Gather; integers times 0 and casts of constants are constants.
 6. Conv, ConvTranspose and pools say kernel_shape, strides, pads (and dilations, group) and never auto_pad.
@@ -241,6 +241,9 @@ def _matmul(graph: Graph, node: ir.Node) -> None:
     if node.op_type != "MatMul" or node.outputs[0].dtype != ir.DataType.FLOAT:
         return
     weight, y = graph.const(node.inputs[1]), node.outputs[0]
+    if 1 in (ranks := [len(graph.shape(value)) for value in node.inputs]):
+        _vectors(graph, node, ranks)
+        return
     if weight is None or weight.ndim != 2 or len(graph.shape(node.inputs[0])) != 2:
         return
     inputs, last = [node.inputs[0], node.inputs[1]], node
@@ -255,6 +258,31 @@ def _matmul(graph: Graph, node: ir.Node) -> None:
     graph.bypass(last, gemm.outputs[0])
     if last is not node:
         graph.remove(node)
+
+
+def _vectors(graph: Graph, node: ir.Node, ranks: list[int]) -> None:
+    """MatMul of a vector is that of a matrix of one row or column."""
+    y, full, target = node.outputs[0], [], list(graph.shape(node.outputs[0]))
+    for i, value in enumerate(node.inputs):
+        shape = graph.shape(value)
+        if ranks[i] == 1:
+            target.insert(len(target) - (ranks[1] > 1 if i == 0 else 0), 1)
+            shape = (1, *shape) if i == 0 else (*shape, 1)
+            value = _reshaped(graph, operand(node, i), shape, node, f"{y.name}_matrix{i}")
+        full.append(value)
+    new = graph.add_node("MatMul", full, before=node, name=node.name, like=y)
+    new.outputs[0].shape = ir.Shape(target)
+    graph.bypass(node, _reshaped(graph, new.outputs[0], graph.shape(y), node, f"{y.name}_vector"))
+
+
+def _reshaped(graph: Graph, value: ir.Value, shape: tuple[int, ...], before: ir.Node, name: str) -> ir.Value:
+    constant = graph.const(value)
+    if constant is not None:
+        return graph.add_const(name, constant.reshape(shape))
+    target = graph.add_const(f"{name}_shape", np.array(shape, np.int64))
+    node = graph.add_node("Reshape", [value, target], {"allowzero": 1}, before=before, name=name, like=value)
+    node.outputs[0].shape = ir.Shape(shape)
+    return node.outputs[0]
 
 
 # -- 5: indices ------------------------------------------------------------------------------------------------

@@ -34,6 +34,13 @@ class Options:
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """The graph as it was. Raises UnsupportedError."""
+    odd = [value for value in graph.outputs if value.dtype not in (None, ir.DataType.FLOAT)]
+    if odd:
+        raise UnsupportedError(
+            f"the output `{odd[0].name}` is {odd[0].dtype}; outputs are float32, quantized.",
+            where=graph.path,
+            hint="Cut the model before the operators that make it, or drop the output.",
+        )
     found = [(node, reason) for node in graph.nodes() if (reason := classify(graph, node)[1])]
     if found:
         text = "; ".join(f"{node.op_type} (node `{_name(node)}`) {why}" for node, why in found[:SHOWN])

@@ -30,3 +30,22 @@ def test_what_has_no_integer_form_is_said_with_a_reason():
     assert rows["dynamic"]["becomes"] == "integer"
     assert rows["good"]["becomes"] != "unsupported"
     assert graph.nodes("LRN") and len(graph.nodes()) == 3  # the model itself stays as it is
+
+
+def test_formats_kinds_and_peak_are_those_of_the_recipe(digits):
+    graph = load_graph(digits.vit, dims={"N": 1})
+    found = inspect_graph(graph)
+    kinds = {row["operator"]: row["becomes"] for row in found["nodes"]}
+    assert kinds["LayerNormalization"] == kinds["Softmax"] == "algorithm" and kinds["Gelu"] == "table"
+    assert found["kinds"]["algorithm"] == 2 * 2 + 1 + 2 and sum(found["kinds"].values()) == len(found["nodes"])
+    assert {row["weights"] for row in found["nodes"] if row["operator"] == "Gemm"} == {"int8n"}
+    assert found["integer_macs"] == found["macs"]
+    narrow = inspect_graph(graph, "w4a8")
+    assert narrow["weight_bytes"] < 0.7 * found["weight_bytes"]
+
+
+def test_the_peak_is_what_is_alive_at_once():
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (float[1,100] x) => (float[1,100] y) { a = Sigmoid (x)  b = Tanh (a)  c = Sigmoid (b)  y = Add (c, a) }"""
+    # At Tanh and at the second Sigmoid: a, b and c.
+    assert inspect_graph(load_graph(Graph.parse(text).model))["activation_peak_bytes"] == 300

@@ -317,11 +317,17 @@ def run_inspect(
     from qcompiler.inspect import inspect_graph
 
     found = inspect_graph(load_graph(model, shapes=shapes, dims=dims, constants=constants))
-    rows = [[n["name"], n["operator"], n["becomes"], n["macs"], n["reason"]] for n in found["nodes"]]
-    text = (
-        f"{model}: {len(found['nodes'])} nodes, {found['macs'] / 1e6:.2f} M MACs, {found['parameters']} parameters\n"
-        + table(["node", "operator", "becomes", "MACs", "reason"], rows)
-    )
+    keys = ["name", "operator", "becomes", "format", "weights", "macs", "reason"]
+    kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items())
+    lines = [
+        f"{model}: {len(found['nodes'])} nodes ({kinds}), {found['macs'] / 1e6:.2f} M MACs, "
+        f"{found['parameters']} parameters",
+        f"weights {found['weight_bytes'] / 1024:.0f} KiB, activations at most "
+        f"{found['activation_peak_bytes'] / 1024:.0f} KiB",
+        *(f"{note['where']}: {note['text']}" for note in found["notes"]),
+        table([*keys[:-2], "MACs", "reason"], [[row[key] for key in keys] for row in found["nodes"]]),
+    ]
+    text = "\n".join(lines)
     console.result(found, text)
     return 0
 

@@ -123,8 +123,26 @@ def _check_values(graph: onnx.GraphProto, outer: set[str], where: str) -> None:
         )
 
 
+def _newer(graph: onnx.GraphProto, version: int) -> set[str]:
+    """Operators of the default domain whose definition in this operator set is newer than OPSET_MAX, or not known."""
+    found: set[str] = set()
+    for node in graph.node:
+        if node.domain in ("", "ai.onnx"):
+            try:
+                schema = onnx.defs.get_schema(node.op_type, version, "")
+                known = schema.since_version <= OPSET_MAX
+            except onnx.defs.SchemaError:
+                known = False
+            if not known:
+                found.add(node.op_type)
+        for inner in _subgraphs(node):
+            found |= _newer(inner, version)
+    return found
+
+
 def check_domains(proto: onnx.ModelProto, where: str) -> None:
-    """Raise UnsupportedError for operators of foreign domains and operator sets outside 7 to 25."""
+    """Raise UnsupportedError for operators of foreign domains and operator sets outside 7 to 25, unless every
+    operator means in a newer set what it means in 25."""
     local = {(function.domain, function.name) for function in proto.functions}
     foreign = {
         f"{node.domain}::{node.op_type}"
@@ -139,8 +157,12 @@ def check_domains(proto: onnx.ModelProto, where: str) -> None:
         )
     for opset in proto.opset_import:
         if opset.domain in ("", "ai.onnx") and not OPSET_MIN <= opset.version <= OPSET_MAX:
+            newer = _newer(proto.graph, opset.version)
+            if opset.version > OPSET_MAX and not newer:
+                continue
+            also = f" ({', '.join(sorted(newer))} changed since)" if newer else ""
             raise UnsupportedError(
-                f"uses operator set {opset.version}; {OPSET_MIN} to {OPSET_MAX} are read.",
+                f"uses operator set {opset.version}{also}; {OPSET_MIN} to {OPSET_MAX} are read.",
                 where=where,
                 hint="Convert it with onnx.version_converter, or export it again.",
             )

@@ -18,8 +18,9 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 
 from qcompiler.errors import ModelError, QCompilerError, RecipeError, UnsupportedError
+from qcompiler.graph import model as model_module
 from qcompiler.graph.control import reason_kept, unroll
-from qcompiler.graph.integrity import check, check_domains
+from qcompiler.graph.integrity import OPSET_MAX, check, check_domains
 from qcompiler.graph.lift import lift
 from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.widen import widen
@@ -37,7 +38,9 @@ def read_model(path: str | Path) -> ir.Model:
     Raises ModelError when the file is missing, is not ONNX, is truncated or contradicts itself.
     """
     with _quiet(), _errors(str(path)):
-        return ir.from_proto(_read(Path(path)))
+        model = ir.from_proto(_read(Path(path)))
+        ir.external_data.set_base_dir(model.graph, Path(path).absolute().parent)
+        return model
 
 
 def load_graph(
@@ -80,13 +83,18 @@ def _load(
         proto = ir.to_proto(source.clone())
         check(proto, where)
     check_domains(proto, where)
+    for opset in proto.opset_import:
+        if opset.domain in ("", "ai.onnx"):
+            opset.version = min(opset.version, OPSET_MAX)
     _drop_listed_initializers(proto)
     _fix_dimensions(proto, shapes, dims, where)
     _fix_inputs(proto, constants, where)
     proto.ir_version = max(proto.ir_version, 10)
-    model = _sorted_and_inlined(proto)
+    folder = Path(source).absolute().parent if isinstance(source, str | Path) else Path()
+    model = _sorted_and_inlined(proto, folder)
     if model.opset_imports.get("", OPSET) < OPSET:
         model = _convert(model, where)
+        ir.external_data.set_base_dir(model.graph, folder)
     graph = Graph(model, where)
     graph.notes += widen(model)
     if lifted:
@@ -144,12 +152,30 @@ def _read(path: Path) -> onnx.ModelProto:
         ) from error
     check(proto, where)
     try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
+        if _external_bytes(proto, path.parent) <= model_module.LARGE:
+            onnx.load_external_data_for_model(proto, str(path.parent))
     except Exception as error:  # onnx raises ValidationError, OSError or ValueError, depending on the damage
         raise ModelError(
             f"its external data cannot be read: {error}.", where=where, hint="Keep the data files beside the model."
         ) from error
     return proto
+
+
+def _external_bytes(proto: onnx.ModelProto, folder: Path) -> int:
+    """Bytes of the initializers in other files. Raises OSError or ValueError where a file is missing or short."""
+    total = 0
+    for tensor in proto.graph.initializer:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        told = {entry.key: entry.value for entry in tensor.external_data}
+        if "location" not in told:
+            raise ValueError(f"`{tensor.name}` names no file")
+        size = (folder / told["location"]).stat().st_size
+        start, length = int(told.get("offset", 0)), int(told.get("length", 0))
+        if start + length > size:
+            raise ValueError(f"`{told['location']}` has {size} bytes, `{tensor.name}` ends at {start + length}")
+        total += length or size - start
+    return total
 
 
 # -- dimensions ------------------------------------------------------------------------------------------------
@@ -248,8 +274,9 @@ def _spell(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
 # -- normal form -----------------------------------------------------------------------------------------------
 
 
-def _sorted_and_inlined(proto: onnx.ModelProto) -> ir.Model:
+def _sorted_and_inlined(proto: onnx.ModelProto, folder: Path) -> ir.Model:
     model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, folder)  # of constants too large to be read at once
     for node in model.graph.all_nodes():
         node.doc_string = None
         if node.domain == "ai.onnx":
@@ -343,10 +370,15 @@ def _check_static(graph: Graph) -> None:
                 )
 
 
+def _all_finite(array: np.ndarray) -> bool:
+    flat, step = array.reshape(-1), 1 << 22
+    return all(bool(np.isfinite(flat[i : i + step]).all()) for i in range(0, flat.size, step))
+
+
 def _check_finite(graph: Graph) -> None:
     for name, value in graph.ir.initializers.items():
         array = graph.const(value)
-        if array is None or array.dtype.kind != "f" or np.isfinite(array).all():
+        if array is None or array.dtype.kind != "f" or _all_finite(array):
             continue
         if np.isnan(array).any() or {use.node.op_type for use in value.uses()} - _INFINITE:
             raise ModelError(

@@ -20,6 +20,8 @@ from qcompiler.errors import ModelError
 if TYPE_CHECKING:
     import onnx
 
+LARGE = 1 << 30
+"""Bytes of constants from which on a model is not handled as one protobuf message, which ends at 2 GiB."""
 DOMAIN = "qcompiler"
 """Domain of our own operators."""
 
@@ -61,8 +63,13 @@ class Graph:
         return onnx_ir.to_proto(self.model)
 
     def save(self, path: str | Path) -> None:
-        """Write the .onnx file."""
-        onnx_ir.save(self.model, path)
+        """Write the .onnx file; constants of a large model go to a file beside it."""
+        onnx_ir.save(self.model, path, external_data=f"{Path(path).name}.data" if self.is_large() else None)
+
+    def is_large(self) -> bool:
+        """Whether the constants have more than LARGE bytes."""
+        tensors = (value.const_value for value in self.ir.initializers.values())
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None) > LARGE
 
     def note(self, where: onnx_ir.Node | str, text: str) -> None:
         """Leave a remark of the import."""
@@ -270,7 +277,9 @@ class Graph:
         add([(v.name, str(v.shape), str(v.dtype)) for v in self.inputs], [v.name for v in self.outputs])
         for name, value in sorted(self.ir.initializers.items()):
             add(name, str(value.const_value.dtype), tuple(value.const_value.shape))  # type: ignore[union-attr]
-            digest.update(value.const_value.tobytes())  # type: ignore[union-attr]
+            array = np.ascontiguousarray(value.const_value.numpy())  # type: ignore[union-attr]
+            plain = array.dtype.kind in "biuf" and array.size
+            digest.update(array.reshape(-1).view(np.uint8) if plain else value.const_value.tobytes())  # type: ignore[union-attr, arg-type]
         for node in self.ir:
             add(node.domain, node.op_type, [v and v.name for v in node.inputs], [v.name for v in node.outputs])
             add(sorted((k, str(a.value)) for k, a in node.attributes.items()))

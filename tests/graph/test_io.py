@@ -45,10 +45,21 @@ def test_every_operator_set_loads_and_computes_the_same(opset):
     np.testing.assert_allclose(session.run({"x": x})[0], np.maximum(x @ w, 0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("opset", [6, 26])
-def test_other_operator_sets_are_refused(opset):
-    with pytest.raises(UnsupportedError, match=f"operator set {opset}; 7 to 25"):
-        load_graph(tiny(opset), dims={"N": 1})
+def test_other_operator_sets_are_refused():
+    with pytest.raises(UnsupportedError, match="operator set 6; 7 to 25"):
+        load_graph(tiny(6), dims={"N": 1})
+
+
+def test_newer_operator_sets_are_read_where_nothing_changed():
+    x = np.ones((1, 3), np.float32)
+    np.testing.assert_array_equal(
+        load_graph(tiny(28), dims={"N": 1}).run(x=x), load_graph(tiny(), dims={"N": 1}).run(x=x)
+    )
+    changed = tiny(28)
+    changed.graph.node[0].op_type = "Celu"
+    del changed.graph.node[0].input[1:]
+    with pytest.raises(UnsupportedError, match=r"operator set 28 \(Celu changed since\)"):
+        load_graph(changed, dims={"N": 1})
 
 
 def test_sources_may_be_path_proto_or_ir_and_are_left_alone(tmp_path):
@@ -252,7 +263,9 @@ def test_real_graphs_compute_what_they_did(assets, name):
                       else rng.integers(0, 9, graph.shape(v))).astype(v.dtype.numpy())
         for v in graph.inputs
     }  # fmt: skip
-    before, after = Session(path.read_bytes()).run(inputs), Session(graph).run(inputs)
+    narrow = {name: array.astype(np.uint8) if name == "input" and array.dtype.kind == "i" else array
+              for name, array in inputs.items()}  # fmt: skip
+    before, after = Session(path.read_bytes()).run(narrow), Session(graph).run(inputs)
     for a, b in zip(before, after, strict=True):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-5 * max(np.abs(a).max(), 1e-30))
 
