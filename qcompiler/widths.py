@@ -8,6 +8,7 @@ Wide (16 bits)
 3. a gate that a matrix product reads: a Mul of two activations, whose range is the product of two ranges (signed, with
    zero point 0, so that its products fit 32 bits)
 4. arguments of Sin and Cos, and what they are computed from: an error of a phase does not shrink with its range
+5. what the pass `spell_out` marks: squares, sums and logarithms between the parts of one operator
 
 Measured at w8a8 (`python -m benchmarks.accuracy`): stories260k_prefill perplexity 5.56 without, 5.48 with; ddpm_digits
 error of eps .0035 without, .0016 with; vit_hybrid and vit_digits as float either way.
@@ -33,6 +34,10 @@ NORMALIZATIONS = (
 )
 
 
+WIDE_KEY = "qcompiler.wide"
+"""Metadata of a float value: the format that it should have at least."""
+
+
 def wide_values(graph: Graph) -> dict[str, str]:
     """Value name -> format token (uint16, or int16 for gates)."""
     found: dict[str, str] = {}
@@ -40,6 +45,9 @@ def wide_values(graph: Graph) -> dict[str, str]:
         for value, token in _wide(graph, node):
             if value is not None and graph.const(value) is None:
                 found[str(value.name)] = token
+        for value in node.outputs:
+            if WIDE_KEY in value.metadata_props:
+                found[str(value.name)] = value.metadata_props[WIDE_KEY]
     return found
 
 

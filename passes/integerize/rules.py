@@ -5,7 +5,18 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompiler.graph.model import DOMAIN
-from qcompiler.passes.integerize import elementwise, gather, movement, normalization, products, softmax, windows
+from qcompiler.passes.integerize import (
+    choice,
+    elementwise,
+    gather,
+    integers,
+    interpolate,
+    movement,
+    normalization,
+    products,
+    softmax,
+    windows,
+)
 from qcompiler.passes.integerize.rule import Rule
 
 RULES: dict[str, Rule] = {
@@ -16,6 +27,9 @@ RULES: dict[str, Rule] = {
     **gather.RULES,
     **normalization.RULES,
     **softmax.RULES,
+    **choice.RULES,
+    **integers.RULES,
+    **interpolate.RULES,
 }
 """By operator name of ONNX's own domain, or `qcompiler::` and the name of our own float operators."""
 

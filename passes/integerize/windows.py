@@ -100,7 +100,7 @@ def _sum_bits(writer: Writer, node: ir.Node, x: QuantParams, cells: int) -> int:
     return max(31, worst.bit_length())
 
 
-def _mean_axes(graph: Graph, node: ir.Node) -> list[int] | None:
+def reduced_axes(graph: Graph, node: ir.Node) -> list[int] | None:
     rank = len(graph.shape(node.inputs[0]))  # type: ignore[arg-type]
     if node.op_type == "GlobalAveragePool":
         return list(range(2, rank))
@@ -116,14 +116,14 @@ def _mean_axes(graph: Graph, node: ir.Node) -> list[int] | None:
 
 
 def _refuses_mean(graph: Graph, node: ir.Node) -> str:
-    return "has axes that are not constant" if _mean_axes(graph, node) is None else one_input(graph, node)
+    return "has axes that are not constant" if reduced_axes(graph, node) is None else one_input(graph, node)
 
 
 def _write_mean(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
     graph = writer.source
     shape = graph.shape(node.inputs[0])  # type: ignore[arg-type]
-    axes = _mean_axes(graph, node) or []
+    axes = reduced_axes(graph, node) or []
     cells = prod(shape[a] for a in axes)
     attributes = {
         "axes": axes,

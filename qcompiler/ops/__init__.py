@@ -2,8 +2,10 @@
 
 from qcompiler.ops.boundary import DEQUANTIZE, QUANTIZE
 from qcompiler.ops.cache import CACHE_WRITE
+from qcompiler.ops.choice import COMPARE, MAX, MIN, REDUCE_MAX, REDUCE_MIN, SELECT, SLOPE
 from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
 from qcompiler.ops.elementwise import ADD, DIV, MUL, REQUANTIZE, TABLE
+from qcompiler.ops.interpolate import INTERPOLATE
 from qcompiler.ops.lookup import GATHER, PIECEWISE
 from qcompiler.ops.matmul import BATCH_MATMUL, MATMUL
 from qcompiler.ops.movement import (
@@ -20,6 +22,7 @@ from qcompiler.ops.movement import (
 )
 from qcompiler.ops.normalize import NORMALIZE
 from qcompiler.ops.operator import Operator
+from qcompiler.ops.order import ARG_MAX, ARG_MIN, CAST, TOP_K
 from qcompiler.ops.pool import AVERAGE_POOL, MAX_POOL
 from qcompiler.ops.reduce import REDUCE_MEAN
 from qcompiler.ops.softmax import SOFTMAX
@@ -28,9 +31,13 @@ OPERATORS: dict[str, Operator] = {
     operator.key: operator
     for operator in (
         ADD,
+        ARG_MAX,
+        ARG_MIN,
         AVERAGE_POOL,
         BATCH_MATMUL,
         CACHE_WRITE,
+        CAST,
+        COMPARE,
         CONCAT,
         CONV,
         CONV_TRANSPOSE,
@@ -40,21 +47,29 @@ OPERATORS: dict[str, Operator] = {
         EXPAND,
         GATHER,
         IDENTITY,
+        INTERPOLATE,
         MATMUL,
+        MAX,
         MAX_POOL,
+        MIN,
         MUL,
         NORMALIZE,
         PAD,
         PIECEWISE,
         QUANTIZE,
+        REDUCE_MAX,
         REDUCE_MEAN,
+        REDUCE_MIN,
         REQUANTIZE,
         RESHAPE,
         RESIZE,
+        SELECT,
         SLICE,
+        SLOPE,
         SOFTMAX,
         SPLIT,
         TABLE,
+        TOP_K,
         TRANSPOSE,
     )
 }

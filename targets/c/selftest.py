@@ -60,9 +60,9 @@ def selftest(sources: Sources, expected: list[list[NDArray]]) -> str:
     inputs = [v for v in values if v[0].startswith("input")]
     outputs = [v for v in values if v[0].startswith("output")]
     parts = [f'#include "{name}.h"\n']
-    for i, (_, _, kind, count) in enumerate(outputs):
+    for i, (_, value, kind, count) in enumerate(outputs):
         for vector, arrays in enumerate(expected):
-            flat = np.ascontiguousarray(arrays[i]).ravel()
+            flat = np.ascontiguousarray(arrays[i], storage_of(value)).ravel()
             if count <= WHOLE:
                 parts.append(array(f"want_{vector}_{i}", kind, flat.tolist()))
             else:

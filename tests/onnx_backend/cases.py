@@ -27,7 +27,8 @@ from qcompiler.graph.qdq import dequantized_values, quantizer_of
 
 VARIADIC = frozenset({"Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Sum", "Mean", "Pow", "Where"})
 """Operators all of whose inputs are activations; elsewhere the first input is, and the others are constants."""
-STEPS = {"Softmax": 1.0, "LogSoftmax": 1.0, "Normalize": 1.0, "Piecewise": 1.0, "Div": 1.0, "Requantize": 0.5}
+STEPS = {"Softmax": 1.0, "LogSoftmax": 1.0, "Normalize": 1.0, "Piecewise": 1.0, "Div": 1.0, "Requantize": 0.5,
+         "Interpolate": 0.02}
 """Own error in steps of the output beyond the half of rounding, by integer operator: as their docstrings state it."""
 FLOAT_SLACK = 1e-5
 
@@ -128,11 +129,16 @@ def compare(result: Any, activations: dict[str, np.ndarray]) -> str:
         feeds[new.name] = real
         judged.append((coded, fmt, scale, zero))
         sources.append(str(source.name))
-    if not judged:
+    numbers = [str(value.name) for value in qdq.outputs if value.dtype not in (None, ir.DataType.FLOAT)]
+    if not judged and not numbers:
         return "nothing was judged"
-    plain = with_outputs(qdq, sources)
+    plain = with_outputs(qdq, [*sources, *numbers])
     inputs = {str(value.name) for value in plain.inputs}
-    wanted = Session(plain).run({k: v for k, v in {**sample, **feeds}.items() if k in inputs}, sources)
+    found = Session(plain).run({k: v for k, v in {**sample, **feeds}.items() if k in inputs}, [*sources, *numbers])
+    wanted, exact = found[: len(sources)], found[len(sources) :]
+    for name, want in zip(numbers, exact, strict=True):  # places and truth values: equal
+        if values[name].dtype != want.dtype or not np.array_equal(values[name], want):
+            return f"`{name}` differs"
     for (coded, fmt, scale, zero), want in zip(judged, wanted, strict=True):
         steps = np.clip(want.astype(np.float64) / scale + zero, fmt.min, fmt.max)
         gap = np.abs(values[coded.name].astype(np.float64) - steps)
