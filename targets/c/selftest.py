@@ -25,7 +25,7 @@ WHOLE = 2048
 def limits(value: ir.Value) -> tuple[int, int]:
     """Lowest and highest number that an input may hold: codes of its format, or indices."""
     if is_index(value):
-        return 0, int(value.metadata_props[INDICES_KEY]) - 1
+        return 0, int(value.metadata_props.get(INDICES_KEY, 2)) - 1
     fmt = parse_format(value.metadata_props[FORMAT_KEY])
     return fmt.min, fmt.max
 
