@@ -13,6 +13,7 @@ from qcompiler.passes.integerize.rule import Rule, lacks_quantizer
 from qcompiler.passes.integerize.writer import Codes, Writer
 from qcompiler.quantizer import quantize
 
+
 def _refuses(graph: Graph, node: ir.Node) -> str:
     data, index = node.inputs
     if graph.const(index) is None and (reason := integers.refuses(graph, index)):

@@ -84,7 +84,9 @@ def write_output(writer: Writer, value: ir.Value) -> ir.Value:
 
     shape, name = writer.source.shape(value), str(value.name)
     if value.dtype == ir.DataType.BOOL:
-        return writer.emit_plain("Cast", [truth.write(writer, value)], {"to": int(value.dtype)}, shape, name, value.dtype)
+        return writer.emit_plain(
+            "Cast", [truth.write(writer, value)], {"to": int(value.dtype)}, shape, name, value.dtype
+        )
     found = write(writer, value)
     return writer.emit_plain("Identity", [found], {}, shape, name, found.dtype)
 

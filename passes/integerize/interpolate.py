@@ -30,7 +30,7 @@ def beyond(graph: Graph, node: ir.Node) -> NDArray[np.bool_] | None:
     shape = graph.shape(node.inputs[0])  # type: ignore[arg-type]
     hidden: NDArray[np.bool_] = np.zeros([1] * len(shape), bool)
     for axis, size, factor, region in _axes(graph, node):
-        at = coordinates(shape[axis], size, factor, region, values, np.float64)
+        at = coordinates(shape[axis], size, factor, region, values, np.float32)  # as models compute it: edges are ties
         outside = (at < 0) | (at > shape[axis] - 1)
         hidden = hidden | outside.reshape([-1 if d == axis else 1 for d in range(len(shape))])
     return hidden if hidden.any() else None
@@ -91,9 +91,7 @@ def _interpolated(
     return x.value
 
 
-def emit(
-    writer: Writer, x: Codes, axis: int, taps: Taps, shape: list[int], params: QuantParams, name: str
-) -> ir.Value:
+def emit(writer: Writer, x: Codes, axis: int, taps: Taps, shape: list[int], params: QuantParams, name: str) -> ir.Value:
     """One Interpolate. Raises UnsupportedError where no shift holds the weights."""
     index, real = taps
     weights = real * (float(x.params.scale) / float(params.scale))

@@ -119,7 +119,10 @@ def _compare(writer: Writer, node: ir.Node, name: str) -> ir.Value:
     kind, turned = COMPARISONS[node.op_type]
     values = list(node.inputs[::-1] if turned else node.inputs)
     attributes: dict[str, object] = {"kind": kind, "format": "uint8"}
-    known = [writer.codes(v) if graph.const(v) is None and v.dtype == ir.DataType.FLOAT else None for v in values]  # type: ignore[union-attr]
+    known = [
+        writer.codes(v) if v is not None and graph.const(v) is None and v.dtype == ir.DataType.FLOAT else None
+        for v in values
+    ]
     multipliers = _multipliers(known)
     sides = []
     for i, (value, x) in enumerate(zip(values, known, strict=True)):

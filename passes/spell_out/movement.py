@@ -39,9 +39,9 @@ def _pick(build: Build, x: ir.Value, places: NDArray, shape: tuple[int, ...]) ->
 
 def _along(indices: NDArray, shape: tuple[int, ...], axis: int) -> NDArray[np.int64]:
     """Flat places of GatherElements and ScatterElements."""
-    at = list(np.indices(indices.shape))
+    at: list[NDArray] = list(np.indices(indices.shape))
     at[axis] = np.where(indices < 0, indices + shape[axis], indices)
-    return np.ravel_multi_index(tuple(at), shape)
+    return np.asarray(np.ravel_multi_index(tuple(at), shape))
 
 
 def _gather_elements(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
@@ -107,9 +107,9 @@ def _compress(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
         places = np.nonzero(condition)[0]
         return _pick(build, build.reshape(x, [prod(shape)]), places, places.shape)
     axis %= len(shape)
-    places = build.const(np.nonzero(condition)[0].astype(np.int64), "places")
-    out = [*shape[:axis], build.shape(places)[0], *shape[axis + 1 :]]
-    return build.op("Gather", [x, places], out, axis=axis)
+    index = build.const(np.nonzero(condition)[0].astype(np.int64), "places")
+    out = [*shape[:axis], *build.shape(index), *shape[axis + 1 :]]
+    return build.op("Gather", [x, index], out, axis=axis)
 
 
 def _reverse_sequence(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:

@@ -1,5 +1,5 @@
-"""Which inputs an output of a linear or cubic Resize, or of a bilinear or bicubic GridSample, is made of, and with which
-weights: float64, as ONNX defines them."""
+"""Which inputs an output of a linear or cubic Resize or of a GridSample is made of, and with which weights: float64, as
+ONNX defines them."""
 
 from __future__ import annotations
 

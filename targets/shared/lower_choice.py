@@ -47,10 +47,17 @@ def lower_compare(program: Program, node: ir.Node) -> None:
     """Compare."""
     y, a, b = _views(program, node, 2)
     nest = nest_of(y, a, b)
-    names = ("a_zero_point", "b_zero_point", "a_multiplier", "b_multiplier")
-    defaults = (0, 0, 1, 1)
-    numbers = [attribute(node, name, default) for name, default in zip(names, defaults, strict=True)]
-    program.call(Compare(nest, a.dtype, b.dtype, *numbers, attribute(node, "kind")), nest.units, y, a, b)
+    spec = Compare(
+        nest,
+        a.dtype,
+        b.dtype,
+        attribute(node, "a_zero_point", 0),
+        attribute(node, "b_zero_point", 0),
+        attribute(node, "a_multiplier", 1),
+        attribute(node, "b_multiplier", 1),
+        attribute(node, "kind"),
+    )
+    program.call(spec, nest.units, y, a, b)
 
 
 def lower_select(program: Program, node: ir.Node) -> None:
