@@ -1,6 +1,8 @@
 """Refuse a model that cannot be made integer, before calibration or any other work: all of its nodes in one error.
 
 Reads the float graph after the float passes; `integerize` checks again, on the quantized graph, what only shows there.
+With `nonlinear = "float"` nodes without an integer form and non-linear operators are marked as float islands
+(qcompiler/graph/islands.py) if the target has floats; the rest is refused as before.
 """
 
 from __future__ import annotations
@@ -10,10 +12,10 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from qcompiler.assignment import is_float
+from qcompiler.assignment import is_float, softmax_mask
 from qcompiler.context import Context
-from qcompiler.errors import UnsupportedError
-from qcompiler.graph import qdq
+from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.graph import islands, qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage
 from qcompiler.passes import unroll_recurrent
@@ -27,16 +29,19 @@ STAGE = (Stage.FLOAT, Stage.FLOAT)
 SHOWN = 8
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
-Kind = Literal["integer", "table", "movement", "unsupported"]
+NONLINEAR = ("integer", "float")
+
+Kind = Literal["integer", "table", "movement", "float island", "unsupported"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    pass
+    nonlinear: str = "integer"
+    """integer, or float: operators without integer form and non-linear ones run as float islands."""
 
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
-    """The graph as it was. Raises UnsupportedError."""
+    """The graph as it was, float islands marked. Raises UnsupportedError, RecipeError for an unknown `nonlinear`."""
     for value in graph.outputs:
         if is_float(value) or not (reason := integers.refuses_output(graph, value, _nothing)):
             continue
@@ -45,20 +50,59 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             where=graph.path,
             hint="Cut the model before the operators that make it, or drop the output.",
         )
-    found = [(node, reason) for node in graph.nodes() if (reason := classify(graph, node)[1])]
+    mark_islands(graph, options.nonlinear)
+    _check_target(graph, context)
+    found = [(node, why) for node in graph.nodes() if (kind := classify(graph, node))[0] == "unsupported"
+             and (why := kind[1])]  # fmt: skip
     if found:
-        text = "; ".join(f"{node.op_type} (node `{_name(node)}`) {why}" for node, why in found[:SHOWN])
+        text = "; ".join(f"{node.op_type} (node `{islands.name_of(node)}`) {why}" for node, why in found[:SHOWN])
         more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise UnsupportedError(
             f"{text}{more}.",
             where=graph.path,
-            hint="Replace these operators in the model, or cut it before them (`qcompile inspect` lists all nodes).",
+            hint="Replace these operators in the model, or cut it before them (`qcompile inspect` lists all nodes)."
+            + _way_out(graph, [node for node, _ in found], context),
         )
     return graph
 
 
-def _name(node: ir.Node) -> str:
-    return str(node.name or node.outputs[0].name)
+def mark_islands(graph: Graph, nonlinear: str) -> None:
+    """Write the reason into the metadata of every node that runs as a float island; none with "integer".
+
+    Nodes become islands that have no integer form, that are in `islands.NONLINEAR`, and the mask before such a Softmax.
+    Raises RecipeError for an unknown `nonlinear`.
+    """
+    if nonlinear not in NONLINEAR:
+        raise RecipeError(f"`{nonlinear}` is no choice.", where="nonlinear", hint=f"Choose {' or '.join(NONLINEAR)}.")
+    for node in graph.nodes() if nonlinear == "float" else ():
+        kind, reason = classify(graph, node)
+        chosen = node.op_type in islands.NONLINEAR and not qdq.is_quantizer(node)
+        if (kind != "unsupported" and not chosen) or islands.can_be_island(graph, node):
+            continue
+        node.metadata_props[islands.ISLAND_KEY] = reason or "is non-linear, and --nonlinear float was asked for"
+        mask = softmax_mask(graph, node)
+        if mask is not None:
+            mask.add.metadata_props[islands.ISLAND_KEY] = f"masks the Softmax `{islands.name_of(node)}`"
+
+
+def _check_target(graph: Graph, context: Context) -> None:
+    nodes = [node for node in graph.nodes() if islands.is_island(node)]
+    can = context.capabilities
+    if nodes and can is not None and not can.float_islands:
+        names = ", ".join(f"{node.op_type} (node `{islands.name_of(node)}`)" for node in nodes[:SHOWN])
+        raise UnsupportedError(
+            f"the target computes without float, so these cannot be float islands: {names}.",
+            where=graph.path,
+            hint="Leave out `--nonlinear float`, or choose a target that has float islands (cpu).",
+        )
+
+
+def _way_out(graph: Graph, nodes: list[ir.Node], context: Context) -> str:
+    """The hint that float islands would do, where they would."""
+    can = context.capabilities
+    if (can is not None and not can.float_islands) or any(islands.can_be_island(graph, node) for node in nodes):
+        return ""
+    return " Or pass `--nonlinear float`: they then run in float32 between the integer operators."
 
 
 def _nothing(graph: Graph, value: ir.Value | None) -> str:
@@ -69,6 +113,8 @@ def _nothing(graph: Graph, value: ir.Value | None) -> str:
 def classify(graph: Graph, node: ir.Node) -> tuple[Kind, str]:
     """What a float node becomes, and the reason if that is nothing."""
     op = node.op_type
+    if islands.is_island(node):
+        return "float island", node.metadata_props[islands.ISLAND_KEY]
     if qdq.is_quantizer(node):
         return "integer", ""
     if node.domain in ("", "ai.onnx") and op in MOVEMENT:

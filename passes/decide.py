@@ -29,6 +29,7 @@ from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format, per_channel
 from qcompiler.graph import qdq
 from qcompiler.graph.given import GIVEN_KEY, given_params
+from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
@@ -257,6 +258,8 @@ def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment, 
     for node in graph.nodes("Add", "Sub", "Mul", "Div", "Sum", "Concat", "MatMul", "Gemm", "Min", "Max", "Where"):
         if node in weighted or any(decisions.bias_add(graph, w) is node for w in weighted if w.op_type == "MatMul"):
             continue
+        if is_island(node):
+            continue  # it reads constants as they are
         if decisions.scaled_product(graph, node) is not None:
             continue  # the factor goes into the requantization
         if decisions.softmax_mask(graph, graph.sole_user(node.outputs[0])) is not None:

@@ -16,6 +16,7 @@ import onnx_ir as ir
 from qcompiler.formats import QuantParams, QuantSpec, parse_format, per_channel
 from qcompiler.graph import analysis
 from qcompiler.graph.analysis import moves_only, ties
+from qcompiler.graph.islands import inside, is_island
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.qdq import is_quantizer
 
@@ -69,7 +70,7 @@ def _only_clipped(graph: Graph, value: ir.Value) -> bool:
 
 def weight_of(graph: Graph, node: ir.Node) -> ir.Value | None:
     """The constant weight of a Conv, ConvTranspose, Gemm or MatMul, else None."""
-    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2:
+    if node.op_type not in WEIGHTED or node.domain not in ("", "ai.onnx") or len(node.inputs) < 2 or is_island(node):
         return None
     weight = node.inputs[1]
     return weight if weight is not None and graph.const(weight) is not None else None
@@ -118,7 +119,7 @@ def clip_bounds(graph: Graph, node: ir.Node | None) -> tuple[float, float] | Non
 
 def fused_clip(graph: Graph, node: ir.Node) -> ir.Node | None:
     """The Relu or Clip that requantization behind `node` can perform, else None."""
-    if node.op_type not in FUSES_CLIP or node.domain not in ("", "ai.onnx"):
+    if node.op_type not in FUSES_CLIP or node.domain not in ("", "ai.onnx") or is_island(node):
         return None
     user = graph.sole_user(node.outputs[0])
     return user if user is not None and clip_bounds(graph, user) is not None else None
@@ -264,7 +265,8 @@ def _makes_mask(graph: Graph, value: ir.Value) -> bool:
 def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
     """Names of the float values that get a quantizer, in topological order: graph inputs and every node output, except
     the output of a node whose Relu or Clip is performed by saturation, of a MatMul before its bias or its scalar
-    factor, of scores with a mask before a Softmax, and values that the model came with a quantizer for.
+    factor, of scores with a mask before a Softmax, values within a float island, and values that the model came with
+    a quantizer for.
 
     saturating: whether ranges end at the bounds of a clip (not so for symmetric formats).
     """
@@ -279,7 +281,7 @@ def activations(graph: Graph, *, saturating: bool = True) -> list[str]:
         clip = fused_clip(graph, node) if saturating else None
         if clip is not None and clip.outputs[0].name not in mixed:
             continue
-        names += [v.name for v in node.outputs if is_float(v) and v.name and not has_quantizer(v)]
+        names += [v.name for v in node.outputs if is_float(v) and v.name and not has_quantizer(v) and not inside(v)]
     return [name for name in names if name is not None]
 
 

@@ -159,9 +159,12 @@ def manifest_of(
     files: Mapping[str, bytes],
     target_facts: Mapping[str, Any],
     sizes: Mapping[str, int],
+    tolerance: Sequence[float] = (),
 ) -> dict[str, Any]:
-    """The manifest's content for these files."""
+    """The manifest's content for these files. tolerance: of each output of the self-test, 0 for bit for bit."""
     inputs, outputs = describe_values(graph)
+    for entry, allowed in zip(outputs, tolerance, strict=False):
+        entry.update({"tolerance": allowed} if allowed else {})
     return {
         "schema": SCHEMA,
         "target": target,

@@ -29,6 +29,7 @@ from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
+from qcompiler.tolerance import Tolerance, cut, verify_parts
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -219,11 +220,16 @@ def compile(  # noqa: A001 (the product's verb)
         if not loader.is_file():  # an installed wheel keeps the rooms inside the package
             loader = Path(__file__).resolve().parent / "runtime" / "loader.py"
         files["loader.py"] = loader.read_bytes()
-    manifest = manifest_of(chosen.name, arithmetic, result.integer_graph, files, lowered.manifest, lowered.sizes)
+    about = (lowered.manifest, lowered.sizes, Tolerance(oracle)(sample, oracle.run(sample)))
+    manifest = manifest_of(chosen.name, arithmetic, result.integer_graph, files, *about)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         trial = write_bundle(Path(folder) / "bundle", files, manifest, overwrite=False)
         with watch("evaluate"):
             facts = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
+            if (parts := cut(result.integer_graph)) is not None and facts.get("verification"):
+                lowered = chosen.build(parts.graph, dict(target_options or {}), progress)
+                few = take(result.samples, CHECKED_SAMPLES)
+                facts["verification"]["parts"] = verify_parts(parts, oracle, lowered, manifest, few)
         if bench and chosen.runtime:
             with watch("bench"):
                 facts["latency"] = _bench(result, trial)
@@ -321,7 +327,9 @@ def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress
     if want.ndim > 1 and 1 < want.shape[1] == want[0].size:  # scores of classes; not images, not sequences
         facts["quality"]["top1_agreement"] = float((want.argmax(1) == got.argmax(1)).mean())
     if own:
-        checked = verify(oracle.run, [own], ["1 thread"], take(result.samples, CHECKED_SAMPLES))
+        checked = verify(
+            oracle.run, [own], ["1 thread"], take(result.samples, CHECKED_SAMPLES), tolerance=Tolerance(oracle)
+        )
         facts["verification"] = checked.document()
     facts["layers"] = _layer_quality(result, progress)
     return facts

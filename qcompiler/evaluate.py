@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qcompiler.bundle import Bundle
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.tolerance import RULE, Tolerance
 
 Runner = Callable[[Mapping[str, NDArray]], list[NDArray]]
 
@@ -191,16 +192,34 @@ class Verification:
     mismatches: int
     first: str = ""
     """Where the first mismatch is."""
+    within: int = 0
+    """Comparisons with differences that the tolerance of float islands allows."""
+    islands: Mapping[str, Any] | None = None
+    """Of a graph with float islands: how each output was compared."""
 
     @property
     def bit_exact(self) -> bool:
         """No output of any sample differs in any bit."""
+        return self.mismatches == 0 and self.within == 0
+
+    @property
+    def passed(self) -> bool:
+        """Bit-exact, but for what depends on float islands: that is within its tolerance."""
         return self.mismatches == 0
+
+    def verdict(self) -> str:
+        """A few words for people."""
+        if self.bit_exact:
+            return "bit-exact"
+        if self.passed:
+            return "within the tolerance of its float islands"
+        return f"NOT bit-exact: {self.mismatches} mismatches, {self.first}"
 
     def document(self) -> dict[str, Any]:
         """The JSON that others rely on."""
         found: dict[str, Any] = {"bit_exact": self.bit_exact, "samples": self.samples, "mismatches": self.mismatches}
-        return found | ({"first_mismatch": self.first} if self.first else {})
+        found |= {"first_mismatch": self.first} if self.first else {}
+        return found | ({"within_tolerance": self.passed, **self.islands} if self.islands else {})
 
 
 def verify(
@@ -209,22 +228,53 @@ def verify(
     names: Sequence[str],
     samples: Iterable[Mapping[str, NDArray]],
     progress: Callable[[int], None] | None = None,
+    tolerance: Tolerance | None = None,
 ) -> Verification:
-    """Compare runners with the oracle, bit for bit. A mismatch is a (sample, runner) pair with any other bit."""
-    count = mismatches = 0
+    """Compare runners with the oracle, bit for bit. A mismatch is a (sample, runner) pair with any other bit.
+
+    tolerance: of an oracle with float islands; outputs that depend on one may differ by as much.
+    """
+    count = mismatches = within = 0
     first = ""
+    islands = tolerance is not None and any(tolerance.reached)
+    allowed, worst = np.zeros(0), np.zeros(0)
     for count, sample in enumerate(samples, 1):
         want = expected(sample)
+        limits = tolerance(sample, want) if islands and tolerance is not None else [0.0] * len(want)
+        allowed = np.maximum(allowed, limits) if allowed.size else np.asarray(limits)
+        worst = worst if worst.size else np.zeros(len(want))
         for name, run in zip(names, actual, strict=True):
-            for i, (w, g) in enumerate(zip(want, run(sample), strict=True)):
-                if w.shape != g.shape or not np.array_equal(w.view(np.uint32), np.asarray(g, w.dtype).view(np.uint32)):
-                    mismatches += 1
-                    differing = int((w != g).sum())
-                    first = first or f"sample {count - 1}, output {i}, {name}: {differing} of {w.size} values differ"
-                    break
+            tolerated = False
+            for i, (w, g, limit) in enumerate(zip(want, run(sample), limits, strict=True)):
+                if w.shape == g.shape and np.array_equal(w.view(np.uint32), np.asarray(g, w.dtype).view(np.uint32)):
+                    continue
+                gap = float(np.abs(w - g).max()) if w.shape == g.shape else np.inf
+                worst[i] = max(worst[i], gap)
+                if limit > 0 and gap <= limit:
+                    tolerated = True
+                    continue
+                mismatches += 1
+                differing = int((w != g).sum())
+                first = first or f"sample {count - 1}, output {i}, {name}: {differing} of {w.size} values differ"
+                break
+            else:
+                within += tolerated
         if progress:
             progress(count)
-    return Verification(count, mismatches, first)
+    found = None
+    if islands and tolerance is not None:
+        found = {"rule": RULE, "outputs": _compared(tolerance, allowed, worst)}
+    return Verification(count, mismatches, first, within, found)
+
+
+def _compared(tolerance: Tolerance, allowed: NDArray, worst: NDArray) -> list[dict[str, Any]]:
+    """How each output was compared: with the largest tolerance of all samples, and the largest difference."""
+    return [
+        {"name": name, "compared": "within tolerance", "tolerance": float(limit), "largest_difference": float(gap)}
+        if behind
+        else {"name": name, "compared": "bit for bit"}
+        for name, behind, limit, gap in zip(tolerance.names, tolerance.reached, allowed, worst, strict=True)
+    ]
 
 
 def take(samples: Iterable[Any], count: int) -> Iterator[Any]:

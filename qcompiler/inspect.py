@@ -13,6 +13,7 @@ from qcompiler.assignment import Assignment
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import parse_format
+from qcompiler.graph.islands import describe_islands
 from qcompiler.graph.model import Graph, attributes
 from qcompiler.ops.macs import float_macs
 from qcompiler.recipe import DECIDE, load_recipe, pass_module
@@ -23,14 +24,16 @@ ALGORITHMS = frozenset({
     "InstanceNormalization", "LpNormalization", "ReduceL2",
 })  # fmt: skip
 """Operators with an integer algorithm of our own definition, whose docstring states its error."""
+NOT_INTEGER = ("float island", "unsupported")
 VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 """Operators that need no memory of their own."""
 
 
-def inspect_graph(graph: Graph, precision: str | None = None) -> dict[str, Any]:
-    """JSON-able: nodes (name, operator, becomes, format, weights, macs, reason), totals, inputs, outputs.
+def inspect_graph(graph: Graph, precision: str | None = None, nonlinear: str = "integer") -> dict[str, Any]:
+    """JSON-able: nodes (name, operator, becomes, format, weights, macs, reason), islands, totals, inputs, outputs.
 
-    `becomes` is one of integer, table, algorithm (an integer algorithm of ours), movement, unsupported. Counts are of
+    `becomes` is one of integer, table, algorithm (an integer algorithm of ours), movement, float island, unsupported.
+    Counts are of
     the graph after the float passes of the default recipe (BatchNorm folded, activations recognized); `format` and
     `weights` are those that the recipe chooses at `precision`, and `activation_peak_bytes` is the most that values
     alive at one node take at these widths, in the order of the graph.
@@ -43,6 +46,7 @@ def inspect_graph(graph: Graph, precision: str | None = None) -> dict[str, Any]:
         if name == "check_support" or module.STAGE[0].value != "float":
             break
         work = module.run(work, recipe.options_of(name), context)
+    pass_module("check_support").mark_islands(work, nonlinear)
     with suppress(UnsupportedError):  # the nodes below say what is not supported
         work = pass_module(DECIDE).run(work, recipe.options_of(DECIDE), context)
     assignment = context.assignment or Assignment()
@@ -56,10 +60,11 @@ def inspect_graph(graph: Graph, precision: str | None = None) -> dict[str, Any]:
         "parameters": sum(prod(work.shape(v)) for v in floats),
         "weight_bytes": sum(_weight_bits(work, v, assignment) for v in floats) // 8,
         "activation_peak_bytes": peak_bytes(work, assignment),
-        "integer_nodes": sum(row["becomes"] != "unsupported" for row in rows),
-        "integer_macs": sum(row["macs"] for row in rows if row["becomes"] != "unsupported"),
+        "integer_nodes": sum(row["becomes"] not in NOT_INTEGER for row in rows),
+        "integer_macs": sum(row["macs"] for row in rows if row["becomes"] not in NOT_INTEGER),
         "kinds": dict(sorted(Counter(row["becomes"] for row in rows).items())),
         "notes": [{"where": where, "text": text} for where, text in graph.notes],
+        "islands": describe_islands(work),
         "nodes": rows,
     }
 

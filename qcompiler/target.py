@@ -24,6 +24,8 @@ class Capabilities:
     """Requantizations it has; the first is its default."""
     float_boundary: bool
     """Whether QuantizeLinear and DequantizeLinear at the graph's boundary run on the target."""
+    float_islands: bool = False
+    """Whether float operators may stand between integer ones (qcompiler/graph/islands.py)."""
     operators: frozenset[str] = frozenset()
     """Integer operators that it lowers, as `domain::op_type` or `op_type` of the default domain."""
 

@@ -4,7 +4,8 @@ For each activation quantizer, in topological order: what lies between it and th
 1. nothing (a graph input): QuantizeLinear;
 2. unary functions of one quantized value: one Table (float64, rounded once);
 3. one operator of `rules.RULES`, with a Relu or Clip behind it: the operator, whose saturation performs
-   the clip; a clip that cuts inside the range of the codes adds a Table.
+   the clip; a clip that cuts inside the range of the codes adds a Table;
+4. the end of a float island: its nodes stay, between DequantizeLinear and QuantizeLinear (island.py).
 Everything else is refused, all of it in one error, before any work is done.
 
 Quantization is monotonic, so quantize(clip(x)) = clip(quantize(x)): fusing a clip changes no code.
@@ -23,7 +24,8 @@ from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import QuantParams
 from qcompiler.graph import stages
-from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.graph.islands import is_island
+from qcompiler.graph.model import DOMAIN, Graph, attributes
 from qcompiler.graph.qdq import is_quantizer, quantizer_of, read_bias, read_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import CLIPS
@@ -83,7 +85,7 @@ def _region(graph: Graph, node: ir.Node) -> Region:
         producer = at.producer()
         if producer is None or quantizer_of(graph, at) is not None:
             return Region(quantized.params, node.outputs[0], functions[::-1], None, at)
-        if scaled_product(graph, producer) is not None:
+        if is_island(producer) or scaled_product(graph, producer) is not None:
             return Region(quantized.params, node.outputs[0], functions[::-1], producer, at)
         below = function_input(graph, producer)
         if below is None or producer.op_type in ("Identity",) and producer.domain == DOMAIN:

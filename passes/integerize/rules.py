@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import DOMAIN
 from qcompiler.passes.integerize import (
     choice,
@@ -18,6 +19,7 @@ from qcompiler.passes.integerize import (
     softmax,
     windows,
 )
+from qcompiler.passes.integerize.island import ISLAND
 from qcompiler.passes.integerize.rule import Rule
 
 RULES: dict[str, Rule] = {
@@ -38,6 +40,8 @@ RULES: dict[str, Rule] = {
 
 def rule_of(node: ir.Node) -> Rule | None:
     """The rule of a float operator, None if it has no integer form."""
+    if is_island(node):
+        return ISLAND
     if node.domain == DOMAIN:
         return RULES.get(f"{DOMAIN}::{node.op_type}")
     return RULES.get(node.op_type) if node.domain in ("", "ai.onnx") else None

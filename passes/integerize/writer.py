@@ -45,6 +45,7 @@ class Writer:
         self.target = Graph(model, source.path)
         self._inputs = {str(value.name): value for value in inputs}
         self._taken: set[str] = {str(value.name) for value in (*inputs, *source.outputs)}
+        self._floats: dict[ir.Value, ir.Value] = {}
 
     # -- values ------------------------------------------------------------------------------------------------
 
@@ -163,6 +164,46 @@ class Writer:
         to = self.const(f"{name}_shape", np.array(shape, np.int64))
         return self.emit("Reshape", [codes, to], {"allowzero": 1}, params, shape, name, domain="")
 
+    def emit_float(
+        self,
+        node: ir.Node,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        dtype: ir.DataType,
+        shape: Sequence[int],
+    ) -> ir.Value:
+        """A node of a float island, like `node` of the source; functions of our own come along."""
+        function = self.source.model.functions.get((node.domain, node.op_type, node.overload))
+        if function is not None and function.identifier() not in self.target.model.functions:
+            self.target.model.functions[function.identifier()] = function.clone()
+        new = ir.node(node.op_type, inputs, attributes=dict(attributes), domain=node.domain, num_outputs=1)
+        new.name, value = str(node.name), new.outputs[0]
+        value.name, value.shape = self._fresh(f"{node.outputs[0].name}_real"), ir.Shape(shape)
+        value.type = ir.TensorType(dtype)
+        self.target.ir.append(new)
+        return value
+
+    def dequantized(self, value: ir.Value) -> ir.Value:
+        """The float32 value of a quantized value, for a float island."""
+        have = self.codes(value)
+        if have.value not in self._floats:
+            name = f"{have.value.name}_dequantized"
+            self._floats[have.value] = self._dequantize(have, name, ir.Shape(self.source.shape(value)), name)
+        return self._floats[have.value]
+
+    def _dequantize(self, have: Codes, name: str, shape: ir.Shape | None, stem: str) -> ir.Value:
+        """A DequantizeLinear whose output is called `name`; `stem`: of the names of its constants."""
+        inputs = [
+            have.value,
+            self.const(f"{stem}_scale", have.params.scale),
+            self.const(f"{stem}_zero_point", have.params.zero_point.astype(have.params.format.storage)),
+        ]
+        node = ir.node("DequantizeLinear", inputs, num_outputs=1, name=f"dequantize/{name}")
+        output = node.outputs[0]
+        output.name, output.shape, output.type = name, shape, ir.TensorType(ir.DataType.FLOAT)
+        self.target.ir.append(node)
+        return output
+
     def table(self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str) -> ir.Value:
         """A Table node."""
         attributes = {"x_format": have.format.token, "zero_point": int(want.zero_point), "format": want.format.token}
@@ -240,16 +281,7 @@ class Writer:
                 output.name = value.name
                 self.target.ir.outputs.append(output)
                 continue
-            have = self.codes(value)
-            inputs = [
-                have.value,
-                self.const(f"{value.name}_scale", have.params.scale),
-                self.const(f"{value.name}_zero_point", have.params.zero_point.astype(have.params.format.storage)),
-            ]
-            node = ir.node("DequantizeLinear", inputs, num_outputs=1, name=f"dequantize/{value.name}")
-            output = node.outputs[0]
-            output.name, output.shape, output.type = value.name, value.shape, ir.TensorType(ir.DataType.FLOAT)
-            self.target.ir.append(node)
+            output = self._dequantize(self.codes(value), str(value.name), value.shape, str(value.name))
             self.target.ir.outputs.append(output)
         self.target.sweep()
 

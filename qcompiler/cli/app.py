@@ -45,6 +45,7 @@ def compile_command(
     calib: str | None = None,
     recipe: str = "default",
     precision: str | None = None,
+    nonlinear: str | None = None,
     exclude: Texts = (),
     arithmetic: str | None = None,
     samples: int | None = None,
@@ -81,6 +82,8 @@ def compile_command(
         A preset (default, fast, mobile) or a .toml file.
     precision
         Bits of weights and activations, as w8a8, w4a8 or w8a16.
+    nonlinear
+        integer, or float: operators without an integer form and non-linear ones run in float32 between the others.
     exclude
         Regular expression of node names to keep at 8 bits; repeatable.
     arithmetic
@@ -120,6 +123,7 @@ def compile_command(
             calib=calib,
             recipe=recipe,
             precision=precision,
+            nonlinear=nonlinear,
             exclude=exclude,
             arithmetic=arithmetic,
             samples=samples,
@@ -269,18 +273,22 @@ def targets_command(*, common: Common = _COMMON) -> int:
 
 
 @app.command(name="inspect")
-def inspect_command(model: Path, /, *, shapes: Shapes = _SHAPES, common: Common = _COMMON) -> int:
+def inspect_command(
+    model: Path, /, *, nonlinear: str = "integer", shapes: Shapes = _SHAPES, common: Common = _COMMON
+) -> int:
     """Tell what MODEL contains and how it would be quantized.
 
     Parameters
     ----------
     model
         The .onnx file.
+    nonlinear
+        As for compile: what `float` would make float islands of.
     """
     with Console(as_json=common.json, quiet=common.quiet) as console:
         from qcompiler.cli.commands import run_inspect
 
-        return run_inspect(model, shapes.shapes(), shapes.dims(), shapes.constants(), console)
+        return run_inspect(model, shapes.shapes(), shapes.dims(), shapes.constants(), console, nonlinear)
 
 
 def run(argv: list[str]) -> int:

@@ -17,10 +17,12 @@ from qcompiler.cli.app import GOAL_MISSED, TOO_SLOW
 from qcompiler.cli.console import Console, size, table
 from qcompiler.driver import bundle_runner, compile
 from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import strip_quantizers
 from qcompiler.targets import NAMES, get_target
+from qcompiler.tolerance import Tolerance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class CompileRequest:
     calib: str | None
     recipe: str
     precision: str | None
+    nonlinear: str | None
     exclude: tuple[str, ...]
     arithmetic: str | None
     samples: int | None
@@ -61,6 +64,8 @@ def run_compile(request: CompileRequest, console: Console) -> int:
     overrides: dict[str, Any] = {}
     if request.precision:
         overrides["precision"] = request.precision
+    if request.nonlinear:
+        overrides["check_support.nonlinear"] = request.nonlinear
     if request.exclude:
         overrides["exclude"] = list(request.exclude)
     bundle = compile(
@@ -165,6 +170,7 @@ def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> s
         f"  quality  SQNR {quality['sqnr_db']:.1f} dB against float on {quality['samples']} samples{agreement}",
         f"  size     weights {size(sizes['weight_bytes'])} (float {size(sizes['float_bytes'])}), arena "
         f"{size(sizes['arena_bytes'])}",
+        *(f"  island   {_island(island)}" for island in report["islands"]),
         f"  time     {sum(report['seconds'].values()):.1f} s",
     ]
     if report.get("fit"):
@@ -175,6 +181,10 @@ def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> s
         lines.append(f"  goal     {goal['goal']}: {goal['value']:.3g}, {'met' if goal['met'] else 'MISSED'}")
     lines.append(f"  report   {Path(report['bundle']) / 'report.html'}")
     return "\n".join(lines)
+
+
+def _island(island: Mapping[str, Any]) -> str:
+    return ", ".join(f"{node['operator']} `{node['name']}` {node['reason']}" for node in island["nodes"])
 
 
 def _fit_lines(fit: Mapping[str, Any]) -> list[str]:
@@ -208,13 +218,14 @@ def run_verify(
     total = len(samples)
     runs = [bundle_runner(bundle, threads=count) for count in threads]
     names = [f"{count} thread{'s' * (count > 1)}" for count in threads]
-    oracle = evaluate.runner(graph)
-    found = evaluate.verify(oracle, runs, names, samples, lambda i: console.progress("verify", i, total))
+    oracle = Oracle(graph)
+    found = evaluate.verify(
+        oracle.run, runs, names, samples, lambda i: console.progress("verify", i, total), Tolerance(oracle)
+    )
     if not found.samples:
         raise CalibrationError("there are no samples.", where=data)
-    verdict = "bit-exact" if found.bit_exact else f"NOT bit-exact: {found.mismatches} mismatches, {found.first}"
-    console.result(found.document(), f"{path}: {verdict} on {found.samples} samples ({', '.join(names)})")
-    return 0 if found.bit_exact else 1
+    console.result(found.document(), f"{path}: {found.verdict()} on {found.samples} samples ({', '.join(names)})")
+    return 0 if found.passed else 1
 
 
 def run_eval(
@@ -312,11 +323,12 @@ def run_inspect(
     dims: Mapping[str, int],
     constants: Mapping[str, float],
     console: Console,
+    nonlinear: str = "integer",
 ) -> int:
     """What a model contains."""
     from qcompiler.inspect import inspect_graph
 
-    found = inspect_graph(load_graph(model, shapes=shapes, dims=dims, constants=constants))
+    found = inspect_graph(load_graph(model, shapes=shapes, dims=dims, constants=constants), nonlinear=nonlinear)
     keys = ["name", "operator", "becomes", "format", "weights", "macs", "reason"]
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["kinds"].items())
     lines = [
@@ -325,6 +337,7 @@ def run_inspect(
         f"weights {found['weight_bytes'] / 1024:.0f} KiB, activations at most "
         f"{found['activation_peak_bytes'] / 1024:.0f} KiB",
         *(f"{note['where']}: {note['text']}" for note in found["notes"]),
+        *(f"float island: {_island(island)}" for island in found["islands"]),
         table([*keys[:-2], "MACs", "reason"], [[row[key] for key in keys] for row in found["nodes"]]),
     ]
     text = "\n".join(lines)

@@ -4,8 +4,9 @@ FLOAT    any ONNX graph of float operators: no integer operators, and no quantiz
          came with
 QDQ      the same with quantizers: `graph/qdq.py` writes and reads them. Their scales are positive and finite, their
          zero points are codes, and the bias of a product has the scale s_x * s_w
-INTEGER  docs/integer_operators.md: every node has an oracle in `qcompiler/ops`, float32 only at the boundary, and
-         every integer activation says in its metadata what its codes mean
+INTEGER  docs/integer_operators.md: every node has an oracle in `qcompiler/ops`, float32 only at the boundary and in
+         float islands (graph/islands.py), whose nodes are marked, and every integer activation says in its metadata
+         what its codes mean
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import onnx_ir as ir
 from qcompiler.errors import ModelError, RecipeError
 from qcompiler.formats import QuantParams, parse_format
 from qcompiler.graph import qdq
+from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import DOMAIN, Graph, attribute, operator_key
 
 METADATA = ("qcompiler.format", "qcompiler.scale", "qcompiler.zero_point")
@@ -111,14 +113,18 @@ def _params(graph: Graph, value: ir.Value | None) -> QuantParams | None:
 def _check_integer(graph: Graph, node: ir.Node) -> None:
     from qcompiler.ops import OPERATORS
 
+    if is_island(node):
+        _check_island(graph, node)
+        return
     if operator_key(node) not in OPERATORS:
         raise _fail(graph, node, "has no integer oracle", "Every node of an integer graph needs one in qcompiler/ops.")
     is_entry, is_exit = node.op_type == "QuantizeLinear", node.op_type == "DequantizeLinear"
     source = node.inputs[0]
-    if is_entry and (source is None or not source.is_graph_input()):
-        raise _fail(graph, node, "quantizes inside the graph", "Only graph inputs are float.")
-    if is_exit and not node.outputs[0].is_graph_output():
-        raise _fail(graph, node, "returns to float inside the graph", "Only graph outputs are float.")
+    if is_entry and (source is None or not (source.is_graph_input() or is_island(source.producer()))):
+        raise _fail(graph, node, "quantizes inside the graph", "Only graph inputs and float islands are float.")
+    for_islands = is_exit and all(is_island(use.node) for use in node.outputs[0].uses())
+    if is_exit and not (node.outputs[0].is_graph_output() or for_islands):
+        raise _fail(graph, node, "returns to float inside the graph", "Only graph outputs and islands are float.")
     if is_entry or is_exit:
         scale = graph.const(node.inputs[1])
         if scale is None or scale.size != 1:
@@ -130,6 +136,21 @@ def _check_integer(graph: Graph, node: ir.Node) -> None:
     for value in node.outputs if not is_exit else ():
         if value.dtype not in NUMBERS:
             _check_metadata(graph, node, value)
+
+
+def _check_island(graph: Graph, node: ir.Node) -> None:
+    """A node of an island reads islands, DequantizeLinear, constants and inputs that are no numbers."""
+    for value in node.inputs:
+        if value is None or value.is_initializer() or (value.is_graph_input() and value.dtype != ir.DataType.FLOAT):
+            continue
+        maker = value.producer()
+        if maker is None or not (is_island(maker) or maker.op_type == "DequantizeLinear"):
+            raise _fail(graph, node, f"of a float island reads `{value.name}`, which is not float")
+    for value in node.outputs:
+        others = [use.node for use in value.uses() if not (is_island(use.node) or use.node.op_type == "QuantizeLinear")]
+        if others or value.is_graph_output():
+            raise _fail(graph, node, f"of a float island writes `{value.name}`, which nothing quantizes")
+        graph.shape(value)
 
 
 def _check_metadata(graph: Graph, node: ir.Node, value: ir.Value) -> None:

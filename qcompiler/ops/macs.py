@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph, attributes, operator_key
 from qcompiler.graph.qdq import quantizer_of
 from qcompiler.ops import OPERATORS
 
 
 def node_macs(graph: Graph, node: ir.Node) -> int:
-    """Multiply-accumulates of one node of an INTEGER graph, by its operator's own count."""
+    """Multiply-accumulates of one node of an INTEGER graph, by its operator's own count; float islands count none."""
+    if is_island(node):
+        return 0
     inputs = [graph.shape(value) if value is not None else () for value in node.inputs]
     return OPERATORS[operator_key(node)].macs(inputs, [graph.shape(value) for value in node.outputs], attributes(node))
 

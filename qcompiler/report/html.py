@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from qcompiler.report.build import passed
+
 _STYLE = """
 :root {
   --ink: #1b2430; --soft: #5b6776; --line: #dfe4ea; --bar: #3b6fb6;
@@ -41,7 +43,7 @@ def render_html(report: Mapping[str, Any]) -> str:
     """The page of a report (see report/build.py)."""
     checked = report.get("verification")
     mood = " fair" if report["calibration"]["source"].startswith("random") else ""
-    if checked is not None and not checked["bit_exact"]:
+    if checked is not None and not passed(checked):
         mood = " bad"
     sections = [
         f"<h1>{escape(str(report['model']).rsplit('/', 1)[-1])} &rarr; {escape(report['target'])}</h1>",
@@ -49,6 +51,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         _cards(report),
         _fit(report.get("fit")),
         _latency(report.get("latency") or []),
+        _islands(report.get("islands") or []),
         "<h2>Worst layers</h2>",
         "<p class='soft'>Signal to quantization noise of a value against the float model; every layer inherits the "
         "noise of those before it.</p>",
@@ -80,14 +83,29 @@ def _cards(report: Mapping[str, Any]) -> str:
     if "top1_agreement" in quality:
         cards.insert(1, (f"{quality['top1_agreement']:.1%}", "decisions as in float"))
     if report.get("verification"):
-        ok = report["verification"]["bit_exact"]
+        checked = report["verification"]
+        word = "bit-exact" if checked["bit_exact"] else "within tolerance" if passed(checked) else "MISMATCH"
         cards.append(
-            ("bit-exact" if ok else "MISMATCH", f"target against oracle, {report['verification']['samples']} samples")
+            (word, f"target against oracle, {report['verification']['samples']} samples")
         )
     items = "".join(f"<div class='card'><b>{escape(str(b))}</b><span>{escape(s)}</span></div>" for b, s in cards)
     source = escape(f"{report['calibration']['samples']} samples from {report['calibration']['source']}")
     recipe = escape(report["recipe"])
     return f"<div class='cards'>{items}</div><p class='soft'>Recipe {recipe}, calibrated on {source}.</p>"
+
+
+def _islands(islands: Sequence[Mapping[str, Any]]) -> str:
+    """Every float island: its nodes and why."""
+    if not islands:
+        return ""
+    rows = "".join(
+        f"<tr><td class='n'>{i}</td><td><code>{escape(node['name'])}</code></td><td>{escape(node['operator'])}</td>"
+        f"<td>{escape(node['reason'])}</td></tr>"
+        for i, island in enumerate(islands, 1)
+        for node in island["nodes"]
+    )
+    head = "<tr><th class='n'>island</th><th>node</th><th>operator</th><th>why it is float</th></tr>"
+    return f"<h2>Float islands</h2><table>{head}{rows}</table>"
 
 
 def _fit(fit: Mapping[str, Any] | None) -> str:

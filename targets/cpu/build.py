@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph
 from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
@@ -31,7 +32,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     Raises UnsupportedError for operators without a lowering and when no C compiler is found.
     """
     levels = _levels(options.get("cpu"))
-    check_operators(graph, "cpu")
+    check_operators(graph, "cpu", floats=True)
     if pairs := state_pairs(graph):  # state stays codes between two steps
         graph = strip_boundary(graph, {*pairs, *pairs.values()})
     compiler = _compiler()
@@ -103,6 +104,8 @@ def _link(program: Program, compiler: str) -> bytes:
         for source in ("qc_runtime.c", "qc_runtime.h"):
             shutil.copy(_RUNTIME / source, work / source)
         command = [compiler, *_FLAGS, "-o", "model.so", "entry.c", "qc_runtime.c", "kernels.o"]
+        if any(is_island(node) for node in program.graph.nodes()):
+            command.append("-lm")  # exp and its like; nothing integer needs it
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:
             raise UnsupportedError(

@@ -7,4 +7,5 @@ CAPABILITIES = Capabilities(
     activation_bits=(2, 3, 4, 5, 6, 7, 8, 16),
     arithmetic=("float", "fixed"),
     float_boundary=True,
+    float_islands=True,
 )

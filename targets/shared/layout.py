@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.formats import parse_format
+from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.lower_clipped import overwrites
@@ -94,7 +95,7 @@ def _place(program: Program, value: ir.Value, last: set[str]) -> View:
 def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) -> View | None:
     """The part of the sole reader's output that this value becomes, if it can be written there directly."""
     reader = program.graph.sole_user(value)
-    if reader is None or len([use for use in value.uses()]) != 1:
+    if reader is None or len([use for use in value.uses()]) != 1 or is_island(reader):
         return None
     target = program.views[str(reader.outputs[0].name)] if reader.outputs[0].name in program.views else None
     if target is None or target.buffer.kind not in ("arena", "output"):
@@ -161,7 +162,7 @@ def _wanted_border(program: Program, value: ir.Value) -> tuple[tuple[tuple[int, 
     """The widest border that readers with the first reader's border code want."""
     wanted: list[tuple[Window, int]] = []
     for node in sorted({use.node for use in value.uses()}, key=lambda n: str(n.name)):
-        if node.op_type in ("Conv", "MaxPool", "AveragePool") and node.inputs[0] is value:
+        if node.op_type in ("Conv", "MaxPool", "AveragePool") and node.inputs[0] is value and not is_island(node):
             window = window_of(program.graph, node)
             if any(before or after for before, after in window.border()):
                 wanted.append((window, border_code(node, value)))
@@ -196,7 +197,7 @@ def _channels_last_values(program: Program) -> set[str]:
 
     seeds: list[str] = []
     for node in program.graph.nodes():
-        if node.op_type not in TIED:
+        if node.op_type not in TIED or is_island(node):
             continue
         values: list[Any] = [v for v in (*node.inputs, *node.outputs) if v is not None and not v.is_initializer()]
         values = [v for v in values if len(program.shape(v)) >= 3]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import onnx_ir as ir
 
 from qcompiler.errors import UnsupportedError
+from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.targets.shared import layout
 from qcompiler.targets.shared.lower_attention import lower_batch_matmul
@@ -22,6 +23,7 @@ from qcompiler.targets.shared.lower_choice import (
 )
 from qcompiler.targets.shared.lower_fold import lower_length, lower_tile
 from qcompiler.targets.shared.lower_interpolate import lower_interpolate
+from qcompiler.targets.shared.lower_island import lower_island
 from qcompiler.targets.shared.lower_movement import (
     lower_concat,
     lower_depth_to_space,
@@ -103,9 +105,9 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
 }
 
 
-def check_operators(graph: Graph, target: str) -> None:
-    """Raise UnsupportedError, naming every node without a rule, before any work is done."""
-    missing = [node for node in graph.nodes() if operator_key(node) not in RULES]
+def check_operators(graph: Graph, target: str, *, floats: bool = False) -> None:
+    """Raise UnsupportedError, naming every node without a rule, before any work is done. floats: islands have one."""
+    missing = [n for n in graph.nodes() if (not floats if is_island(n) else operator_key(n) not in RULES)]
     if missing:
         names = ", ".join(f"{node.op_type} (node `{node.name}`)" for node in missing[:5])
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
@@ -135,7 +137,8 @@ def lower(
         if node.name in last:
             lower_chain(program, [named[name] for name in last[str(node.name)]])
         elif node.name not in inside:
-            RULES[operator_key(node)](program, node)
+            rule = lower_island if is_island(node) else RULES[operator_key(node)]
+            rule(program, node)
     program.finish()
     progress("lower", len(nodes), len(nodes))
     return program
