@@ -7,7 +7,7 @@ with a triangle of ones), Mean of several.
 Windows: LRN (a product with a band of ones), LpPool, GlobalLpPool, Conv and pools of three spatial dimensions (slices
 of depth as channels: one accumulator, as exact as in two dimensions).
 Choices: Max and Min of several, Clip between activations, a Where that masks the input of a Softmax.
-Einsum as Transpose, Reshape and MatMul; Attention and RotaryEmbedding (operator set 23) as what transformers are made of.
+Einsum as Transpose, Reshape and MatMul; Attention and RotaryEmbedding (operator set 23) as products and Softmax.
 
 Values in between that need it get 16 bits (qcompiler/widths.py). Float output is equal up to the order of float32 sums.
 What a rule cannot do stays as it is; `check_support` then says so.

@@ -38,6 +38,8 @@ CASES = {
     "cumulative from the end": ("float[2,5] x => float[2,5] y", "y = CumSum <exclusive=1, reverse=1> (x, a)",
                                 {"a": np.int64(-1)}),
     "mean": ("float[2,5] x, float[2,5] z, float[5] w => float[2,5] y", "y = Mean(x, z, w)", {}),
+    "length one": (f"{IMAGE} => float[2,6,4,8] y", "y = LpNormalization <axis=1, p=1> (x)", {}),
+    "mean and variance": (f"{IMAGE} => float[2,6,4,8] y", "y = MeanVarianceNormalization(x)", {}),
     "lrn": (f"{IMAGE} => float[2,6,4,8] y", "y = LRN <size=3, alpha=0.5, beta=0.6, bias=1.5> (x)", {}),
     "lrn wide": (f"{IMAGE} => float[2,6,4,8] y", "y = LRN <size=5, alpha=0.5> (x)", {}),
     "lp pool": (f"{IMAGE} => float[2,6,2,4] y",
@@ -84,7 +86,7 @@ SET_23 = {
                          "y = RotaryEmbedding <interleaved=1, num_heads=2, rotary_embedding_dim=4> (x, c, s, p)",
                          {"c": rand(9, 2), "s": rand(9, 2), "p": np.array([[2, 3, 4]])}),
 }  # fmt: skip
-KEPT = {"Conv", "MaxPool", "AveragePool", "Max", "Min", "Where", "Einsum"}
+KEPT = {"Conv", "MaxPool", "AveragePool", "Max", "Min", "Where", "Einsum", "LpNormalization"}
 REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare")
 
 
@@ -109,6 +111,11 @@ def test_a_row_that_sees_nothing_stays(make):
     header = "float[1,2,3,8] q, float[1,2,3,8] k, float[1,2,3,8] v => float[1,2,3,8] y"
     graph = make(header, "y = Attention(q, k, v, m)", opset=23, m=np.array([[1, 1, 1], [0, 0, 0], [1, 0, 0]], bool))
     assert spell_out.run(graph, spell_out.Options(), Context()).nodes("Attention")
+
+
+def test_length_moves_its_axis(make, unchanged):
+    after, _ = unchanged(make("float[2,6,4] x => float[2,6,4] y", "y = LpNormalization <axis=1> (x)"), spell_out)
+    assert [node.op_type for node in after.nodes()] == ["Transpose", "LpNormalization", "Transpose"]
 
 
 @pytest.mark.parametrize("op", REDUCTIONS)
