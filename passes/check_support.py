@@ -157,7 +157,7 @@ def _beside(graph: Graph, node: ir.Node) -> str | None:
         if node.op_type == "Where" and y.dtype != ir.DataType.FLOAT:
             return "chooses among integers"
         if source is not None and source.dtype != ir.DataType.BOOL:
-            return f"makes floats of integers (`{source.name}`)"
+            return integers.refuses(graph, source, _nothing)
         return truth.refuses(graph, source, _nothing)
     if node.op_type == "Gather" and graph.const(node.inputs[1]) is None:
         return integers.refuses(graph, node.inputs[1], _nothing)

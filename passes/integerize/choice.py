@@ -8,7 +8,7 @@ import onnx_ir as ir
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph
-from qcompiler.passes.integerize import truth
+from qcompiler.passes.integerize import integers, truth
 from qcompiler.passes.integerize.rule import Rule, lacks_quantizer, one_input, reach
 from qcompiler.passes.integerize.writer import Writer
 from qcompiler.quantizer import quantize
@@ -89,15 +89,20 @@ def _write_prelu(writer: Writer, node: ir.Node, params: QuantParams, name: str) 
 
 def _refuses_cast(graph: Graph, node: ir.Node) -> str:
     value = node.inputs[0]
-    if value is None or value.dtype != ir.DataType.BOOL:
-        return f"reads `{value.name}`, which is {value.dtype}" if value is not None else "lacks an input"
-    return truth.refuses(graph, value)
+    if value is not None and value.dtype == ir.DataType.BOOL:
+        return truth.refuses(graph, value)
+    return integers.refuses(graph, value)
 
 
 def _write_cast(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
-    """Truth values as numbers."""
-    flags = truth.write(writer, node.inputs[0])  # type: ignore[arg-type]
-    return writer.requantize(flags, truth.FLAGS, params, name)
+    """Truth values and integers as numbers."""
+    value = node.inputs[0]
+    assert value is not None
+    if value.dtype == ir.DataType.BOOL:
+        return writer.requantize(truth.write(writer, value), truth.FLAGS, params, name)
+    inputs = [integers.write(writer, value), *writer.scale_inputs(1 / np.float64(params.scale), name)]
+    attributes = {"x_zero_point": 0, **writer.output_attributes(params)}
+    return writer.emit("Requantize", inputs, attributes, params, writer.source.shape(value), name)
 
 
 RULES = {

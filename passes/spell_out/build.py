@@ -63,6 +63,8 @@ class Build:
         """x itself where nothing moves."""
         if list(perm) == sorted(perm):
             return x
+        if (known := self.graph.const(x)) is not None:
+            return self.const(known.transpose(perm), "transposed")
         return self.op("Transpose", [x], [self.shape(x)[d] for d in perm], dtype=_type(x), perm=list(perm))
 
     def slice(self, x: ir.Value, axis: int, start: int, end: int, step: int = 1) -> ir.Value:

@@ -107,11 +107,40 @@ def _mean(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
     return build.op("Mul", [total, build.const(np.float32(1 / len(node.inputs)))], graph.shape(total))
 
 
+def _lp_normalization(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
+    """x / |x| over the last axis stays; another axis is moved there, and p = 1 divides by the sum."""
+    x, p = operand(node), attribute(node, "p", 2)
+    shape = graph.shape(x)
+    axis, last = attribute(node, "axis", -1) % len(shape), len(shape) - 1
+    if p == 1:
+        return build.binary("Div", x, build.reduce("ReduceL1", x, [axis], wide="uint16"))
+    if axis == last:
+        return None
+    perm = [d for d in range(len(shape)) if d != axis] + [axis]
+    line = build.transpose(x, perm)
+    normal = build.op("LpNormalization", [line], graph.shape(line), axis=last, p=p)
+    return build.transpose(normal, [perm.index(d) for d in range(len(shape))])
+
+
+def _mean_variance(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
+    """(x - mean) / deviation over `axes`: a LayerNormalization of these axes, moved to the end."""
+    x, shape = operand(node), graph.shape(operand(node))
+    axes = sorted(a % len(shape) for a in attribute(node, "axes", [0, 2, 3]))
+    perm = [d for d in range(len(shape)) if d not in axes] + axes
+    line = build.transpose(x, perm)
+    first = len(shape) - len(axes)
+    one = build.const(np.ones([shape[a] for a in axes], np.float32), "one")
+    normal = build.op("LayerNormalization", [line, one], graph.shape(line), axis=first, epsilon=1e-9)
+    return build.transpose(normal, [perm.index(d) for d in range(len(shape))])
+
+
 RULES = {
     "CumSum": _cumsum,
     "Hardmax": _hardmax,
     "LogSoftmax": _log_softmax,
+    "LpNormalization": _lp_normalization,
     "Mean": _mean,
+    "MeanVarianceNormalization": _mean_variance,
     "ReduceL1": _sum_of,
     "ReduceLogSum": _sum_of,
     "ReduceLogSumExp": _sum_of,

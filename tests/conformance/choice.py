@@ -66,6 +66,9 @@ def _comparisons(p: Problems) -> None:
         p.output(name, flags[-1])
     ids = indices(p, "equal_ids", (4, 5), 6, ir.DataType.INT64)
     p.output("equal_ids_out", p.node("Compare", [ids, p.const(np.int64(-2))], (4, 5), kind="NotEqual", **FLAG))
+    for name, kind in (("counts", ir.DataType.INT64), ("counts32", ir.DataType.INT32)):
+        counts = [indices(p, f"{name}_ids", (3, 11), 900, kind), *p.scales(np.float32(0.31))]
+        p.output(name, p.node("Requantize", counts, (3, 11), x_zero_point=0, **p.requantizing("uint8", 9)))
     number(p, "Cast", [flags[0]], "truth", ir.DataType.BOOL, (3, 17), to=int(ir.DataType.BOOL))
     for name, shape, token in (("select", (2, 3, 17), "uint8"), ("select_wide", (3, 17), "int16")):
         a, b = p.input(f"{name}_a", shape, token), p.input(f"{name}_b", shape[-1:], token)

@@ -26,7 +26,8 @@ from qcompiler.formats import Int, parse_format
 from qcompiler.graph.integrity import OPSET_MAX
 from qcompiler.graph.qdq import dequantized_values, quantizer_of
 
-VARIADIC = frozenset({"Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Sum", "Mean", "Pow", "Where"})
+VARIADIC = frozenset({"Add", "Sub", "Mul", "Div", "MatMul", "Concat", "Max", "Min", "Sum", "Mean", "Pow", "Where",
+                      "Attention"})
 """Operators all of whose inputs are activations; elsewhere the first input is, and the others are constants."""
 STEPS = {"Softmax": 1.0, "LogSoftmax": 1.0, "Normalize": 1.0, "Piecewise": 1.0, "Div": 1.0, "Requantize": 0.5,
          "Interpolate": 0.02}

@@ -10,6 +10,7 @@ from qcompiler.calibrate.data import load_samples
 from qcompiler.context import Context
 from qcompiler.driver import bundle_runner
 from qcompiler.driver import compile as compile_model
+from qcompiler.driver import quantize as quantize_model
 from qcompiler.errors import UnsupportedError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.execute.ort import Session
@@ -109,6 +110,29 @@ def test_ids_and_masks_choose():
     qdq, result = prepared(graph, samples)
     sample = {name: array[:1] for name, array in samples.items()}
     np.testing.assert_array_equal(Oracle(result).run(sample)[0], Session(qdq).run(sample)[0])
+
+
+MASKS = {
+    "factor": "f = Cast <to=1> (m) g = Unsqueeze(f, axis) h = Sub(one, g) mask = Mul(h, far) t = Add(scores, mask)",
+    "where": "c = Cast <to=9> (m) g = Unsqueeze(c, axis) t = Where(g, scores, far)",
+    "equal": "c = Equal(m, zero) g = Unsqueeze(c, axis) t = Where(g, far, scores)",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("far", [-1e9, float(np.finfo(np.float32).min)])
+def test_attention_masks_that_enter_as_integers(mask, far):
+    body = f"scores = MatMul(x, k) {mask} y = Softmax(t)"
+    graph = float_graph("float[1,8,4] x, float[1,4,8] k, int64[1,8] m => float[1,8,8] y", body, axis=np.array([1]),
+                        one=np.float32(1), far=np.float32(far), zero=np.int64(0))  # fmt: skip
+    rng = np.random.default_rng(2)
+    seen = (np.arange(8) < rng.integers(3, 9, (16, 1))).astype(np.int64)
+    samples = {"x": rand(16, 8, 4), "k": rand(16, 4, 8), "m": seen}
+    result = quantize_model(graph.model, samples, "fast")
+    for i in range(4):
+        sample = {name: array[i : i + 1] for name, array in samples.items()}
+        (got,), (want,) = Oracle(result.integer_graph).run(sample), Session(graph).run(sample)
+        assert (got[..., seen[i] == 0] == 0).all() and np.abs(got - want).max() < 0.03
 
 
 @pytest.mark.parametrize("target", ["cpu", "c"])

@@ -37,6 +37,8 @@ CASES = {
     "cumulative from the end": ("float[2,5] x => float[2,5] y", "y = CumSum <exclusive=1, reverse=1> (x, a)",
                                 {"a": np.int64(-1)}),
     "mean": ("float[2,5] x, float[2,5] z, float[5] w => float[2,5] y", "y = Mean(x, z, w)", {}),
+    "length one": (f"{IMAGE} => float[2,6,4,8] y", "y = LpNormalization <axis=1, p=1> (x)", {}),
+    "mean and variance": (f"{IMAGE} => float[2,6,4,8] y", "y = MeanVarianceNormalization(x)", {}),
     "lrn": (f"{IMAGE} => float[2,6,4,8] y", "y = LRN <size=3, alpha=0.5, beta=0.6, bias=1.5> (x)", {}),
     "lrn wide": (f"{IMAGE} => float[2,6,4,8] y", "y = LRN <size=5, alpha=0.5> (x)", {}),
     "lp pool": (f"{IMAGE} => float[2,6,2,4] y",
@@ -68,7 +70,22 @@ CASES = {
     "any dimensions": ("float[2,3,4] x, float[2,4,5] z => float[2,3,5] y",
                        'y = Einsum <equation="...ij,...jk->...ik"> (x, z)', {}),
 }  # fmt: skip
-KEPT = {"Conv", "MaxPool", "AveragePool", "Max", "Min", "Where", "Einsum"}
+SET_23 = {
+    "heads": ("float[1,4,3,8] q, float[1,4,5,8] k, float[1,4,5,6] v => float[1,4,3,6] y", "y = Attention(q, k, v)", {}),
+    "causal, grouped, flat": (
+        "float[1,4,32] q, float[1,4,16] k, float[1,4,16] v => float[1,4,32] y",
+        "y = Attention <is_causal=1, q_num_heads=4, kv_num_heads=2> (q, k, v)", {}),
+    "mask": ("float[1,2,3,8] q, float[1,2,3,8] k, float[1,2,3,8] v => float[1,2,3,8] y",
+             "y = Attention <scale=0.5> (q, k, v, m)", {"m": np.array([[1, 0, 1], [0, 1, 1], [1, 1, 1]], bool)}),
+    "capped": ("float[1,2,3,8] q, float[1,2,3,8] k, float[1,2,3,8] v => float[1,2,3,8] y",
+               "y = Attention <softcap=2.0> (q, k, v)", {}),
+    "rotated": ("float[1,2,3,8] x => float[1,2,3,8] y", "y = RotaryEmbedding(x, c, s)",
+                {"c": rand(1, 3, 4), "s": rand(1, 3, 4)}),
+    "rotated in pairs": ("float[1,3,16] x => float[1,3,16] y",
+                         "y = RotaryEmbedding <interleaved=1, num_heads=2, rotary_embedding_dim=4> (x, c, s, p)",
+                         {"c": rand(9, 2), "s": rand(9, 2), "p": np.array([[2, 3, 4]])}),
+}  # fmt: skip
+KEPT = {"Conv", "MaxPool", "AveragePool", "Max", "Min", "Where", "Einsum", "LpNormalization"}
 REDUCTIONS = ("ReduceL1", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare")
 
 
@@ -80,6 +97,24 @@ def test_function_stays_and_operator_goes(make, unchanged, case):
     gone = set(spell_out.RULES) - KEPT
     assert not [node.op_type for node in after.nodes() if node.op_type in gone and not node.domain]
     assert not [v for node in after.nodes("Conv", "MaxPool", "AveragePool") for v in node.outputs if len(v.shape) > 4]
+
+
+@pytest.mark.parametrize("case", SET_23.values(), ids=SET_23)
+def test_attention_is_products_and_softmax(make, unchanged, case):
+    header, body, constants = case
+    after, _ = unchanged(make(header, body, opset=23, **constants), spell_out)
+    assert not after.nodes("Attention", "RotaryEmbedding")
+
+
+def test_a_row_that_sees_nothing_stays(make):
+    header = "float[1,2,3,8] q, float[1,2,3,8] k, float[1,2,3,8] v => float[1,2,3,8] y"
+    graph = make(header, "y = Attention(q, k, v, m)", opset=23, m=np.array([[1, 1, 1], [0, 0, 0], [1, 0, 0]], bool))
+    assert spell_out.run(graph, spell_out.Options(), Context()).nodes("Attention")
+
+
+def test_length_moves_its_axis(make, unchanged):
+    after, _ = unchanged(make("float[2,6,4] x => float[2,6,4] y", "y = LpNormalization <axis=1> (x)"), spell_out)
+    assert [node.op_type for node in after.nodes()] == ["Transpose", "LpNormalization", "Transpose"]
 
 
 @pytest.mark.parametrize("op", REDUCTIONS)
