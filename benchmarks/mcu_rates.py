@@ -29,11 +29,12 @@ from qcompiler.cli.console import table
 from qcompiler.graph.model import Graph
 from qcompiler.targets.c import footprint, instructions
 from qcompiler.targets.c.build import build
+from qcompiler.targets.c.emit import HELPERS
 from tests.conformance.suite import build_suite
 from tests.mcu.boards import build_plugin
 
 CALLED = re.compile(r"qc_(dot|column|planes|taps|row|window)_\w*(u8|s8|x1|x4|3x3)$")
-"""Functions of qc_dot.h that kernels call."""
+"""Functions of targets/c/templates that kernels call."""
 
 
 def graphs() -> Iterator[tuple[str, Graph]]:
@@ -54,12 +55,13 @@ def sizes_of(output: Path) -> dict[str, int]:
 
 
 def function_sizes() -> dict[str, int]:
-    """Bytes of each function of qc_dot.h that kernels call."""
-    header = Path(footprint.__file__).with_name("templates") / "qc_dot.h"
+    """Bytes of each function of targets/c/templates that kernels call."""
+    folder = Path(footprint.__file__).with_name("templates")
     with tempfile.TemporaryDirectory() as name:
         text, output = Path(name) / "f.c", Path(name) / "f.o"
-        text.write_text(header.read_text())
+        text.write_text("".join(f'#include "{header}"\n' for header in HELPERS))
         command = [footprint.COMPILER, *footprint.FLAGS, "-fkeep-inline-functions", "-fkeep-static-functions"]
+        command += [f"-I{folder}"]
         subprocess.run([*command, "-c", str(text), "-o", str(output)], check=True, cwd=name)
         found = sizes_of(output)
     return {function: size for function, size in sorted(found.items()) if CALLED.match(function)}

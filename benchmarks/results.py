@@ -204,6 +204,7 @@ def page(folder: Path, before: str) -> Iterator[str]:
             yield make(documents)
         else:
             yield kept.get(TITLES[name], "")
+    yield from (text for title, text in kept.items() if title not in TITLES.values())
 
 
 def main() -> int:

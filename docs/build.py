@@ -76,7 +76,9 @@ def field_docs(owner: type) -> dict[str, str]:
 def operators() -> str:
     """docs/operators.md."""
     from qcompiler.ops import OPERATORS
-    from qcompiler.ops.functions import FUNCTIONS
+    from qcompiler.ops.functions import FUNCTIONS, WITH_CONSTANT
+    from qcompiler.passes import spell_out
+    from qcompiler.passes.integerize import integers, truth
     from qcompiler.passes.integerize.movement import MOVEMENT
     from qcompiler.passes.integerize.rules import RULES
     from qcompiler.targets.shared.lower import RULES as LOWERING
@@ -92,13 +94,18 @@ def operators() -> str:
         for key, operator in sorted(OPERATORS.items())
     ]
     taken = []
-    for name in sorted(set(RULES) | set(FUNCTIONS)):
+    beside = dict.fromkeys(truth.OPERATORS, truth.write) | dict.fromkeys(integers.PLACES[:2], integers.write)
+    for name in sorted({*RULES, *FUNCTIONS, *beside, *spell_out.RULES}):
         forms = []
         if name in RULES:
             forms.append("moves codes" if name in MOVEMENT else f"{code(RULES[name].write)}")
         if name in FUNCTIONS:
-            scalar = " with one scalar constant" if name in ("Add", "Sub", "Mul", "Div", "Pow") else ""
+            scalar = " with one scalar constant" if name in (*WITH_CONSTANT, "Pow") else ""
             forms.append(f"table{scalar}")
+        if name in beside:
+            forms.append(code(beside[name]))
+        if name in spell_out.RULES:
+            forms.append(f"other operators before ({code(spell_out.RULES[name])})")
         taken.append([f"`{name}`", "; ".join(forms)])
     return (
         NOTICE + "# Operators\n\n## Of the integer graph\n\n"

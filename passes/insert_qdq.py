@@ -42,7 +42,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     """Insert quantizers in place; leaves a float copy in `context.float_graph`. Raises RecipeError without ranges."""
     assignment = context.assignment
     given = [node for node in graph.nodes() if qdq.is_quantizer(node)]
-    if assignment is None or not (assignment.params or given):
+    if assignment is None or not (assignment.params or given or not assignment.activations):
         raise RecipeError(
             "no ranges were set yet.", where="insert_qdq", hint="Run the passes `decide` and `set_ranges` before it."
         )

@@ -25,7 +25,7 @@ from qcompiler.context import Context
 from qcompiler.graph.functions import define
 from qcompiler.graph.model import DOMAIN, Graph, attributes, operand
 from qcompiler.graph.stages import Stage
-from qcompiler.ops.functions import ARITHMETIC, FUNCTIONS
+from qcompiler.ops.functions import ARITHMETIC, FUNCTIONS, WITH_CONSTANT
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
 TOLERANCE = 2e-6
@@ -89,6 +89,8 @@ def _scalar(graph: Graph, value: ir.Value | None) -> float | None:
 def _variables(graph: Graph, node: ir.Node) -> list[ir.Value] | None:
     """Inputs that are not scalar constants, of a node that is a function of numbers; else None."""
     if node.domain not in ("", DOMAIN) or node.op_type not in FUNCTIONS or len(node.outputs) > 1:
+        return None
+    if node.op_type in WITH_CONSTANT and node.op_type not in BINARY:
         return None
     given = [value for value in node.inputs if value is not None]
     variables = [value for value in given if _scalar(graph, value) is None]

@@ -1,13 +1,15 @@
 """Give every value of the assignment its scale and zero point.
 
 Activations: from calibration statistics, by `method`; values that share parameters are searched as one, over the
-statistics of the values that data movement starts from. Softmax outputs have the fixed range 0..1.
+statistics of the values that data movement starts from. Softmax outputs have the range 0..1, or a power of two below it
+where calibration saw small ones only.
 Weights: per channel, by `weight_method`. Other constants: their own range. Constants that lie on the grid that the
 model came with keep it.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,7 +59,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             continue
         group = assignment.group_of(name)
         if name in probabilities and len(group) == 1 and not spec.symmetric:
-            params = _probability(spec)
+            params = _probability(spec, statistics[name])
         else:
             method = assignment.methods.get(name, options.method)
             histogram = _merged(graph, group, statistics)
@@ -83,9 +85,12 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     return graph
 
 
-def _probability(spec: QuantSpec) -> QuantParams:
+def _probability(spec: QuantSpec, seen: Histogram) -> QuantParams:
+    """Range 0..1; where no probability on the calibration data comes near that, a power of two at least twice the
+    largest (of a thousand unlikely classes a step of 1/256 would leave nothing)."""
     fmt = spec.format
-    return QuantParams(fmt, np.float32(2.0**-fmt.bits), np.int64(fmt.min))
+    halvings = max(0, math.floor(-math.log2(max(seen.maximum, 2.0**-fmt.bits))) - 1)
+    return QuantParams(fmt, np.float32(2.0 ** -(fmt.bits + halvings)), np.int64(fmt.min))
 
 
 def _merged(graph: Graph, group: list[str], statistics: Statistics) -> Histogram:

@@ -125,8 +125,8 @@ def describe_values(graph: Graph) -> tuple[list[dict[str, Any]], list[dict[str, 
     outputs = []
     for value in graph.outputs:
         producer = value.producer()
-        assert producer is not None, "a graph output of the INTEGER stage is dequantized"
-        outputs.append(entry(value, producer.inputs[0]))
+        assert producer is not None, "a graph output of the INTEGER stage is computed"
+        outputs.append(entry(value, producer.inputs[0] if producer.op_type == "DequantizeLinear" else None))
         if value.name in pairs:
             outputs[-1]["state"] = pairs[str(value.name)]
     return inputs, outputs

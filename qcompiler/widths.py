@@ -13,6 +13,7 @@ Wide (16 bits)
 6. the values inside an unrolled recurrent cell, its state among them: what one step loses all later ones lack
 7. what a square root reads, the squares that are summed there, what is squared and the input of the product that makes
    it (the magnitude of a spectrum): quiet values are lost otherwise
+8. what the pass `spell_out` marks: squares, sums and logarithms between the parts of one operator
 
 Measured at w8a8 (`python -m benchmarks.accuracy`): stories260k_prefill perplexity 5.565 without, 5.49 with (float
 5.38); ddpm_digits error of eps .0035 without, .0011 with; vit_hybrid and vit_digits as float either way.
@@ -42,6 +43,10 @@ NORMALIZATIONS = (
 )
 
 
+WIDE_KEY = "qcompiler.wide"
+"""Metadata of a float value: the format that it should have at least."""
+
+
 def wide_values(graph: Graph) -> dict[str, str]:
     """Value name -> format token (uint16, or int16 for gates)."""
     found = {str(value.name): "uint16" for value in graph.values() if WIDE_KEY in value.metadata_props}
@@ -49,6 +54,9 @@ def wide_values(graph: Graph) -> dict[str, str]:
         for value, token in _wide(graph, node):
             if value is not None and graph.const(value) is None:
                 found[str(value.name)] = token
+        for value in node.outputs:
+            if WIDE_KEY in value.metadata_props:
+                found[str(value.name)] = value.metadata_props[WIDE_KEY]
     return found
 
 

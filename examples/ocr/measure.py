@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,38 @@ ROOT = Path(__file__).resolve().parents[2]
 Document = dict[str, Any]
 
 
-def compare(bundle: Any, float_graph: Any, inputs: Mapping[str, np.ndarray], verified: int, seconds: float) -> Document:
-    """Outputs of the float network and of the bundle under `float` and `quantized`, and all that is not accuracy."""
+def study(
+    output: Path,
+    model: Path,
+    data: Callable[[], tuple[np.ndarray, np.ndarray]],
+    *,
+    verified: int,
+    seconds: float,
+    options: Any = None,
+) -> Document:
+    """Compile for this CPU and measure: outputs of the float network as `float`, of the bundle as `quantized`, and
+    all that is not accuracy.
+
+    data: float32 [lines, 3, 48, width] to calibrate on and to measure on. Raises QCompilerError.
+    """
+    import qcompiler
     from qcompiler.calibrate.data import load_samples
     from qcompiler.evaluate import predict, runner, take, verify
+    from qcompiler.graph.io import load_graph
     from qcompiler.latency import measure, peer_calls
 
+    start = time.perf_counter()
+    calibration, lines = data()
+    rendered = time.perf_counter()
+    shapes = {"x": (1, *calibration.shape[1:])}
+    bundle = qcompiler.compile(
+        str(model), target="cpu", calibration={"x": calibration}, output=output, overwrite=True,
+        shapes=shapes, options=options,
+    )  # fmt: skip
+    compiled = time.perf_counter()
+    float_graph = load_graph(model, shapes=shapes)
     qdq, integer, session = bundle.qdq_graph(), bundle.integer_graph(), bundle.load()
-    samples = load_samples(dict(inputs), float_graph)
+    samples = load_samples({"x": lines}, float_graph)
     exact = verify(
         runner(integer), [session.run, bundle.load(threads=2).run], ["1 thread", "2 threads"], take(samples, verified)
     )
@@ -34,6 +59,7 @@ def compare(bundle: Any, float_graph: Any, inputs: Mapping[str, np.ndarray], ver
     ]
     size = bundle.manifest["size"]
     return {
+        "bundle": str(output),
         "float": predict(runner(float_graph), samples),
         "quantized": predict(session.run, samples),
         "size": {
@@ -44,6 +70,12 @@ def compare(bundle: Any, float_graph: Any, inputs: Mapping[str, np.ndarray], ver
         "level": session.level,
         "latency": [row.document() for row in measure(contenders, seconds=seconds)],
         "verification": exact.document(),
+        "report": str(output / "report.html"),
+        "seconds": {
+            "render": round(rendered - start, 2),
+            "compile": round(compiled - rendered, 2),
+            "measure": round(time.perf_counter() - compiled, 2),
+        },
     }
 
 

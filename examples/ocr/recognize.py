@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,45 +57,30 @@ def error_rate(read: Sequence[str], said: Sequence[str]) -> float:
 
 def run(output: Path, model: Path, *, seconds: float = 1.0, options: Any = None) -> dict[str, Any]:
     """Compile, measure, and return the figures as a JSON-able document. Raises QCompilerError."""
-    import qcompiler
     from examples.ocr.lines import dataset
-    from examples.ocr.measure import compare
+    from examples.ocr.measure import study
     from qcompiler.evaluate import sqnr
-    from qcompiler.graph.io import load_graph
 
-    start = time.perf_counter()
-    shapes = {"x": (1, 3, 48, WIDTH)}
-    calibration, _ = dataset(CALIBRATION, CALIBRATION_SEED, WIDTH)
-    lines, said = dataset(TEST, TEST_SEED, WIDTH)
-    rendered = time.perf_counter()
-    bundle = qcompiler.compile(
-        str(model), target="cpu", calibration={"x": calibration}, output=output, overwrite=True,
-        shapes=shapes, options=options,
-    )  # fmt: skip
-    compiled = time.perf_counter()
-    found = compare(bundle, load_graph(model, shapes=shapes), {"x": lines}, VERIFIED, seconds)
+    said: list[str] = []
+
+    def data() -> tuple[np.ndarray, np.ndarray]:
+        lines, texts = dataset(TEST, TEST_SEED, WIDTH)
+        said.extend(texts)
+        return dataset(CALIBRATION, CALIBRATION_SEED, WIDTH)[0], lines
+
+    found = study(output, model, data, verified=VERIFIED, seconds=seconds, options=options)
     want, got = found.pop("float"), found.pop("quantized")
     characters = alphabet(model)
     readings = [decode(scores, characters) for scores in (want, got)]
-    return {
-        "model": "PP-OCRv4 rec",
-        "bundle": str(output),
-        "accuracy": {
-            "samples": TEST,
-            "float": error_rate(readings[0], said),
-            "quantized": error_rate(readings[1], said),
-            "agreement": float(np.mean([a == b for a, b in zip(*readings, strict=True)])),
-            "sqnr_db": round(sqnr(want, got), 2),
-        },
-        "lines": [{"said": s, "float": a, "int8": b} for s, a, b in zip(said[:5], *readings, strict=False)],
-        **found,
-        "report": str(output / "report.html"),
-        "seconds": {
-            "render": round(rendered - start, 2),
-            "compile": round(compiled - rendered, 2),
-            "measure": round(time.perf_counter() - compiled, 2),
-        },
+    accuracy = {
+        "samples": TEST,
+        "float": error_rate(readings[0], said),
+        "quantized": error_rate(readings[1], said),
+        "agreement": float(np.mean([a == b for a, b in zip(*readings, strict=True)])),
+        "sqnr_db": round(sqnr(want, got), 2),
     }
+    lines = [{"said": s, "float": a, "int8": b} for s, a, b in zip(said[:5], *readings, strict=False)]
+    return {"model": "PP-OCRv4 rec", "accuracy": accuracy, "lines": lines, **found}
 
 
 def summary(found: dict[str, Any]) -> str:

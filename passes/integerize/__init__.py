@@ -15,12 +15,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.assignment import scaled_product
+from qcompiler.assignment import is_float, scaled_product
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import QuantParams
@@ -29,9 +28,11 @@ from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import DOMAIN, Graph, attributes
 from qcompiler.graph.qdq import is_quantizer, quantizer_of, read_bias, read_quantizer
 from qcompiler.graph.stages import Stage
-from qcompiler.ops.functions import ARITHMETIC, CLIPS, FUNCTIONS
+from qcompiler.ops.functions import CLIPS
+from qcompiler.passes.integerize import integers
 from qcompiler.passes.integerize.piecewise import write_function
 from qcompiler.passes.integerize.rules import rule_of
+from qcompiler.passes.integerize.unary import apply_functions, function_input
 from qcompiler.passes.integerize.writer import Writer
 from qcompiler.quantizer import quantize
 
@@ -93,48 +94,6 @@ def _region(graph: Graph, node: ir.Node) -> Region:
         at = below
 
 
-def function_input(graph: Graph, node: ir.Node) -> ir.Value | None:
-    """The variable input of a unary function (arithmetic with a scalar constant counts), else None."""
-    if node.op_type not in FUNCTIONS or node.domain not in ("", "ai.onnx", DOMAIN):
-        return None
-    if node.op_type in ARITHMETIC:
-        constants = [_scalar(graph, value) for value in node.inputs]
-        if sum(c is not None for c in constants) != 1:
-            return None
-        return node.inputs[constants.index(None)]
-    if any(value is not None and _scalar(graph, value) is None for value in node.inputs[1:]):
-        return None
-    return node.inputs[0]
-
-
-def _scalar(graph: Graph, value: ir.Value | None) -> float | None:
-    """A constant of one element, quantized or not."""
-    array = graph.const(value)
-    if array is None:
-        quantized = quantizer_of(graph, value)
-        if quantized is None or quantized.codes is None or quantized.codes.size != 1:
-            return None
-        params = quantized.params
-        code = float(quantized.codes.reshape(-1)[0]) - float(params.zero_point.reshape(-1)[0])
-        return code * float(params.scale.reshape(-1)[0])
-    return float(array.reshape(-1)[0]) if array.size == 1 else None
-
-
-def apply_functions(graph: Graph, functions: list[ir.Node], x: Any) -> Any:
-    """Values of a chain of unary functions, float64."""
-    for node in functions:
-        values = attributes(node)
-        if node.op_type in ARITHMETIC:
-            first = _scalar(graph, node.inputs[0])
-            values["constant_first"] = first is not None
-            values["constant"] = first if first is not None else _scalar(graph, node.inputs[1])
-        for i, value in enumerate(node.inputs[1:], 1):
-            if value is not None and node.op_type not in ARITHMETIC:
-                values[f"input{i}"] = _scalar(graph, value)
-        x = FUNCTIONS[node.op_type](x, values)
-    return x
-
-
 def _refuse(graph: Graph, regions: list[Region]) -> None:
     """Raise UnsupportedError for all regions without an integer form, and for outputs that nothing quantizes."""
     problems: list[tuple[str, str]] = []
@@ -159,7 +118,10 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
             if reason:
                 problems.append((f"{core.op_type} (node `{core.name}`)", reason))
     for value in graph.outputs:
-        if quantizer_of(graph, value) is None:
+        if not is_float(value):
+            if reason := integers.refuses_output(graph, value):
+                problems.append((f"output `{value.name}`", reason))
+        elif quantizer_of(graph, value) is None:
             problems.append((f"output `{value.name}`", "is not a quantized float value"))
     if problems:
         unique = list(dict.fromkeys(problems))

@@ -8,32 +8,16 @@ import onnx_ir as ir
 from qcompiler.formats import QuantParams
 from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.qdq import INDICES_KEY, quantizer_of
+from qcompiler.passes.integerize import integers
 from qcompiler.passes.integerize.rule import Rule, lacks_quantizer
 from qcompiler.passes.integerize.writer import Codes, Writer
 from qcompiler.quantizer import quantize
 
-RESHAPES = ("Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity")
-
-
-def index_source(graph: Graph, value: ir.Value | None) -> ir.Value | None:
-    """The graph input that an index is, whatever its shape became on the way; None if it is computed."""
-    while value is not None and not value.is_graph_input():
-        node = value.producer()
-        keeps = node is not None and (
-            node.op_type in RESHAPES or node.op_type == "Cast" and _is_integer(node.inputs[0])
-        )
-        value = node.inputs[0] if node is not None and keeps else None
-    return value if _is_integer(value) else None
-
-
-def _is_integer(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype in (ir.DataType.INT64, ir.DataType.INT32)
-
 
 def _refuses(graph: Graph, node: ir.Node) -> str:
     data, index = node.inputs
-    if graph.const(index) is None and index_source(graph, index) is None:
-        return f"has indices (`{index.name}`) that are computed"  # type: ignore[union-attr]
+    if graph.const(index) is None and (reason := integers.refuses(graph, index)):
+        return f"has indices that are computed: it {reason}"
     return "" if graph.const(data) is not None else lacks_quantizer(graph, data)
 
 
@@ -73,9 +57,9 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
         x = writer.codes(data)  # type: ignore[arg-type]
     extents = graph.shape(data)  # type: ignore[arg-type]
     axis = attribute(node, "axis", 0) % len(extents)
-    source = index_source(graph, index)
-    if source is not None:
-        at, inner = writer.input(source), graph.shape(source)
+    if graph.const(index) is None:
+        at = integers.write(writer, index)  # type: ignore[arg-type]
+        inner = writer.target.shape(at)
         known = int(at.metadata_props.get(INDICES_KEY, extents[axis]))
         at.metadata_props[INDICES_KEY] = str(min(known, extents[axis]))
     else:

@@ -10,9 +10,11 @@ import onnx_ir as ir
 from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph, attribute, attributes
 from qcompiler.graph.qdq import quantizer_of
+from qcompiler.passes.integerize import interpolate
 from qcompiler.passes.integerize.rule import Rule, lacks_quantizer, one_input
 from qcompiler.passes.integerize.writer import Codes, Writer
 
+PAD_MODES = ("constant", "reflect", "edge", "wrap")
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 
@@ -24,11 +26,9 @@ def refuses(graph: Graph, node: ir.Node) -> str:
         for value in node.inputs[1:]:
             if value is not None and graph.const(value) is None and _is_argument(graph, node, value):
                 return f"has an argument (`{value.name}`) that is not constant"
-    if node.op_type == "Resize" and attribute(node, "mode", "nearest") != "nearest":
-        return f"has mode {attribute(node, 'mode')}; nearest has an integer form"
-    if node.op_type == "Resize" and attribute(node, "coordinate_transformation_mode") == "tf_crop_and_resize":
-        return "has coordinate_transformation_mode tf_crop_and_resize"
-    if node.op_type == "Pad" and attribute(node, "mode", "constant") not in ("constant", "reflect", "edge"):
+    if node.op_type == "Resize" and (reason := interpolate.refuses_resize(graph, node)):
+        return reason
+    if node.op_type == "Pad" and attribute(node, "mode", "constant") not in PAD_MODES:
         return f"has mode {attribute(node, 'mode')}"
     return one_input(graph, node)
 
@@ -45,6 +45,8 @@ def write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.V
         return _split(writer, node, params, name)
     if node.op_type == "Concat":
         return _concat(writer, node, params, name)
+    if node.op_type == "Resize" and attribute(node, "mode", "nearest") != "nearest":
+        return interpolate.write_resize(writer, node, params, name)
     x = writer.codes(node.inputs[0])  # type: ignore[arg-type]
     if node.op_type == "Pad" and x.params != params:  # what it pads with may lie outside the range of the input
         x = Codes(writer.requantize(x.value, x.params, params, f"{name}_inside"), params)
@@ -52,7 +54,8 @@ def write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.V
     op_type, inputs, values = _arguments(writer, node, x.params, shape, name)
     moved_name = name if x.params == params else f"{name}_moved"
     moved = writer.emit(op_type, [x.value, *inputs], values, x.params, shape, moved_name, domain="")
-    return writer.requantize(moved, x.params, params, name)
+    codes = writer.requantize(moved, x.params, params, name)
+    return interpolate.extrapolate(writer, node, codes, params, name) if op_type == "Resize" else codes
 
 
 def _arguments(

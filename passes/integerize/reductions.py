@@ -1,17 +1,16 @@
-"""ReduceMax, ReduceMin and ReduceL2; Where with a constant condition."""
+"""ReduceMax, ReduceMin and ReduceL2."""
 
 from __future__ import annotations
 
 from math import prod
 
-import numpy as np
 import onnx_ir as ir
 
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import QuantParams
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.ops.requantize import fixed_multiplier
-from qcompiler.passes.integerize.rule import Rule, lacks_quantizer, one_input, reach
+from qcompiler.passes.integerize.rule import Rule, one_input, reach
 from qcompiler.passes.integerize.windows import reduced_axes
 from qcompiler.passes.integerize.writer import Writer
 
@@ -63,24 +62,8 @@ def _write_length(writer: Writer, node: ir.Node, params: QuantParams, name: str)
     return writer.emit("ReduceL2", [x.value], attributes, params, graph.shape(node.outputs[0]), name)
 
 
-def _refuses_where(graph: Graph, node: ir.Node) -> str:
-    if graph.const(node.inputs[0]) is None:
-        return "has a condition that is computed"
-    return next((reason for value in node.inputs[1:] if (reason := lacks_quantizer(graph, value))), "")
-
-
-def _write_where(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.Value:
-    condition = writer.const(f"{name}_condition", np.asarray(writer.source.const(node.inputs[0])))
-    parts = []
-    for i, value in enumerate(node.inputs[1:]):
-        x = writer.codes(value)  # type: ignore[arg-type]
-        parts.append(writer.requantize(x.value, x.params, params, f"{name}_part{i}"))
-    return writer.emit("Where", [condition, *parts], {}, params, writer.source.shape(node.outputs[0]), name, domain="")
-
-
 RULES = {
     "ReduceL2": Rule(_write_length, _refuses),
     "ReduceMax": Rule(_write_extreme, _refuses),
     "ReduceMin": Rule(_write_extreme, _refuses),
-    "Where": Rule(_write_where, _refuses_where),
 }

@@ -23,6 +23,10 @@ class Rule:
     refuses: Callable[[Graph, ir.Node], str]
 
 
+Lacks = Callable[[Graph, ir.Value | None], str]
+"""(graph, value) -> why a float value cannot be read as codes, or ''."""
+
+
 def lacks_quantizer(graph: Graph, value: ir.Value | None) -> str:
     """Why `value` cannot be read as codes of one scale, or ''."""
     if value is None:

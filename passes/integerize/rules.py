@@ -7,8 +7,11 @@ import onnx_ir as ir
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import DOMAIN
 from qcompiler.passes.integerize import (
+    choice,
     elementwise,
     gather,
+    integers,
+    interpolate,
     movement,
     normalization,
     products,
@@ -28,6 +31,9 @@ RULES: dict[str, Rule] = {
     **normalization.RULES,
     **reductions.RULES,
     **softmax.RULES,
+    **choice.RULES,
+    **integers.RULES,
+    **interpolate.RULES,
 }
 """By operator name of ONNX's own domain, or `qcompiler::` and the name of our own float operators."""
 

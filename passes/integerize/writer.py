@@ -63,6 +63,10 @@ class Writer:
                 return known.value
         return None
 
+    def knows(self, value: ir.Value) -> bool:
+        """Whether codes were defined for this value of the source."""
+        return str(value.name) in self._codes
+
     def codes(self, value: ir.Value) -> Codes:
         """Codes of a quantized value; constants become initializers on first use."""
         name = str(value.name)
@@ -124,20 +128,41 @@ class Writer:
         op_type: str,
         inputs: Sequence[ir.Value | None],
         attributes: Mapping[str, Any],
-        outputs: Sequence[tuple[QuantParams, Sequence[int], str]],
+        outputs: Sequence[tuple[QuantParams | None, Sequence[int], str]],
         *,
         domain: str = DOMAIN,
     ) -> list[ir.Value]:
-        """A node with several integer outputs."""
+        """A node with several outputs: codes, or int64 numbers where there are no parameters."""
         node = ir.node(op_type, inputs, attributes=dict(attributes), domain=domain, num_outputs=len(outputs))
         for value, (params, shape, name) in zip(node.outputs, outputs, strict=True):
             value.name = self._fresh(name)
             value.shape = ir.Shape(shape)
-            value.type = ir.TensorType(ir.DataType.from_numpy(params.format.storage))
-            self.describe(value, params)
+            value.type = ir.TensorType(ir.DataType.INT64)
+            if params is not None:
+                value.type = ir.TensorType(ir.DataType.from_numpy(params.format.storage))
+                self.describe(value, params)
         node.name = f"{op_type.lower()}/{node.outputs[0].name}"
         self.target.ir.append(node)
         return list(node.outputs)
+
+    def emit_plain(
+        self,
+        op_type: str,
+        inputs: Sequence[ir.Value | None],
+        attributes: Mapping[str, Any],
+        shape: Sequence[int],
+        name: str,
+        dtype: ir.DataType | None = None,
+    ) -> ir.Value:
+        """A node of ONNX's own domain whose output is no code: int64 unless said otherwise."""
+        value = self.emit_many(op_type, inputs, attributes, [(None, shape, name)], domain="")[0]
+        value.type = ir.TensorType(dtype or ir.DataType.INT64)
+        return value
+
+    def reshape(self, codes: ir.Value, params: QuantParams, shape: Sequence[int], name: str) -> ir.Value:
+        """The same codes in another shape."""
+        to = self.const(f"{name}_shape", np.array(shape, np.int64))
+        return self.emit("Reshape", [codes, to], {"allowzero": 1}, params, shape, name, domain="")
 
     def emit_float(
         self,
@@ -247,8 +272,15 @@ class Writer:
         return self._emitted[node]
 
     def finish(self) -> None:
-        """DequantizeLinear before every output; drop what nothing reads."""
+        """DequantizeLinear before every float output; drop what nothing reads."""
+        from qcompiler.passes.integerize import integers
+
         for value in self.source.outputs:
+            if value.dtype not in (None, ir.DataType.FLOAT):
+                output = integers.write_output(self, value)
+                output.name = value.name
+                self.target.ir.outputs.append(output)
+                continue
             output = self._dequantize(self.codes(value), str(value.name), value.shape, str(value.name))
             self.target.ir.outputs.append(output)
         self.target.sweep()

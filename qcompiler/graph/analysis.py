@@ -11,7 +11,8 @@ from qcompiler.graph.model import Graph, attribute
 
 MOVES = frozenset({
     "MaxPool", "Reshape", "Transpose", "Slice", "Split", "Pad", "Flatten", "Squeeze", "Unsqueeze", "Identity",
-    "Dropout", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Gather", "GlobalMaxPool",
+    "Dropout", "DepthToSpace", "SpaceToDepth", "Expand", "Tile", "Gather", "GlobalMaxPool", "ReduceMax",
+    "ReduceMin", "TopK",
 })  # fmt: skip
 """Operators whose outputs hold values of their first input and nothing new (Pad: nor what it pads with)."""
 

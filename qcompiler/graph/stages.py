@@ -26,6 +26,9 @@ from qcompiler.graph.model import DOMAIN, Graph, attribute, operator_key
 METADATA = ("qcompiler.format", "qcompiler.scale", "qcompiler.zero_point")
 """What every integer activation carries."""
 
+NUMBERS = (ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL)
+"""Types of values that are no codes: places of a maximum, ids, truth values that leave the graph."""
+
 
 class Stage(enum.Enum):
     """What a graph is; passes declare the stage that they read and the one that they leave."""
@@ -131,7 +134,8 @@ def _check_integer(graph: Graph, node: ir.Node) -> None:
         if value is not None and not value.is_initializer() and value.dtype == ir.DataType.FLOAT:
             raise _fail(graph, node, f"reads the float value `{value.name}`")
     for value in node.outputs if not is_exit else ():
-        _check_metadata(graph, node, value)
+        if value.dtype not in NUMBERS:
+            _check_metadata(graph, node, value)
 
 
 def _check_island(graph: Graph, node: ir.Node) -> None:
@@ -169,6 +173,8 @@ def _check_metadata(graph: Graph, node: ir.Node, value: ir.Value) -> None:
 def _check_outputs(graph: Graph) -> None:
     for value in graph.outputs:
         node = value.producer()
+        if value.dtype in NUMBERS and node is not None:
+            continue
         if node is None or node.op_type != "DequantizeLinear":
             raise ModelError(f"output `{value.name}` does not come from a DequantizeLinear.", where=graph.path)
 

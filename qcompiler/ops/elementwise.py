@@ -13,6 +13,8 @@ from qcompiler.formats import parse_format
 from qcompiler.ops.operator import Operator, Shape
 from qcompiler.ops.requantize import requantize
 
+WHOLE = 1 << 24
+
 
 def _centred(x: NDArray | None, zero_point: int) -> NDArray[np.int64]:
     assert x is not None
@@ -54,8 +56,11 @@ def div(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[NDArra
 
 
 def rescale(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[NDArray]:
-    """requantize(x - zx)."""
-    return [requantize(_centred(inputs[0], int(attributes.get("x_zero_point", 0))), inputs[1:], attributes, None)]
+    """requantize(x - zx). Integers that are no codes (int32, int64) are clipped to +-2^24, which float32 holds."""
+    x = inputs[0]
+    assert x is not None
+    given = np.clip(x, -WHOLE, WHOLE) if x.dtype.itemsize > 2 else x
+    return [requantize(_centred(given, int(attributes.get("x_zero_point", 0))), inputs[1:], attributes, None)]
 
 
 def table(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[NDArray]:

@@ -6,9 +6,11 @@ A function is called as f(x, attributes); constants among a node's inputs come i
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
@@ -59,6 +61,25 @@ def _slope(x: Array, slope: float) -> Array:
     return np.where(x < 0, slope * x, x)
 
 
+def _cast(x: Array, a: dict[str, Any]) -> Array:
+    """To integers towards 0, to truth values, to float."""
+    kind = ir.DataType(a["to"])
+    if kind == ir.DataType.BOOL:
+        return np.where(x == 0, 0.0, 1.0)
+    return np.trunc(x) if kind.is_integer() else x
+
+
+def _compared(holds: Callable[[Any, Any], Any], x: Array, a: dict[str, Any]) -> Array:
+    """1 where it holds, in float32, in which models compare."""
+    left, right = np.asarray(x, np.float32), np.float32(a["constant"])
+    return np.asarray(holds(right, left) if a["constant_first"] else holds(left, right), np.float64)
+
+
+def _mod(x: Array, a: dict[str, Any]) -> Array:
+    first, second = (a["constant"], x) if a["constant_first"] else (x, a["constant"])
+    return np.fmod(first, second) if a.get("fmod", 0) else np.mod(first, second)
+
+
 FUNCTIONS: dict[str, Function] = {
     "Abs": lambda x, a: np.abs(x),
     "Ceil": lambda x, a: np.ceil(x),
@@ -92,11 +113,32 @@ FUNCTIONS: dict[str, Function] = {
     "Swish": lambda x, a: x * sigmoid(a.get("alpha", 1.0) * x),
     "Tanh": lambda x, a: np.tanh(x),
     "ThresholdedRelu": lambda x, a: np.where(x > a.get("alpha", 1.0), x, 0.0),
+    "Acos": lambda x, a: np.arccos(np.clip(x, -1, 1)),
+    "Acosh": lambda x, a: np.arccosh(np.maximum(x, 1)),
+    "Asin": lambda x, a: np.arcsin(np.clip(x, -1, 1)),
+    "Asinh": lambda x, a: np.arcsinh(x),
+    "Atan": lambda x, a: np.arctan(x),
+    "Atanh": lambda x, a: np.arctanh(np.clip(x, -1 + 1e-7, 1 - 1e-7)),
+    "Cosh": lambda x, a: np.cosh(x),
+    "Shrink": lambda x, a: np.where(np.abs(x) > a.get("lambd", 0.5), x - np.sign(x) * a.get("bias", 0.0), 0.0),
+    "Sinh": lambda x, a: np.sinh(x),
+    "Tan": lambda x, a: np.tan(x),
+    # Integers and truth values in between.
+    "Cast": _cast,
+    "Not": lambda x, a: np.where(x == 0, 1.0, 0.0),
+    "Equal": partial(_compared, np.equal),
+    "Greater": partial(_compared, np.greater),
+    "GreaterOrEqual": partial(_compared, np.greater_equal),
+    "Less": partial(_compared, np.less),
+    "LessOrEqual": partial(_compared, np.less_equal),
     # Arithmetic with one scalar constant. `constant_first` tells on which side it stands.
     "Add": lambda x, a: x + float(a["constant"]),
     "Div": lambda x, a: _div(float(a["constant"]), x) if a["constant_first"] else x / float(a["constant"]),
+    "Mod": _mod,
     "Mul": lambda x, a: x * float(a["constant"]),
     "Sub": lambda x, a: float(a["constant"]) - x if a["constant_first"] else x - float(a["constant"]),
 }
 ARITHMETIC = ("Add", "Div", "Mul", "Sub")
+WITH_CONSTANT = (*ARITHMETIC, "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Mod")
+"""Functions of two operands, one of which is a scalar constant."""
 CLIPS = ("Relu", "Clip")

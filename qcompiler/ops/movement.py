@@ -131,11 +131,13 @@ _ROUND: dict[str, Callable[[NDArray], NDArray]] = {
 }
 
 
-def _resize_indices(shape: Sequence[int], inputs: Inputs, attributes: dict[str, Any]) -> list[NDArray[np.int64]]:
+def resize_axes(
+    shape: Sequence[int], inputs: Inputs, attributes: dict[str, Any]
+) -> list[tuple[int, int, float, tuple[float, float]]]:
+    """(axis, output extent, factor, (start, end) of the region) of every axis that a Resize node names."""
     rank = len(shape)
     axes = [axis % rank for axis in attributes.get("axes") or range(rank)]
     roi, scales, sizes = (inputs[i] if len(inputs) > i else None for i in (1, 2, 3))
-    indices = [np.arange(extent) for extent in shape]
     if sizes is not None and sizes.size:
         wanted = [int(v) for v in sizes]
         factors = [size / shape[axis] for size, axis in zip(wanted, axes, strict=True)]
@@ -147,39 +149,53 @@ def _resize_indices(shape: Sequence[int], inputs: Inputs, attributes: dict[str, 
         assert scales is not None
         factors = [float(v) for v in scales]
         wanted = [math.floor(shape[axis] * f) for axis, f in zip(axes, factors, strict=True)]
-    for i, (axis, size, factor) in enumerate(zip(axes, wanted, factors, strict=True)):
-        window = (0.0, 1.0) if roi is None or not roi.size else (float(roi[i]), float(roi[i + len(axes)]))
-        indices[axis] = _nearest(shape[axis], size, factor, window, attributes)
+    regions = [
+        (0.0, 1.0) if roi is None or not roi.size else (float(roi[i]), float(roi[i + len(axes)]))
+        for i in range(len(axes))
+    ]
+    return list(zip(axes, wanted, factors, regions, strict=True))
+
+
+def _resize_indices(shape: Sequence[int], inputs: Inputs, attributes: dict[str, Any]) -> list[NDArray[np.int64]]:
+    indices = [np.arange(extent) for extent in shape]
+    for axis, size, factor, region in resize_axes(shape, inputs, attributes):
+        # float32 throughout, as the implementations that made the models have it: it decides ties.
+        at = coordinates(shape[axis], size, factor, region, attributes, np.float32)
+        rounded = _ROUND[attributes.get("nearest_mode", "round_prefer_floor")](at)
+        indices[axis] = np.clip(rounded, 0, shape[axis] - 1).astype(np.int64)
     return indices
 
 
-def _nearest(
-    extent: int, size: int, factor: float, roi: tuple[float, float], attributes: dict[str, Any]
-) -> NDArray[np.int64]:
-    # float32 throughout, as the implementations that made the models have it: it decides ties.
-    x, scale = np.arange(size, dtype=np.float32), np.float32(factor)
-    half, mode = np.float32(0.5), attributes.get("coordinate_transformation_mode", "half_pixel")
+def coordinates(
+    extent: int,
+    size: int,
+    factor: float,
+    region: tuple[float, float],
+    attributes: dict[str, Any],
+    real: type[np.floating[Any]],
+) -> NDArray:
+    """Where in the input every output of a Resize lies, [size], computed in the type `real`."""
+    x, scale = np.arange(size, dtype=real), real(factor)
+    half, mode = real(0.5), attributes.get("coordinate_transformation_mode", "half_pixel")
     if mode == "asymmetric":
         at = x / scale
     elif mode == "align_corners":
-        at = x * np.float32(extent - 1) / np.float32(size - 1) if size > 1 else np.zeros_like(x)
+        at = x * real(extent - 1) / real(size - 1) if size > 1 else np.zeros_like(x)
     elif mode == "pytorch_half_pixel" and size == 1:
         at = np.zeros_like(x)
     elif mode == "half_pixel_symmetric":
-        adjustment = np.float32(size) / (scale * np.float32(extent))
-        at = np.float32(extent / 2) * (1 - adjustment) + (x + half) / scale - half
+        adjustment = real(size) / (scale * real(extent))
+        at = real(extent / 2) * (1 - adjustment) + (x + half) / scale - half
     elif mode == "tf_half_pixel_for_nn":
         at = (x + half) / scale
     elif mode == "tf_crop_and_resize":
-        start, end = np.float32(roi[0]), np.float32(roi[1])
-        last = np.float32(extent - 1)
-        step = (end - start) * last / np.float32(size - 1) if size > 1 else np.float32(0)
+        start, end = real(region[0]), real(region[1])
+        last = real(extent - 1)
+        step = (end - start) * last / real(size - 1) if size > 1 else real(0)
         at = start * last + x * step if size > 1 else (start + end) * half * last + x
     else:
         at = (x + half) / scale - half
-    at = np.asarray(at, np.float32)
-    rounded = _ROUND[attributes.get("nearest_mode", "round_prefer_floor")](at)
-    return np.clip(rounded, 0, extent - 1).astype(np.int64)
+    return np.asarray(at, real)
 
 
 def tile(inputs: Inputs, attributes: dict[str, Any]) -> list[NDArray]:
@@ -187,15 +203,7 @@ def tile(inputs: Inputs, attributes: dict[str, Any]) -> list[NDArray]:
     return [np.tile(_data(inputs), _ints(inputs, 1) or [])]
 
 
-def where(inputs: Inputs, attributes: dict[str, Any]) -> list[NDArray]:
-    """a where the condition is True, else b; all broadcast."""
-    condition, a, b = inputs
-    assert condition is not None and a is not None and b is not None
-    return [np.where(condition, a, b)]
-
-
 TILE = Operator("Tile", "", tile)
-WHERE = Operator("Where", "", where)
 IDENTITY = Operator("Identity", "", identity)
 RESHAPE = Operator("Reshape", "", reshape)
 TRANSPOSE = Operator("Transpose", "", transpose)

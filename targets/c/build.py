@@ -13,7 +13,7 @@ from qcompiler.graph.model import Graph
 from qcompiler.target import Lowered
 from qcompiler.targets.c import footprint
 from qcompiler.targets.c.advice import Ways
-from qcompiler.targets.c.emit import Sources, facts
+from qcompiler.targets.c.emit import HELPERS, Sources, facts
 from qcompiler.targets.c.fit import judge, limits_of, peak
 from qcompiler.targets.c.header import header
 from qcompiler.targets.c.machine import PACKED, SCALAR
@@ -134,7 +134,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     if not core:
         texts |= {
             f"src/{name}_kernels.c": kernels,
-            "src/qc_dot.h": (_TEMPLATES / "qc_dot.h").read_text(),
+            **{f"src/{name}": (_TEMPLATES / name).read_text() for name in ("qc_dsp.h", *HELPERS)},
         }
     if sources.blob:
         texts[f"src/{name}_weights.S"] = assembler(name)

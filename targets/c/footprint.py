@@ -81,7 +81,7 @@ class Rates:
     helpers: Mapping[str, int]
     """Code that the compiler pulls in by itself for a kind of kernel: 64-bit division, memset."""
     functions: Mapping[str, int]
-    """Code of each function of qc_dot.h."""
+    """Code of each function of templates/."""
 
     @classmethod
     def read(cls, path: Path = RATES) -> Rates:

@@ -66,7 +66,7 @@ def header(sources: Sources) -> str:
         if is_index(value):
             lines += [
                 "",
-                f"/* {name}: `{comment(str(value.name))}`, {shape}, indices 0..{int(meta[INDICES_KEY]) - 1} */",
+                f"/* {name}: `{comment(str(value.name))}`, {shape}, {_numbers(value)} */",
                 f"#define {upper}_{name.upper()}_SIZE {count}",
             ]
             continue
@@ -86,6 +86,13 @@ def header(sources: Sources) -> str:
     ]
     lines += ["", *_functions(sources), "", "#ifdef __cplusplus", "}", "#endif", f"#endif /* {upper}_H */", ""]
     return "\n".join(lines)
+
+
+def _numbers(value: ir.Value) -> str:
+    """What an input or output holds that is no code."""
+    if INDICES_KEY in value.metadata_props:
+        return f"indices 0..{int(value.metadata_props[INDICES_KEY]) - 1}"
+    return "0 or 1" if value.dtype == ir.DataType.BOOL else "integers"
 
 
 def _functions(sources: Sources) -> list[str]:

@@ -76,12 +76,10 @@ class HostSession:
         self._arena = np.zeros(max(words, 1), np.int64) if facts["arena"] == "caller" else None
 
     def run_codes(self, codes: Sequence[NDArray]) -> list[NDArray]:
-        """Codes in and out, in the storage of their formats."""
-        results = [np.zeros(spec["shape"], parse_format(spec["format"]).storage) for spec in self.outputs]
+        """Codes in and out, in the storage of their formats; integers that are no codes as they are."""
+        results = [np.zeros(spec["shape"], _storage(spec)) for spec in self.outputs]
         given = [
-            np.ascontiguousarray(
-                array, parse_format(spec["format"]).storage if "format" in spec else spec["dtype"]
-            ).reshape(spec["shape"])
+            np.ascontiguousarray(array, _storage(spec)).reshape(spec["shape"])
             for array, spec in zip(codes, self.inputs, strict=True)
         ]
         memory = [] if self._arena is None else [self._arena]
@@ -97,7 +95,15 @@ class HostSession:
             for spec in self.inputs
         ]
         found = self.run_codes(codes)
-        return [dequantize(array, _params(spec)) for array, spec in zip(found, self.outputs, strict=True)]
+        return [
+            dequantize(array, _params(spec)) if "format" in spec else array
+            for array, spec in zip(found, self.outputs, strict=True)
+        ]
+
+
+def _storage(spec: Mapping[str, Any]) -> Any:
+    """dtype of the elements of an input or output."""
+    return parse_format(spec["format"]).storage if "format" in spec else spec["dtype"]
 
 
 def _params(spec: Mapping[str, Any]) -> QuantParams:

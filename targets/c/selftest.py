@@ -25,7 +25,7 @@ WHOLE = 2048
 def limits(value: ir.Value) -> tuple[int, int]:
     """Lowest and highest number that an input may hold: codes of its format, or indices."""
     if is_index(value):
-        return 0, int(value.metadata_props[INDICES_KEY]) - 1
+        return 0, int(value.metadata_props.get(INDICES_KEY, 2)) - 1
     fmt = parse_format(value.metadata_props[FORMAT_KEY])
     return fmt.min, fmt.max
 
@@ -60,9 +60,9 @@ def selftest(sources: Sources, expected: list[list[NDArray]]) -> str:
     inputs = [v for v in values if v[0].startswith("input")]
     outputs = [v for v in values if v[0].startswith("output")]
     parts = [f'#include "{name}.h"\n']
-    for i, (_, _, kind, count) in enumerate(outputs):
+    for i, (_, value, kind, count) in enumerate(outputs):
         for vector, arrays in enumerate(expected):
-            flat = np.ascontiguousarray(arrays[i]).ravel()
+            flat = np.ascontiguousarray(arrays[i], storage_of(value)).ravel()
             if count <= WHOLE:
                 parts.append(array(f"want_{vector}_{i}", kind, flat.tolist()))
             else:

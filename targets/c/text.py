@@ -9,7 +9,7 @@ _SIGNATURE = re.compile(r"(?m)^void (\w+)\(([^)]*)\)( \{|;)\n")
 _PROTOTYPE = re.compile(r"(?m)^[a-z]\w* \w+\([^{}\n]*\);\n")
 _DECLARED = re.compile(r"(?m)^ *(?:u?int\d+_t|bool) (v\d+|v_\w*) = [^;\n]*;\n")
 
-WRITTEN = ("y", "columns", "planes")
+WRITTEN = ("y", "places", "columns", "planes")
 """Pointer parameters that kernels write; they only read the others."""
 
 

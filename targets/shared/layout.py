@@ -36,6 +36,14 @@ TIED = {
     "Pad",
     "ReduceMean",
     "Softmax",
+    "Max",
+    "Min",
+    "ReduceMax",
+    "ReduceMin",
+    "Compare",
+    "Select",
+    "Slope",
+    "Interpolate",
     "Normalize",
     "Piecewise",
     *SPATIAL,
@@ -66,6 +74,8 @@ def storage_of(value: ir.Value) -> str:
     token = value.metadata_props.get("qcompiler.format")
     if token is not None:
         return str(parse_format(token).storage)
+    if value.dtype == ir.DataType.BOOL:
+        return "uint8"
     return "float32" if value.dtype is None else str(value.dtype.numpy())
 
 
@@ -193,7 +203,8 @@ def _channels_last_values(program: Program) -> set[str]:
         values = [v for v in values if len(program.shape(v)) >= 3]
         for value in values[1:]:
             parent[find(str(value.name))] = find(str(values[0].name))
-        spatial_mean = node.op_type == "ReduceMean" and 1 not in attribute(node, "axes", []) and len(values) > 1
+        reduces = node.op_type in ("ReduceMean", "ReduceMax", "ReduceMin")
+        spatial_mean = reduces and 1 not in attribute(node, "axes", []) and len(values) > 1
         if values and (node.op_type in SPATIAL or spatial_mean and len(program.shape(values[0])) == 4):
             seeds.append(str(values[0].name))
     roots = {find(name) for name in seeds}

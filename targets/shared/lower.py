@@ -11,7 +11,18 @@ from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.targets.shared import layout
 from qcompiler.targets.shared.lower_attention import lower_batch_matmul
-from qcompiler.targets.shared.lower_fold import lower_fold, lower_tile, lower_where
+from qcompiler.targets.shared.lower_choice import (
+    lower_arg_extreme,
+    lower_cast,
+    lower_compare,
+    lower_extreme,
+    lower_reduce_extreme,
+    lower_select,
+    lower_slope,
+    lower_top_k,
+)
+from qcompiler.targets.shared.lower_fold import lower_length, lower_tile
+from qcompiler.targets.shared.lower_interpolate import lower_interpolate
 from qcompiler.targets.shared.lower_island import lower_island
 from qcompiler.targets.shared.lower_movement import (
     lower_concat,
@@ -52,27 +63,36 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "qcompiler::AveragePool": lower_pool,
     "qcompiler::BatchMatMul": lower_batch_matmul,
     "qcompiler::CacheWrite": lower_cache_write,
+    "qcompiler::Compare": lower_compare,
     "qcompiler::Conv": lower_conv,
     "qcompiler::ConvTranspose": lower_conv_transpose,
     "qcompiler::Div": lower_div,
+    "qcompiler::Interpolate": lower_interpolate,
     "qcompiler::MatMul": lower_matmul,
     "qcompiler::MaxPool": lower_pool,
     "qcompiler::Mul": lower_mul,
     "qcompiler::Normalize": lower_normalize,
     "qcompiler::Piecewise": lower_piecewise,
-    "qcompiler::ReduceL2": lower_fold,
-    "qcompiler::ReduceMax": lower_fold,
-    "qcompiler::ReduceMin": lower_fold,
+    "qcompiler::ReduceL2": lower_length,
+    "qcompiler::ReduceMax": lower_reduce_extreme,
     "qcompiler::ReduceMean": lower_reduce_mean,
+    "qcompiler::ReduceMin": lower_reduce_extreme,
     "qcompiler::Requantize": lower_requantize,
+    "qcompiler::Select": lower_select,
+    "qcompiler::Slope": lower_slope,
     "qcompiler::Softmax": lower_softmax,
     "qcompiler::Table": lower_table,
+    "ArgMax": lower_arg_extreme,
+    "ArgMin": lower_arg_extreme,
+    "Cast": lower_cast,
     "Concat": lower_concat,
     "DepthToSpace": lower_depth_to_space,
     "DequantizeLinear": lower_dequantize,
     "Expand": lower_expand,
     "Gather": lower_gather,
     "Identity": lower_identity,
+    "Max": lower_extreme,
+    "Min": lower_extreme,
     "Pad": lower_pad,
     "QuantizeLinear": lower_quantize,
     "Reshape": lower_reshape,
@@ -80,8 +100,8 @@ RULES: dict[str, Callable[[Program, ir.Node], None]] = {
     "Slice": lower_slice,
     "Split": lower_split,
     "Tile": lower_tile,
+    "TopK": lower_top_k,
     "Transpose": lower_transpose,
-    "Where": lower_where,
 }
 
 

@@ -11,14 +11,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.pack import pack_bits
+from qcompiler.targets.shared.paired import paired_form
 from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
 from qcompiler.targets.shared.tir.columns import (
-    PACKINGS,
     PIXELS,
     ColumnConv,
     PackedLine,
@@ -95,62 +94,6 @@ def _table(
     )
 
 
-@dataclass(frozen=True)
-class _Paired:
-    """A convolution as the schedules of tir/columns.py take it: int8 weights [M, ...] and sums that are not centred."""
-
-    weights: NDArray[np.int8]
-    bias: NDArray[np.int32]
-    requantize: Requantize
-    scales: list[NDArray]
-    bits: int = 8
-    """2 to 4: weights are to be packed, and sums are larger by 2^(8 - bits)."""
-
-
-def _packed_bits(program: Program, node: ir.Node) -> int:
-    """Bits of weights that stay packed, else 8."""
-    weights = node.inputs[1]
-    token = weights.metadata_props.get("qcompiler.format") if weights is not None else None
-    bits = parse_format(token).bits if token else 8
-    return bits if program.machine.packed and bits in PACKINGS else 8
-
-
-def _paired(
-    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, *, pack: bool = False
-) -> _Paired | None:
-    """None where the machine has no such schedules, or types or sums do not fit them.
-
-    Narrow weights are multiplied by a power of two where that makes all shifts 33 or more: the same product, shifted
-    further. Packed ones always are, since they are used as the upper bits of a byte.
-    """
-    if not program.machine.helpers or format_of(value).bits > 8:
-        return None
-    bias = program.graph.const(node.inputs[2])
-    assert bias is not None
-    wide = weights.astype(np.int64)
-    if wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
-        return None
-    each = wide.reshape(len(wide), -1)
-    folded = bias.astype(np.int64) - attribute(node, "x_zero_point", 0) * each.sum(axis=1)
-    reach = int((np.abs(folded) + 255 * np.abs(each).sum(axis=1)).max(initial=0))
-    multiplier, shift = requantize_inputs(program, node, 3)
-    least, bits = int(shift.min(initial=33)), _packed_bits(program, node) if pack else 8
-    if bits < 8 and (least + 8 - bits < 33 or reach << (8 - bits) >= 2**31):
-        bits = 8
-    lift = 8 - bits if bits < 8 else max(0, 33 - least)
-    if bits == 8 and int(np.abs(wide).max(initial=0)) << lift > 127 or reach << lift >= 2**31:
-        lift = 0
-    if reach >= 2**31:
-        return None
-    requantize, scales = replace(requantize_of(node), zero_point=0), [multiplier, shift]
-    if least + lift >= 33:
-        requantize, scales = replace(requantize, high=True), [multiplier, (shift + (lift - 33)).astype(np.int8)]
-    else:
-        lift = 0
-    stored = wide if bits < 8 else wide << lift
-    return _Paired(stored.astype(np.int8), (folded << lift).astype(np.int32), requantize, scales, bits)
-
-
 def _evenly(program: Program, value: ir.Value, window: Window) -> View:
     """Where a product writes whose pixels must lie at one distance from each other: the value's view, or scratch."""
     y = target_of(program, value, 1)
@@ -204,7 +147,7 @@ def _depthwise(
     program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, x: View, y: View, piece: Piece
 ) -> None:
     channels = (1, window.channels, window.channels)
-    paired = _paired(program, node, value, weights) if _slides(window) else None
+    paired = paired_form(program, node, value, weights) if _slides(window) else None
     if paired is not None:
         taps = paired.weights[:, 0]
         if _slides(turned := _turned(window)) and _work(turned) < _work(window):
@@ -238,7 +181,7 @@ def _product(
     inputs, units = weights.shape[1], window.batch * window.output[0]
     table = _table(node, window, x, y, groups, inputs, weights.shape[0] // groups)
     merged = groups == 1 and window.dilations[1] == 1 and as_image(x).strides[3] == inputs
-    paired, pixels = _paired(program, node, value, weights, pack=True), window.batch * prod(window.output)
+    paired, pixels = paired_form(program, node, value, weights, pack=True), window.batch * prod(window.output)
     if paired is not None and pixels >= PIXELS:
         runs = _runs(paired.weights, merged)
         columns = program.scratch(f"{node.name}/columns", "int16", (runs[0].size * PIXELS,), (0,))
@@ -273,7 +216,7 @@ def overwrites(program: Program, node: ir.Node) -> bool:
     window, groups = window_of(program.graph, node), attribute(node, "group", 1)
     depthwise = window.rank == 4 and groups == window.channels == len(weights) > 1 and window.channels % PIXELS == 0
     same = window.input == window.output and window.strides == (1, 1)
-    return depthwise and same and _slides(window) and _paired(program, node, value, weights) is not None
+    return depthwise and same and _slides(window) and paired_form(program, node, value, weights) is not None
 
 
 def _inside(window: Window) -> bool:

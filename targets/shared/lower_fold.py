@@ -1,4 +1,4 @@
-"""Lowering of ReduceMax, ReduceMin, ReduceL2, Where and Tile."""
+"""Lowering of ReduceL2 and Tile."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import onnx_ir as ir
 
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.lower_movement import gather
-from qcompiler.targets.shared.lower_pointwise import nest_of
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import format_of
-from qcompiler.targets.shared.tir.fold import Choose, Fold
+from qcompiler.targets.shared.tir.length import Length
 from qcompiler.targets.shared.tir.nest import collapse
 
 
-def lower_fold(program: Program, node: ir.Node) -> None:
-    """ReduceMax, ReduceMin, ReduceL2."""
+def lower_length(program: Program, node: ir.Node) -> None:
+    """ReduceL2."""
     x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
     program.fill_border(y)
     axes = [a % len(x.shape) for a in attribute(node, "axes")]
@@ -25,20 +24,8 @@ def lower_fold(program: Program, node: ir.Node) -> None:
     reduced = sorted(((x.shape[a], x.strides[a]) for a in axes), key=lambda pair: -pair[1])
     numbers = ("x_zero_point", "half_shift", "multiplier", "shift", "zero_point")
     values = {number: attribute(node, number, 0) for number in numbers}
-    spec = Fold(node.op_type, nest, tuple(reduced), x.dtype, format_of(node.outputs[0]), **values)  # type: ignore[arg-type]
+    spec = Length(nest, tuple(reduced), x.dtype, format_of(node.outputs[0]), **values)  # type: ignore[arg-type]
     program.call(spec, nest.units, y, x)
-
-
-def lower_where(program: Program, node: ir.Node) -> None:
-    """Where with a constant condition."""
-    condition = program.graph.const(node.inputs[0])
-    assert condition is not None
-    shown = program.constant(condition.astype(np.uint8), f"{node.name}/condition")
-    a, b = (program.view(value) for value in node.inputs[1:3])  # type: ignore[arg-type]
-    y = program.view(node.outputs[0])
-    program.fill_border(y)
-    nest = nest_of(y, shown, a, b)
-    program.call(Choose(nest, y.dtype), nest.units, y, shown, a, b)
 
 
 def lower_tile(program: Program, node: ir.Node) -> None:

@@ -13,12 +13,14 @@ from qcompiler.formats import Int
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.lower_clipped import lower_clipped_conv, lower_clipped_matmul
+from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.pack import pack_channels, pack_depthwise, pack_matrix
 from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
 from qcompiler.targets.shared.tile import choose_depthwise_tile, choose_tile
 from qcompiler.targets.shared.tir.dot import Dot, choose_dot, reach_of
 from qcompiler.targets.shared.tir.matrix import Matrix
+from qcompiler.targets.shared.tir.requantize import Requantize
 from qcompiler.targets.shared.tir.window import Depthwise
 from qcompiler.targets.shared.views import View, as_image, channels_last
 
@@ -135,10 +137,8 @@ def emit_matrix(
     bias = bias.astype(np.int64)
     if not spec.dot.centred:
         bias = bias - (zero_point - spec.dot.offset) * weights.astype(np.int64).sum(axis=(2, 3)).ravel()
-    scales = requantize_inputs(program, node, 3)
-    if spec.dot.kind == "across" and len(scales) == 2 and scales[1].min(initial=33) >= 33:
-        spec = replace(spec, requantize=replace(spec.requantize, high=True))
-        scales[1] = (scales[1] - 33).astype(np.int8)
+    requantize, scales = _upper(machine, spec.requantize, requantize_inputs(program, node, 3))
+    spec = replace(spec, requantize=requantize)
     parameters = [bias.astype(spec.dot.accumulator), *scales]
     program.call(
         spec,
@@ -151,6 +151,13 @@ def emit_matrix(
             for p in parameters
         ),
     )
+
+
+def _upper(machine: Machine, requantize: Requantize, scales: list[NDArray]) -> tuple[Requantize, list[NDArray]]:
+    """Requantization by upper words, on machines that multiply for them and where all shifts allow it."""
+    if not machine.across or len(scales) < 2 or scales[1].min(initial=33) < 33:
+        return requantize, scales
+    return replace(requantize, high=True), [scales[0], (scales[1] - 33).astype(np.int8)]
 
 
 def _merge_rows(spec: Matrix) -> Matrix:
@@ -176,6 +183,7 @@ def _depthwise(program: Program, node: ir.Node, value: ir.Value, weights: NDArra
         (window.batch, x4.strides[0], y4.strides[0]),
         (window.output[0], window.strides[0] * x4.strides[2], y4.strides[2]),
     ]
+    requantize, scales = _upper(program.machine, requantize_of(node), requantize_inputs(program, node, 3))
     spec = Depthwise(
         channels=window.channels,
         rows=tuple(row for row in rows if row[0] > 1) or ((1, 0, 0),),
@@ -187,7 +195,7 @@ def _depthwise(program: Program, node: ir.Node, value: ir.Value, weights: NDArra
         dilation=window.dilations,
         row=x4.strides[2],
         storage=x.dtype,
-        requantize=requantize_of(node),
+        requantize=requantize,
         tile=choose_depthwise_tile(window.output[1], window.kernel[1], program.machine),
         byte_weights=bool(weights.min() >= -128 and weights.max() <= 127),
     )
@@ -196,7 +204,7 @@ def _depthwise(program: Program, node: ir.Node, value: ir.Value, weights: NDArra
     folded = bias.astype(np.int64) - zero * weights.astype(np.int64).sum(axis=(1, 2, 3))
     start = x4.origin - window.before[0] * x4.strides[2] - window.before[1] * x4.strides[3]
     lanes = program.machine.lanes
-    parameters = [folded.astype(np.int32), *requantize_inputs(program, node, 3)]
+    parameters = [folded.astype(np.int32), *scales]
     program.call(
         spec,
         spec.units(program.machine),

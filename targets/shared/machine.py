@@ -33,7 +33,7 @@ class Machine:
     slack: int = 64
     """Bytes behind the arena that vector loads may touch; what they read there meets zero weights."""
     helpers: bool = False
-    """Whether the functions of templates/qc_dot.h are there to be called (see tir/scalar.py, tir/columns.py)."""
+    """Whether the functions of targets/c/templates/ are there to be called (see tir/scalar.py, tir/columns.py)."""
     packed: bool = False
     """Whether weights of 2 to 4 bits stay packed; needs `helpers`."""
     in_place: bool = False

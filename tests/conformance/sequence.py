@@ -268,18 +268,8 @@ def _state(p: Problems) -> None:
 
 
 def _folds(p: Problems) -> None:
-    for name, op, shape, axes, token, keep in (
-        ("reduce_max", "ReduceMax", (2, 5, 7), [1], "uint8", 1),
-        ("reduce_min", "ReduceMin", (2, 5, 7), [1, 2], "int16", 0),
-    ):
-        out = [1 if d in axes else e for d, e in enumerate(shape) if keep or d not in axes]
-        x = p.input(f"{name}_x", shape, token)
-        p.output(name, p.node(op, [x], out, token, axes=axes, keepdims=keep, format=token))
     numbers = {"half_shift": 8, "multiplier": 1_700_000_000, "shift": 41, "x_zero_point": 100}
     x = p.input("length_x", (3, 4, 30))
     y = p.node("ReduceL2", [x], (3, 4, 1), axes=[2], keepdims=1, zero_point=9, format="uint8", **numbers)
     p.output("length", y)
     p.movement("tile", "Tile", (2, 3, 4), (4, 3, 12), [np.array([2, 1, 3])])
-    condition = np.random.default_rng(13).random((3, 20)) < 0.5
-    a, b = p.input("where_a", (2, 3, 20)), p.input("where_b", (1, 20))
-    p.output("where", p.node("Where", [p.const(condition), a, b], (2, 3, 20), domain=""))

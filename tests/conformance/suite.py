@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from qcompiler.graph.qdq import INDICES_KEY
+from tests.conformance.choice import add_choices
 from tests.conformance.problems import Problems
 from tests.conformance.sequence import add_problems
 
@@ -18,6 +19,7 @@ def build_suite(arithmetic: str) -> Problems:
     _movement(p)
     _chains(p)
     add_problems(p)
+    add_choices(p)
     return p
 
 

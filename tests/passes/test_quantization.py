@@ -223,6 +223,20 @@ def test_softmax_has_the_fixed_range_of_probabilities():
     assert (float(read.params.scale), int(read.params.zero_point)) == (1 / 256, 0)
 
 
+def test_many_unlikely_classes_share_a_smaller_range():
+    """Of 2,000 nearly equal probabilities a step of 1/256 would leave nothing but zeros."""
+    graph = Graph.parse(
+        """<ir_version: 10, opset_import: ["": 21]>
+        g (float[1,3,8,8] x, float[192,2000] w, int64[2] s) => (float[1,2000] y)
+        { f = Reshape(x, s)  h = MatMul(f, w)  y = Softmax(h) }""",
+        w=(np.random.default_rng(0).standard_normal((192, 2000)) * 1e-3).astype(np.float32),
+        s=np.array([1, 192]),
+    )
+    graph, _ = quantized(graph)
+    params = qdq.quantizer_of(graph, graph.outputs[0]).params
+    assert np.log2(params.scale) % 1 == 0 and 1 / 2000 < params.scale * 256 <= 1 / 64
+
+
 def test_matmul_and_add_are_one_layer():
     text = """<ir_version: 10, opset_import: ["": 21]>
     g (float[1,3,8,8] x, float[8,5] w, float[5] b) => (float[1,3,8,5] y) { h = MatMul(x, w)  y = Add(b, h) }"""

@@ -3,7 +3,7 @@
 `ColumnConv` gathers the inputs of four output pixels (their columns, im2col for four pixels at a time) and runs every
 output channel over them. `PlaneDepthwise` takes four channels out of the image, with their padding, and slides the 3x3
 windows over them. Cells outside the image hold the zero point, which the bias makes up for. The inner loops are
-functions of templates/qc_dot.h; both schedules read their shapes from the table of `scalar.py`.
+functions of targets/c/templates/; both schedules read their shapes from the table of `scalar.py`.
 """
 
 from __future__ import annotations
@@ -292,6 +292,6 @@ class PlaneDepthwise:
 
     @property
     def _whole(self) -> bool:
-        """Whether qc_dot.h has a function for a row of these codes."""
+        """Whether qc_planes.h has a function for a row of these codes."""
         fmt = self.requantize.format
         return self.requantize.high and fmt.bits == 8 and fmt.max - fmt.min == 255

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.formats import Int
+from qcompiler.ops.elementwise import WHOLE
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.builder import Expr, Kernel, Pointer
 from qcompiler.targets.shared.tir.nest import Nest, for_lanes, load, run_nest, unit_offsets
@@ -159,7 +160,10 @@ class Rescale:
         scales = self.requantize.parameters(kernel)
 
         def compute(values: list[Expr], n: int) -> Expr:
-            acc = _centred(kernel, values[0], self.x_zero_point, "int32", n)
+            given = values[0]
+            if np.dtype(self.storage).itemsize > 2:  # integers that are no codes
+                given = kernel.clamp(given, -WHOLE, WHOLE, self.storage, n)
+            acc = _centred(kernel, given, self.x_zero_point, "int32", n)
             return self.requantize.apply(kernel, acc, self.requantize.load(kernel, scales, 0, n), n)
 
         return _map(kernel, self.nest, machine.lanes, y, [x], compute)

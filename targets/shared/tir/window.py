@@ -52,7 +52,7 @@ class Depthwise:
 
     def weight_type(self, machine: Machine) -> str:
         """Storage of the packed weights."""
-        return {4: "int8", 2: "int16", 1: "int32"}[self.group(machine)]
+        return {4: "int8", 2: "int16", 1: "int8" if self.byte_weights else "int32"}[self.group(machine)]
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, x, y, w, bias, requantization...). w: [blocks, row groups, kx, lanes, group]."""
@@ -139,7 +139,7 @@ class Depthwise:
         if group == 2:
             pairs = kernel.reinterpret(packed, "int16", 2 * lanes)
             return acc + kernel.intrinsic("int32", lanes, machine.madd_s16, pairs, weight)
-        return acc + packed * weight
+        return acc + packed * kernel.cast(weight, "int32", lanes)
 
 
 @dataclass(frozen=True)
