@@ -4,7 +4,7 @@ Movement (bit-identical): SpaceToDepth, Tile, GatherElements, GatherND, ScatterE
 indices, Where with a constant condition over whole slices, Trilu.
 Reductions: ReduceL1, L2, SumSquare, LogSum, LogSumExp, Prod (up to 16 factors), LogSoftmax, Hardmax, CumSum (a product
 with a triangle of ones), Mean of several.
-Windows: LRN (a product with a band of ones), LpPool, GlobalLpPool, Conv and pools of three spatial dimensions (slices
+Windows: LRN (a product with a band of ones), LpPool, GlobalLpPool, convolutions and pools of three spatial dimensions (slices
 of depth as channels: one accumulator, as exact as in two dimensions).
 Choices: Max and Min of several, Clip between activations, a Where that masks the input of a Softmax.
 Einsum as Transpose, Reshape and MatMul; Attention and RotaryEmbedding (operator set 23) as products and Softmax.

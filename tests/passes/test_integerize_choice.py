@@ -15,6 +15,7 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.execute.ort import Session
 from qcompiler.graph import stages
+from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 from qcompiler.passes import check_support, decide, insert_qdq, integerize, set_ranges
 from tests.quantized import differences, float_graph, integer, quantize
@@ -150,6 +151,20 @@ def test_integers_leave_a_bundle(target, tmp_path):
         for got, want in zip(run({"x": x[i : i + 1]}), oracle.run({"x": x[i : i + 1]}), strict=True):
             assert got.dtype == want.dtype
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("opset", "operator"), [(7, "Upsample"), (9, "Upsample"), (10, "Resize")])
+@pytest.mark.parametrize(("mode", "becomes"), [("nearest", "Resize"), ("linear", "Interpolate")])
+def test_older_spellings_of_resize(opset, operator, mode, becomes):
+    scales = "" if opset == 7 else ", float[4] s"
+    given = "y = Upsample <scales=[1.0,1.0,2.0,2.0]," if opset == 7 else f"y = {operator} <"
+    text = (
+        f'<ir_version: 6, opset_import: ["": {opset}]> g (float[1,3,8,8] x{scales}) => (float[1,3,16,16] y) '
+        f'{{ {given} mode="{mode}"> ({"x" if opset == 7 else "x, s"}) }}'
+    )
+    constants = {} if opset == 7 else {"s": np.float32([1, 1, 2, 2])}
+    result = quantize_model(Graph.parse(text, **constants).model, {"x": rand(4, 3, 8, 8)}, "fast")
+    assert {node.op_type for node in result.integer_graph.nodes()[1:-1]} == {becomes}
 
 
 REFUSED = {
