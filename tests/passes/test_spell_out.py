@@ -95,7 +95,8 @@ SET_23 = {
                          {"c": rand(9, 2), "s": rand(9, 2), "p": np.array([[2, 3, 4]])}),
 }  # fmt: skip
 KEPT = {
-    "AveragePool", "Conv", "ConvTranspose", "Einsum", "GlobalMaxPool", "LpNormalization", "Max", "MaxPool", "Min", "Where",
+    "AveragePool", "Conv", "ConvTranspose", "Einsum", "GlobalMaxPool", "LpNormalization", "Max", "MaxPool", "Min",
+    "Where",
 }  # fmt: skip
 REDUCTIONS = ("ReduceL1", "ReduceL2", "ReduceLogSumExp", "ReduceProd", "ReduceSumSquare")
 
