@@ -93,8 +93,9 @@ class Rates:
 
 
 def features(kernel: str) -> dict[str, int]:
-    """Counts in the text of one kernel, and `one`."""
-    return {"one": 1, **{name: len(re.findall(pattern, kernel)) for name, pattern in _WORDS.items()}}
+    """Counts in the text of one kernel, elements of its local arrays, and `one`."""
+    arrays = sum(map(int, re.findall(r"_ptr\[(\d+)\];", kernel)))
+    return {"one": 1, "array": arrays, **{name: len(re.findall(pattern, kernel)) for name, pattern in _WORDS.items()}}
 
 
 def split_kernels(source: str) -> dict[str, str]:
