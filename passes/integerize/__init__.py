@@ -25,7 +25,7 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.formats import QuantParams
 from qcompiler.graph import stages
 from qcompiler.graph.islands import is_island
-from qcompiler.graph.model import DOMAIN, Graph, attributes
+from qcompiler.graph.model import DOMAIN, Graph
 from qcompiler.graph.qdq import is_quantizer, quantizer_of, read_bias, read_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import CLIPS
