@@ -103,9 +103,9 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     if options.wide and (context.capabilities is None or 16 in context.capabilities.activation_bits):
         found = widths.wide_values(graph)
         found = {name: token for name, token in found.items() if name in activations}
-        by_name = {value.name: value for value in graph.values()}
+        by_name, direct = {value.name: value for value in graph.values()}, widths.direct_values(graph)
         for name, token in found.items():
-            if token.startswith("uint") and decisions.product_uses(graph, by_name[name]):
+            if token.startswith("uint") and name not in direct and decisions.product_uses(graph, by_name[name]):
                 narrow = parse_format(activations[name])
                 result.narrowed[name] = QuantSpec(narrow, scale_type=scale_type, symmetric=options.symmetric)
         activations.update({name: _wide_token(token, options) for name, token in found.items()})

@@ -19,6 +19,7 @@ from qcompiler.graph.analysis import moves_only, ties
 from qcompiler.graph.islands import inside, is_island
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.qdq import is_quantizer
+from qcompiler.graph.state import state_pairs
 
 WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """Operators whose constant second input is a weight, quantized per output channel, with a bias of 32 bits."""
@@ -299,6 +300,7 @@ def shared_groups(graph: Graph) -> list[list[str]]:
     for node in graph.nodes("Concat"):
         constants = [v for v in node.inputs if is_float(v) and graph.const(v) is not None]
         pairs += [(str(value.name), str(node.outputs[0].name)) for value in constants if value is not None]
+    pairs += state_pairs(graph).items()  # the codes of one step are those of the next
     by_name = {value.name: value for value in graph.values()}
     pairs = [(a, b) for a, b in pairs if is_float(by_name.get(a)) and is_float(by_name.get(b))]
     order = {value.name: i for i, value in enumerate(graph.values())}

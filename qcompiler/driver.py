@@ -324,7 +324,9 @@ def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress
             "max_error": float(np.abs(want.astype(np.float64) - got).max()),
         }
     }
-    if want.ndim > 1 and 1 < want.shape[1] == want[0].size:  # scores of classes; not images, not sequences
+    if want.dtype.kind in "iu":  # decisions of the model's own
+        facts["quality"]["top1_agreement"] = float((want == got).mean())
+    elif want.ndim > 1 and 1 < want.shape[1] == want[0].size:  # scores of classes; not images, not sequences
         facts["quality"]["top1_agreement"] = float((want.argmax(1) == got.argmax(1)).mean())
     if own:
         checked = verify(

@@ -102,8 +102,9 @@ def metric(name: str, outputs: NDArray, labels: NDArray | None) -> float:
     """One figure, finite. outputs: float32 [n, ...].
 
     top1: labels int [n]; share of samples whose largest output is the label (with reference outputs as labels: whose
-    largest output is the reference's). mse, psnr (peak 1, mean over samples, dB, outputs clipped to 0..1, at most
-    200), cosine (mean over samples), sqnr (dB over all, at most 200): labels as outputs.
+    largest output is the reference's); integer outputs are the decisions themselves. mse, psnr (peak 1, mean over
+    samples, dB, outputs clipped to 0..1, at most 200), cosine (mean over samples), sqnr (dB over all, at most 200):
+    labels as outputs.
     `module:function` is called with (outputs, labels). Raises RecipeError and CalibrationError.
     """
     check_metric(name)
@@ -126,6 +127,8 @@ def _metric(name: str, outputs: NDArray, labels: NDArray | None) -> float:
         raise CalibrationError(f"there are {len(labels)} labels for {len(outputs)} samples.", where="--labels")
     labels = labels[: len(outputs)]
     if name == "top1":
+        if outputs.dtype.kind in "iu" and outputs.size == labels.size:  # the model decides itself: ArgMax, TopK
+            return float((outputs.ravel() == labels.ravel()).mean())
         if labels.size == len(labels):
             labels = labels.reshape(-1)
         elif labels.size == outputs.size:  # reference outputs: agreement

@@ -21,6 +21,7 @@ def test_top1_takes_classes_or_reference_outputs():
     assert metric("top1", OUTPUTS.reshape(4, 2, 1, 1), np.array([1, 0, 0, 0])) == 0.75
     assert metric("top1", OUTPUTS, OUTPUTS[:, ::-1]) == 0.0
     assert metric("top1", OUTPUTS[:1], np.array([1])) == 1.0
+    assert metric("top1", np.array([[1], [0], [2], [0]]), np.array([1, 0, 0, 0])) == 0.75
 
 
 def test_mse_psnr_cosine_sqnr_of_worked_cases():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from qcompiler.widths import wide_values
+from qcompiler.graph.state import bind_state
+from qcompiler.widths import direct_values, wide_values
 from tests.quantized import float_graph
 
 
@@ -22,3 +23,31 @@ def test_what_a_magnitude_is_made_of():
 def test_other_roots_and_products_stay():
     graph = float_graph("float[1,4] x => float[1,4] y", "a = Mul(x, x)  y = Relu(a)")
     assert not wide_values(graph)
+
+
+STATE = {"one": np.float32(1), "w": np.eye(4, dtype=np.float32), "v": np.eye(4, dtype=np.float32)}
+
+
+def bound(body: str, header: str = "float[1,4] x, float[1,4] h => float[1,4] y, float[1,4] h_new"):
+    return bind_state(float_graph(header, body, **STATE), {"h_new": "h"})
+
+
+def test_a_state_that_is_computed_is_wide_and_read_as_it_is():
+    graph = bound("p = MatMul(h, w)  u = MatMul(x, v)  s = Add(p, u)  h_new = Tanh(s)  z = Relu(s)  y = Relu(z)")
+    assert set(wide_values(graph)) == direct_values(graph) == {"h", "p", "u", "s", "h_new"}
+
+
+def test_a_state_that_is_moved_on_stays():
+    graph = bound("p = MatMul(h, w)  y = Relu(p)  h_new = Identity(h)")
+    assert not wide_values(graph)
+
+
+def test_a_state_that_is_replaced_stays():
+    graph = bound("p = MatMul(h, w)  y = Relu(p)  h_new = Relu(x)")
+    assert not wide_values(graph)
+
+
+def test_a_length_and_what_it_measures():
+    body = "c = MatMul(x, w)  l = ReduceL2<keepdims = 1>(c)  y = Relu(l)"
+    graph = float_graph("float[1,4] x => float[1,1] y", body, w=np.eye(4, dtype=np.float32))
+    assert set(wide_values(graph)) == direct_values(graph) == {"x", "c", "l"}

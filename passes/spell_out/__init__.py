@@ -1,12 +1,12 @@
 """Write operators that have no integer form of their own as others that have one.
 
-Movement (bit-identical): SpaceToDepth, Tile, GatherElements, GatherND, ScatterElements and ScatterND with constant
-indices, Where with a constant condition over whole slices, Trilu.
+Movement (bit-identical): SpaceToDepth, Tile, Compress, ReverseSequence, GatherElements, GatherND, ScatterElements and
+ScatterND with constant indices.
 Reductions: ReduceL1, L2, SumSquare, LogSum, LogSumExp, Prod (up to 16 factors), LogSoftmax, Hardmax, CumSum (a product
-with a triangle of ones), Mean of several.
-Windows: LRN (a product with a band of ones), LpPool, GlobalLpPool, Conv and pools of three spatial dimensions (slices
-of depth as channels: one accumulator, as exact as in two dimensions).
-Choices: Max and Min of several, Clip between activations, a Where that masks the input of a Softmax.
+with a triangle of ones), Mean of several, LpNormalization over other axes or with p = 1, MeanVarianceNormalization.
+Windows: LRN (a product with a band of ones), LpPool, GlobalLpPool; convolutions and pools of three spatial dimensions
+(slices of depth as channels: one accumulator, as exact as in two dimensions).
+Choices: Max and Min of several, Clip between activations, Trilu, a Where that masks the input of a Softmax.
 Einsum as Transpose, Reshape and MatMul; Attention and RotaryEmbedding (operator set 23) as products and Softmax.
 
 Values in between that need it get 16 bits (qcompiler/widths.py). Float output is equal up to the order of float32 sums.

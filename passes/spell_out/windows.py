@@ -67,13 +67,8 @@ def _conv(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
         return None
     x = operand(node)
     strides, dilations, pads = (attribute(node, name) for name in ("strides", "dilations", "pads"))
-    n, c, _, h, w = graph.shape(x)
-    m, depth, d_out = weight.shape[0], weight.shape[2], graph.shape(node.outputs[0])[2]
-    x = _pad_depth(build, x, pads[0], pads[3])
-    span = strides[0] * (d_out - 1) + 1
-    slices = [build.slice(x, 2, k * dilations[0], k * dilations[0] + span, strides[0]) for k in range(depth)]
-    stacked = build.concat([build.reshape(s, [n, c, 1, d_out, h, w]) for s in slices], 2)
-    images = build.reshape(build.transpose(stacked, [0, 3, 1, 2, 4, 5]), [n * d_out, c * depth, h, w])
+    n, m, depth, d_out = graph.shape(x)[0], weight.shape[0], weight.shape[2], graph.shape(node.outputs[0])[2]
+    images = _stacked(build, _pad_depth(build, x, pads[0], pads[3]), depth, d_out, dilations[0], strides[0])
     flat = build.const(weight.reshape(m, -1, *weight.shape[3:]), "weight")
     inputs = [images, flat, *node.inputs[2:]]
     out = graph.shape(node.outputs[0])
@@ -81,6 +76,45 @@ def _conv(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
                        strides=strides[1:], dilations=dilations[1:], pads=[*pads[1:3], *pads[4:]],
                        group=attribute(node, "group", 1))  # fmt: skip
     return build.transpose(build.reshape(product, [n, d_out, m, *out[3:]]), [0, 2, 1, 3, 4])
+
+
+def _stacked(build: Build, x: ir.Value, depth: int, d_out: int, dilation: int, stride: int) -> ir.Value:
+    """[N, C, D, H, W] as images [N D', C K, H, W]: the K slices of depth that each output sees, as channels."""
+    n, c, _, h, w = build.shape(x)
+    span = stride * (d_out - 1) + 1
+    slices = [build.slice(x, 2, k * dilation, k * dilation + span, stride) for k in range(depth)]
+    stacked = build.concat([build.reshape(s, [n, c, 1, d_out, h, w]) for s in slices], 2)
+    return build.reshape(build.transpose(stacked, [0, 3, 1, 2, 4, 5]), [n * d_out, c * depth, h, w])
+
+
+def _conv_transpose(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
+    """ConvTranspose of three spatial dimensions: in depth, a Conv with the kernel turned round over slices with zeros
+    between them; in height and width as it is."""
+    weight = graph.const(node.inputs[1])
+    if weight is None or weight.ndim != 5 or "pads" not in node.attributes:
+        return None
+    x = operand(node)
+    strides, dilations, pads = (attribute(node, name) for name in ("strides", "dilations", "pads"))
+    extra = attribute(node, "output_padding", [0, 0, 0])
+    n, c, d, h, w = graph.shape(x)
+    m, depth, d_out = weight.shape[1], weight.shape[2], graph.shape(node.outputs[0])[2]
+    reach = dilations[0] * (depth - 1)
+    before, after = reach - pads[0], reach - pads[3] + extra[0]
+    if min(before, after) < 0:
+        return None
+    if strides[0] > 1:
+        pads_between = build.const(np.array([0] * 9 + [strides[0] - 1, 0, 0], np.int64), "pads")
+        apart = [build.reshape(x, [n, c, d, 1, h, w]), pads_between, build.const(np.float32(0))]
+        spread = build.op("Pad", apart, [n, c, d, strides[0], h, w], mode="constant")
+        x = build.slice(build.reshape(spread, [n, c, d * strides[0], h, w]), 2, 0, (d - 1) * strides[0] + 1)
+    images = _stacked(build, _pad_depth(build, x, before, after), depth, d_out, dilations[0], 1)
+    turned = np.ascontiguousarray(weight[:, :, ::-1].transpose(0, 2, 1, 3, 4)).reshape(c * depth, m, *weight.shape[3:])
+    out = graph.shape(node.outputs[0])
+    inputs = [images, build.const(turned, "weight"), *node.inputs[2:]]
+    product = build.op("ConvTranspose", inputs, [n * d_out, out[1], *out[3:]], kernel_shape=list(weight.shape[3:]),
+                       strides=strides[1:], dilations=dilations[1:], pads=[*pads[1:3], *pads[4:]],
+                       output_padding=extra[1:], group=attribute(node, "group", 1))  # fmt: skip
+    return build.transpose(build.reshape(product, [n, d_out, *out[1:2], *out[3:]]), [0, 2, 1, 3, 4])
 
 
 def _pad_depth(build: Build, x: ir.Value, before: int, after: int) -> ir.Value:
@@ -113,10 +147,19 @@ def _pool(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
     return build.reshape(done, out)
 
 
+def _global_max(graph: Graph, node: ir.Node, build: Build) -> ir.Value | None:
+    """Of another rank than images: ReduceMax."""
+    x = operand(node)
+    rank = len(graph.shape(x))
+    return None if rank in (3, 4) else build.reduce("ReduceMax", x, list(range(2, rank)))
+
+
 RULES = {
     "AveragePool": _pool,
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
     "GlobalLpPool": _lp_pool,
+    "GlobalMaxPool": _global_max,
     "LRN": _lrn,
     "LpPool": _lp_pool,
     "MaxPool": _pool,

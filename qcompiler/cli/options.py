@@ -124,6 +124,8 @@ class Firmware:
     "Name of the model in the sources: qc_PREFIX_run; default: model."
     arena: str | None = None
     "Working memory: static (default) or caller, who passes it to qc_PREFIX_run."
+    states: str | None = None
+    "What --state keeps: inside the sources (inside, the default) or inputs and outputs of qc_PREFIX_run (shown)."
     weights: str | None = None
     "Weights as C arrays (header, the default) or as a file of bytes in a section of its own (bin)."
     mcu: str | None = None

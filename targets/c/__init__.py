@@ -1,8 +1,9 @@
 """The c target: freestanding C99 sources for microcontrollers, with the oracle's bits and no float.
 
 What is where: build.py ties all together. Cores: machine.py (of the kernels in C), objects.py (of kernels as objects),
-mcus.py (compilers and flags). Sources: emit.py with header.py, text.py (TVM's), weights.py, selftest.py, templates/.
-Projects: project.py, modules.py. Sizes: footprint.py, instructions.py and rates.json, judged by fit.py with advice.py.
+mcus.py (compilers and flags). Sources: emit.py with header.py, state.py, text.py (TVM's), weights.py, selftest.py,
+templates/. Projects: project.py, modules.py. Sizes: footprint.py, instructions.py and rates.json, judged by fit.py with
+advice.py.
 host.py runs a bundle here. Kernels are not here: they are those of targets/shared.
 """
 
@@ -34,6 +35,7 @@ TARGET = Target(
     options={
         "prefix": "name of the model in the sources: qc_PREFIX_run; default: model",
         "arena": "static (default) or caller (the arena is passed to qc_PREFIX_run)",
+        "states": "what --state keeps: inside (default) or shown, as inputs and outputs of qc_PREFIX_run",
         "flash": "limit of code and constants, as 256KiB: the report says whether it fits",
         "ram": "limit of arena and stack, as 64KiB",
         "weights": "header (default: C arrays) or bin (a file of bytes in a section of its own, for external flash)",

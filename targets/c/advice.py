@@ -91,7 +91,8 @@ def less_ram(
     names = " and ".join(f"`{name}` ({_kib(size)})" for name, size in alive[:2])
     head = f"RAM: {_kib(excess)} too much; most is alive at `{where}`: {names}"
     if excess > footprint.arena:
-        return f"{head}. The limit is below the stack alone ({footprint.stack} B)."
+        kept = f" and the states ({_kib(footprint.state)})" if footprint.state else ""
+        return f"{head}. The limit is below the stack alone ({footprint.stack} B){kept}."
     arena = min(footprint.arena, ways.in_bands()) if ways.in_bands else footprint.arena
     if footprint.arena - arena >= excess:
         return f"{head}. It fits with `--optimize-for memory`, which takes {_kib(arena)} of arena."

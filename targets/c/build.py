@@ -10,6 +10,7 @@ from typing import Any
 
 from qcompiler.errors import RecipeError
 from qcompiler.graph.model import Graph
+from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
 from qcompiler.targets.c import footprint
 from qcompiler.targets.c.advice import Ways
@@ -22,14 +23,16 @@ from qcompiler.targets.c.modules import module_files
 from qcompiler.targets.c.objects import OBJECTS, code_bytes
 from qcompiler.targets.c.project import Project
 from qcompiler.targets.c.selftest import VECTORS, answers, selftest
+from qcompiler.targets.c.state import state_bytes
 from qcompiler.targets.c.weights import assembler
-from qcompiler.targets.shared.boundary import strip_boundary
+from qcompiler.targets.shared.boundary import check_states, strip_boundary
 from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.lower import check_operators, lower
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Program
-from qcompiler.targets.shared.stream import least_memory
+from qcompiler.targets.shared.stream import Chain, least_memory
 
+Progress = Callable[[str, int, int], None]
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
@@ -49,6 +52,8 @@ def check(options: Mapping[str, Any]) -> None:
         raise RecipeError(f"`{options['arena']}` is neither static nor caller.", where="option arena")
     if options.get("weights", "header") not in ("header", "bin"):
         raise RecipeError(f"`{options['weights']}` is neither header nor bin.", where="option weights")
+    if options.get("states", "inside") not in ("inside", "shown"):
+        raise RecipeError(f"`{options['states']}` is neither inside nor shown.", where="option states")
     goal = options.get("optimize_for", "latency")
     if goal not in ("latency", "memory"):
         raise RecipeError(f"`{goal}` is neither latency nor memory.", where="option optimize_for")
@@ -82,7 +87,7 @@ def check(options: Mapping[str, Any]) -> None:
         )
 
 
-def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, int], None]) -> Lowered:
+def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     """Sources under `src/`, a self-test and project files; with option `object` the kernels are an object file.
 
     Raises UnsupportedError for operators without a lowering.
@@ -90,10 +95,12 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     check(options)
     check_operators(graph, "c")
     stripped = strip_boundary(graph)
+    states = state_pairs(graph) if options.get("states", "inside") == "inside" else {}
+    check_states(stripped, states)
     core = options.get("object")
     machine = OBJECTS[core] if core else PACKED if options.get("pack") else SCALAR
     in_bands = options.get("optimize_for") == "memory"
-    program = _in_bands(stripped, machine, progress) if in_bands else lower(stripped, machine, progress)
+    program = (_in_bands if in_bands else _at_once)(stripped, machine, states, progress)
     progress("generate code", 0, 1)
     sources = Sources(
         stripped,
@@ -111,12 +118,14 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     kernels = sources.kernels()
     arguments = [len(call.arguments) for call in program.calls]
     # What stands in files must not depend on tools of this machine, so it is the estimate.
-    guess = footprint.estimate(kernels, arguments, program.arena_bytes, weight_bytes, footprint.Rates.read())
+    kept = state_bytes(sources.states)
+    guess = footprint.estimate(kernels, arguments, program.arena_bytes, weight_bytes, footprint.Rates.read(), kept)
     sizes = {
         "weight_bytes": weight_bytes,
         "arena_bytes": program.arena_bytes,
         "arena_lower_bound": program.arena_bound,
         "code_bytes": code_bytes(kernel_object) if core else guess.code,
+        **({"state_bytes": kept} if sources.states else {}),
         **({} if core else {"stack_bytes": guess.stack}),
     }
     texts = {
@@ -126,7 +135,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
         f"src/{name}_kernels.h": sources.kernels_header(),
         f"src/{name}_float.h": float_header,
         f"src/{name}_float.c": float_source,
-        "test/selftest.c": selftest(sources, answers(stripped, vectors)),
+        "test/selftest.c": selftest(sources, answers(stripped, vectors, program.states)),
         "README.md": project.readme(sizes),
         **project.files(),
         **module_files(project),
@@ -152,15 +161,22 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
         return Lowered(files, entry, sizes)
     progress("generate code", 1, 1)
     size = _measured(files, sources, weight_bytes, mcu) or guess
-    fit = judge(size, program, limits_of(options), _ways(stripped, options))
+    fit = judge(size, program, limits_of(options), _ways(stripped, options, states))
     return Lowered(files, entry, sizes, {"fit": fit})
 
 
-def _in_bands(graph: Graph, machine: Machine, progress: Callable[[str, int, int], None]) -> Program:
-    return least_memory(graph, lambda chains: lower(graph, machine, progress, chains), lambda program: peak(program)[0])
+def _at_once(graph: Graph, machine: Machine, states: Mapping[str, str], progress: Progress) -> Program:
+    return lower(graph, machine, progress, states=states)
 
 
-def _ways(graph: Graph, options: Mapping[str, Any]) -> Ways:
+def _in_bands(graph: Graph, machine: Machine, states: Mapping[str, str], progress: Progress) -> Program:
+    def plan(chains: tuple[Chain, ...]) -> Program:
+        return lower(graph, machine, progress, chains, states)
+
+    return least_memory(graph, plan, lambda program: peak(program)[0])
+
+
+def _ways(graph: Graph, options: Mapping[str, Any], states: Mapping[str, str]) -> Ways:
     """What options that are not in use would take; lowers once more when it is asked."""
     machine = PACKED if options.get("pack") else SCALAR
 
@@ -168,8 +184,10 @@ def _ways(graph: Graph, options: Mapping[str, Any]) -> Ways:
         pass
 
     return Ways(
-        None if options.get("optimize_for") == "memory" else lambda: _in_bands(graph, machine, quiet).arena_bytes,
-        None if options.get("pack") else lambda: lower(graph, PACKED).constant_bytes(),
+        None
+        if options.get("optimize_for") == "memory"
+        else lambda: _in_bands(graph, machine, states, quiet).arena_bytes,
+        None if options.get("pack") else lambda: lower(graph, PACKED, states=states).constant_bytes(),
     )
 
 
@@ -183,5 +201,11 @@ def _measured(
             if path.startswith("src/"):
                 (folder / path).write_bytes(data)
         return footprint.measure(
-            folder, facts(sources)["files"], sources.name, sources.program.arena_bytes, weight_bytes, mcu
+            folder,
+            facts(sources)["files"],
+            sources.name,
+            sources.program.arena_bytes,
+            weight_bytes,
+            mcu,
+            state_bytes(sources.states),
         )

@@ -14,6 +14,7 @@ import onnx_ir as ir
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
 from qcompiler.targets.c.header import init, tensors
+from qcompiler.targets.c.state import State, definitions, states_of
 from qcompiler.targets.c.text import array, clean, signature
 from qcompiler.targets.c.weights import Blob
 from qcompiler.targets.shared.boundary import is_index
@@ -43,6 +44,7 @@ class Sources:
 
     def __init__(self, graph: Graph, program: Program, name: str, caller_arena: bool, binary: bool = False) -> None:
         self.graph, self.program, self.name, self.caller_arena = graph, program, name, caller_arena
+        self.states = states_of(graph, program.states)
         for call in program.calls:
             call.kernel = call.kernel.replace("qc_", f"qc_{name}_", 1)
         self.constants = program.constants_read()
@@ -57,21 +59,25 @@ class Sources:
     # -- pieces ------------------------------------------------------------------------------------------------
 
     def values(self) -> list[tuple[str, ir.Value, str, int]]:
-        """(C name, value, C type, elements) of inputs, then outputs."""
-        found = []
+        """(C name, value, C type, elements) of inputs, then outputs, without states."""
+        found, kept = [], {*self.program.states, *self.program.states.values()}
         for stem, values in (("input", self.graph.inputs), ("output", self.graph.outputs)):
-            for i, value in enumerate(values):
+            for i, value in enumerate(v for v in values if v.name not in kept):
                 kind = c_type(value)
                 found.append((f"{stem}{i}", value, kind, prod(self.graph.shape(value))))
         return found
 
     def run_signature(self) -> str:
         """`void qc_NAME_run(...)` without the semicolon."""
-        parameters = ["void *arena"] if self.caller_arena else []
+        parameters = self.memory()
         for name, _, kind, _ in self.values():
             constant = "const " if name.startswith("input") else ""
             parameters.append(f"{constant}{kind} *{name}")
         return f"void qc_{self.name}_run({', '.join(parameters)})"
+
+    def memory(self) -> list[str]:
+        """Parameters for the memory that the caller gives."""
+        return (["void *arena"] + ["void *state"] * bool(self.states)) if self.caller_arena else []
 
     def files(self) -> list[str]:
         """What a build compiles under src/, kernels last but for the weights."""
@@ -106,13 +112,15 @@ class Sources:
         else:
             parts += self._arrays()
         parts += [tensors(self), init(self)]
-        if not self.caller_arena:
+        used = {argument.buffer.kind for call in self.program.calls for argument in call.arguments}
+        if not self.caller_arena and "arena" in used:
             parts.append(f"static union {{\n  int64_t align;\n  uint8_t bytes[{upper}_ARENA_BYTES];\n}} memory;\n")
-        body = [] if not self.caller_arena else ["  uint8_t *const a = arena;"]
-        body += [] if self.caller_arena else ["  uint8_t *const a = memory.bytes;"]
-        uses_arena = any(arg.buffer.kind == "arena" for call in self.program.calls for arg in call.arguments)
-        if not uses_arena:
-            body.append("  (void)a;")
+        parts += [definitions(self.states, self.name, self.caller_arena)] if self.states else []
+        body = [f"  uint8_t *const a = {'arena' if self.caller_arena else 'memory.bytes'};"] if "arena" in used else []
+        if self.states:
+            body.append(f"  uint8_t *const s = {'state' if self.caller_arena else 'kept.bytes'};")
+        if self.caller_arena and "arena" not in used:
+            body.append("  (void)arena;")
         for loop, calls in groupby(self.program.calls, key=lambda call: call.loop):
             lines = [self._call(call) for call in calls]
             if loop is not None:
@@ -143,6 +151,8 @@ class Sources:
         buffer, offset, step = argument.buffer, argument.offset, argument.step
         if buffer.kind == "arena":
             return _element("a", buffer.offset + offset, step, "(void *)")
+        if buffer.kind == "state":
+            return _element("s", self.states[buffer.index].offset + offset, step, "(void *)")
         if buffer.kind == "constant" and self.blob:
             return f"(const void *)&qc_{self.name}_weights[{self.blob.offsets[buffer.index] + offset}]"
         if buffer.kind == "constant":
@@ -195,6 +205,10 @@ def in_order(calls: Sequence[Call]) -> Iterator[Call]:
         yield from list(group) * (loop.count if loop is not None else 1)
 
 
+def _described(state: State) -> dict[str, Any]:
+    return {"name": str(state.value.name), "offset": state.offset, "storage": state.storage, "size": state.count}
+
+
 def facts(sources: Sources) -> dict[str, Any]:
     """For the manifest."""
     return {
@@ -202,6 +216,7 @@ def facts(sources: Sources) -> dict[str, Any]:
         "arena": "caller" if sources.caller_arena else "static",
         "weights": "bin" if sources.blob else "header",
         "run": sources.run_signature(),
+        **({"states": [_described(state) for state in sources.states]} if sources.states else {}),
         "files": sources.files(),
         "calls": [
             {"kernel": call.kernel, "node": call.node, "arguments": len(call.arguments)}

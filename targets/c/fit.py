@@ -79,6 +79,7 @@ def judge(
         "constant_bytes": footprint.constants,
         "ram_bytes": footprint.ram,
         "arena_bytes": footprint.arena,
+        **({"state_bytes": footprint.state} if footprint.state else {}),
         "stack_bytes": footprint.stack,
         "limits": dict(limits),
         "largest_layer": {"node": largest, "constant_bytes": nodes.get(largest, 0)},

@@ -37,6 +37,8 @@ class Footprint:
     stack: int
     how: str
     core: str = CORE
+    state: int = 0
+    """What is kept between two runs."""
 
     @property
     def flash(self) -> int:
@@ -45,8 +47,8 @@ class Footprint:
 
     @property
     def ram(self) -> int:
-        """Arena and stack."""
-        return self.arena + self.stack
+        """Arena, states and stack."""
+        return self.arena + self.state + self.stack
 
 
 # -- estimate ----------------------------------------------------------------------------------------------------------
@@ -101,7 +103,9 @@ def split_kernels(source: str) -> dict[str, str]:
     return {match[1]: part for part in parts if (match := re.match(r"void (\w+)", part))}
 
 
-def estimate(kernels: str, arguments: Sequence[int], arena: int, constants: int, rates: Rates) -> Footprint:
+def estimate(
+    kernels: str, arguments: Sequence[int], arena: int, constants: int, rates: Rates, state: int = 0
+) -> Footprint:
     """From the text of the kernels and how many arguments each call of qc_NAME_run passes."""
     texts = split_kernels(kernels)
     counted = [features(text) for text in texts.values()]
@@ -112,7 +116,7 @@ def estimate(kernels: str, arguments: Sequence[int], arena: int, constants: int,
             code += size
     code += sum(size for name, size in rates.functions.items() if re.search(rf"\b{name}\(", kernels))
     stack = rates.run + max((_weighted(counts, rates.stack) for counts in counted), default=0.0)
-    return Footprint(round(code), constants, arena, round(stack), "estimated")
+    return Footprint(round(code), constants, arena, round(stack), "estimated", state=state)
 
 
 def _weighted(counts: Mapping[str, int], rates: Mapping[str, float]) -> float:
@@ -123,10 +127,10 @@ def _weighted(counts: Mapping[str, int], rates: Mapping[str, float]) -> float:
 
 
 def measure(
-    folder: Path, files: Sequence[str], name: str, arena: int, constants: int, mcu: Mcu | None = None
+    folder: Path, files: Sequence[str], name: str, arena: int, constants: int, mcu: Mcu | None = None, state: int = 0
 ) -> Footprint | None:
     """With the cross compiler, or None where there is none (or it fails). files: under folder/src. mcu: in place of a
-    Cortex-M4."""
+    Cortex-M4. state: bytes kept between two runs."""
     name_of, flags, link = (mcu.compiler, (*mcu.flags, *_SIZE), mcu.link) if mcu else (COMPILER, FLAGS, ())
     compiler = shutil.which(name_of)
     if compiler is None:
@@ -145,14 +149,15 @@ def measure(
                 calls.read(output.with_suffix(".ci"))
         image = Path(work) / "image"
         run, init = f"qc_{name}_run", f"qc_{name}_init"
-        keep = ["-nostartfiles", "-Wl,--gc-sections", f"-Wl,-e,{run},-u,{run},-u,{init}", "-Wl,--no-warn-rwx-segments"]
+        roots = f"-Wl,-e,{run},-u,{run},-u,{init}{f',-u,qc_{name}_reset' if state else ''}"
+        keep = ["-nostartfiles", "-Wl,--gc-sections", roots, "-Wl,--no-warn-rwx-segments"]
         # -nostartfiles: no start-up code, yet libgcc and libc for what the compiler itself calls.
         if not _works([compiler, *flags, *link, *objects, *keep, "-o", str(image)]):
             return None
         listing = subprocess.run([f"{compiler.removesuffix('gcc')}size", str(image)], capture_output=True, text=True)
         text, data, _ = map(int, listing.stdout.splitlines()[1].split()[:3])
     stack = calls.deepest(run)
-    return Footprint(text + data - constants, constants, arena, stack, "measured", mcu.name if mcu else CORE)
+    return Footprint(text + data - constants, constants, arena, stack, "measured", mcu.name if mcu else CORE, state)
 
 
 @dataclass

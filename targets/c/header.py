@@ -13,6 +13,7 @@ import onnx_ir as ir
 from qcompiler import __version__
 from qcompiler.formats import parse_format
 from qcompiler.graph.qdq import INDICES_KEY
+from qcompiler.targets.c.state import declarations, macros, state_bytes
 from qcompiler.targets.shared.boundary import is_index
 from qcompiler.targets.shared.codegen import comment
 from qcompiler.targets.shared.layout import storage_of
@@ -29,8 +30,9 @@ def literal(text: str) -> str:
 
 def init_signature(sources: Sources) -> str:
     """`int32_t qc_NAME_init(...)` without the semicolon."""
-    parameters = "const void *arena, uint32_t arena_bytes" if sources.caller_arena else "void"
-    return f"int32_t qc_{sources.name}_init({parameters})"
+    parameters = ["const void *arena, uint32_t arena_bytes"] if sources.caller_arena else ["void"]
+    parameters += ["const void *state, uint32_t state_bytes"] * bool(sources.caller_arena and sources.states)
+    return f"int32_t qc_{sources.name}_init({', '.join(parameters)})"
 
 
 def header(sources: Sources) -> str:
@@ -78,6 +80,7 @@ def header(sources: Sources) -> str:
             f"#define {upper}_{name.upper()}_SCALE {float(meta['qcompiler.scale']).hex()}",
             f"#define {upper}_{name.upper()}_ZERO_POINT ({meta['qcompiler.zero_point']})",
         ]
+    lines += macros(sources.states, upper) if sources.states else []
     lines += ["", "/* The same as data; an image that does not read them does not keep them (--gc-sections). */"]
     lines += [
         f"extern const qc_tensor qc_{sources.name}_{stem}s[{upper}_{stem.upper()}S];"
@@ -96,15 +99,19 @@ def _numbers(value: ir.Value) -> str:
 
 
 def _functions(sources: Sources) -> list[str]:
+    what = "One step: the states go on." if sources.states else "One inference."
     if sources.caller_arena:
-        first = f"/* QC_OK if qc_{sources.name}_run may use this arena, else what is wrong; it does not write there. */"
-        second = "/* One inference. Tensors are dense, in the order of the ONNX model. Re-entrant: calls with arenas of"
+        own = "arenas and states" if sources.states else "arenas"
+        memory = "this memory" if sources.states else "this arena"
+        first = f"/* QC_OK if qc_{sources.name}_run may use {memory}, else what is wrong; it does not write there. */"
+        second = f"/* {what} Tensors are dense, in the order of the ONNX model. Re-entrant: calls with {own} of"
         second += "\n   their own may run at a time. What is in an arena before and after does not matter. */"
     else:
         first = "/* QC_OK, or QC_WEIGHTS_DIFFER. */" if sources.blob else "/* QC_OK: there is nothing to prepare. */"
-        second = "/* One inference. Tensors are dense, in the order of the ONNX model. Not re-entrant: the arena is"
+        second = f"/* {what} Tensors are dense, in the order of the ONNX model. Not re-entrant: the arena is"
         second += "\n   static. */"
-    return [first, f"{init_signature(sources)};", "", second, f"{sources.run_signature()};"]
+    kept = declarations(sources.states, sources.name, sources.caller_arena) if sources.states else []
+    return [first, f"{init_signature(sources)};", "", *kept, second, f"{sources.run_signature()};"]
 
 
 def tensors(sources: Sources) -> str:
@@ -148,15 +155,22 @@ def init(sources: Sources) -> str:
             "  }",
         ]
     if sources.caller_arena:
-        body += [
-            "  if (arena == NULL) {",
-            "    status = QC_ARENA_NULL;",
-            "  } else if (((uintptr_t)arena % QC_ARENA_ALIGNMENT) != 0u) {",
-            "    status = QC_ARENA_UNALIGNED;",
-            f"  }} else if (arena_bytes < {sources.program.arena_bytes}u) {{",
-            "    status = QC_ARENA_SMALL;",
-            "  } else {",
-            "    /* It serves. */",
-            "  }",
-        ]
+        body += _serves("arena", sources.program.arena_bytes)
+        body += _serves("state", state_bytes(sources.states)) if sources.states else []
     return f"{init_signature(sources)} {{\n" + "\n".join([*body, "  return status;"]) + "\n}\n"
+
+
+def _serves(what: str, size: int) -> list[str]:
+    """Lines that check memory of the caller."""
+    upper = f"QC_{what.upper()}"
+    return [
+        f"  if ({what} == NULL) {{",
+        f"    status = {upper}_NULL;",
+        f"  }} else if (((uintptr_t){what} % QC_ARENA_ALIGNMENT) != 0u) {{",
+        f"    status = {upper}_UNALIGNED;",
+        f"  }} else if ({what}_bytes < {size}u) {{",
+        f"    status = {upper}_SMALL;",
+        "  } else {",
+        "    /* It serves. */",
+        "  }",
+    ]

@@ -70,40 +70,94 @@ class HostSession:
         with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
             library = Path(folder) / "model.so"
             compile_sources(path, [f"src/{file}" for file in facts["files"]], library, compiler or host_compiler())
-            self._run = getattr(ctypes.CDLL(str(library)), f"qc_{name}_run")
+            functions = ctypes.CDLL(str(library))
+        self._run = getattr(functions, f"qc_{name}_run")
         self._run.restype = None
-        words = (int(manifest["size"]["arena_bytes"]) + 7) // 8
-        self._arena = np.zeros(max(words, 1), np.int64) if facts["arena"] == "caller" else None
+        caller = facts["arena"] == "caller"
+        self._memory = [_words(manifest["size"]["arena_bytes"])] if caller else []
+        self._states: dict[str, NDArray] = {}
+        if "states" in facts:
+            self._keep(functions, name, facts["states"], int(manifest["size"]["state_bytes"]), caller)
 
-    def run_codes(self, codes: Sequence[NDArray]) -> list[NDArray]:
-        """Codes in and out, in the storage of their formats; integers that are no codes as they are."""
-        results = [np.zeros(spec["shape"], _storage(spec)) for spec in self.outputs]
+    def _keep(
+        self, functions: ctypes.CDLL, name: str, states: Sequence[Mapping[str, Any]], size: int, caller: bool
+    ) -> None:
+        """Views of the states in the memory that the sources keep them in."""
+        if caller:
+            self._memory.append(_words(size))
+            place = self._memory[-1].ctypes.data
+        else:
+            where = getattr(functions, f"qc_{name}_state")
+            where.restype = ctypes.c_void_p
+            place = where()
+        self._reset = getattr(functions, f"qc_{name}_reset")
+        self._reset.restype = None
+        kept = np.frombuffer((ctypes.c_uint8 * size).from_address(place), np.uint8)
+        for state in states:
+            codes = kept[state["offset"] :].view()[: state["size"] * np.dtype(state["storage"]).itemsize]
+            self._states[state["name"]] = codes.view(state["storage"])
+        self.reset()
+
+    def reset(self) -> None:
+        """Let all states be the real 0."""
+        self._reset(*(ctypes.c_void_p(array.ctypes.data) for array in self._memory[1:]))
+
+    def step_codes(self, codes: Sequence[NDArray]) -> list[NDArray]:
+        """One step: codes of the inputs without states -> codes of the outputs without states."""
+        results = [np.zeros(spec["shape"], _storage(spec)) for spec in self.outputs if not self._kept(spec)]
+        specs = [spec for spec in self.inputs if not self._kept(spec)]
         given = [
             np.ascontiguousarray(array, _storage(spec)).reshape(spec["shape"])
-            for array, spec in zip(codes, self.inputs, strict=True)
+            for array, spec in zip(codes, specs, strict=True)
         ]
-        memory = [] if self._arena is None else [self._arena]
-        self._run(*(ctypes.c_void_p(array.ctypes.data) for array in (*memory, *given, *results)))
+        self._run(*(ctypes.c_void_p(array.ctypes.data) for array in (*self._memory, *given, *results)))
         return results
+
+    def step(self, inputs: Mapping[str, NDArray]) -> list[NDArray]:
+        """One step, as the runtime's: float32 of the inputs without states -> of the outputs without states."""
+        specs = [spec for spec in self.inputs if not self._kept(spec)]
+        found = self.step_codes([_codes(inputs, spec) for spec in specs])
+        shown = [spec for spec in self.outputs if not self._kept(spec)]
+        return [_real(array, spec) for array, spec in zip(found, shown, strict=True)]
+
+    def _kept(self, spec: Mapping[str, Any]) -> bool:
+        return bool(self._states) and "state" in spec
+
+    def run_codes(self, codes: Sequence[NDArray]) -> list[NDArray]:
+        """Codes in and out, in the storage of their formats; states are put into place before and read behind."""
+        given = []
+        for array, spec in zip(codes, self.inputs, strict=True):
+            if self._kept(spec):
+                self._states[spec["name"]][...] = array.reshape(-1)
+            else:
+                given.append(array)
+        shown = iter(self.step_codes(given))
+        return [
+            self._states[spec["state"]].copy().reshape(spec["shape"]) if self._kept(spec) else next(shown)
+            for spec in self.outputs
+        ]
 
     def run(self, inputs: Mapping[str, NDArray]) -> list[NDArray]:
         """float32 by name in, float32 in the manifest's order out: the boundary by its definition, in numpy."""
-        codes = [
-            quantize(np.asarray(inputs[spec["name"]], np.float32), _params(spec))
-            if "format" in spec
-            else np.asarray(inputs[spec["name"]])
-            for spec in self.inputs
-        ]
-        found = self.run_codes(codes)
-        return [
-            dequantize(array, _params(spec)) if "format" in spec else array
-            for array, spec in zip(found, self.outputs, strict=True)
-        ]
+        found = self.run_codes([_codes(inputs, spec) for spec in self.inputs])
+        return [_real(array, spec) for array, spec in zip(found, self.outputs, strict=True)]
 
 
-def _storage(spec: Mapping[str, Any]) -> Any:
-    """dtype of the elements of an input or output."""
-    return parse_format(spec["format"]).storage if "format" in spec else spec["dtype"]
+def _words(size: int) -> NDArray[np.int64]:
+    return np.zeros(max((int(size) + 7) // 8, 1), np.int64)
+
+
+def _codes(inputs: Mapping[str, NDArray], spec: Mapping[str, Any]) -> NDArray:
+    given = np.asarray(inputs[spec["name"]])
+    return quantize(given.astype(np.float32), _params(spec)) if "format" in spec else given
+
+
+def _real(codes: NDArray, spec: Mapping[str, Any]) -> NDArray:
+    return dequantize(codes, _params(spec)) if "format" in spec else codes
+
+
+def _storage(spec: Mapping[str, Any]) -> str:
+    return str(parse_format(spec["format"]).storage) if "format" in spec else str(spec["dtype"])
 
 
 def _params(spec: Mapping[str, Any]) -> QuantParams:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from qcompiler.targets.c.emit import Sources
 from qcompiler.targets.c.mcus import Mcu
+from qcompiler.targets.c.state import reset_signature
 
 _MAKEFILE = """# make: lib{name}.a{about}
 {selftest_about}
@@ -117,6 +118,13 @@ class Project:
         languages = "C ASM" if self.sources.blob else "C"
         return _CMAKE.format(name=self.name, languages=languages, sources=" ".join(self.parts()))
 
+    def _states(self) -> str:
+        if not self.sources.states:
+            return ""
+        return (
+            f"    {reset_signature(self.name, self.sources.caller_arena)};\n\nCall the second before the first step.\n"
+        )
+
     def readme(self, sizes: Mapping[str, int]) -> str:
         """What is in the folder, with the numbers."""
         name = self.name
@@ -142,17 +150,18 @@ class Project:
         about = "" if self.core else ", about (Cortex-M4, -Os)"
         weights = f", in `src/{name}_weights.bin`" if self.sources.blob else ""
         flash, ram = sizes["weight_bytes"] + sizes["code_bytes"], sizes["arena_bytes"]
-        stack = ""
+        kept = sizes.get("state_bytes", 0)
+        stack = f"| states, kept between steps (RAM) | {kept} |\n" if kept else ""
         if "stack_bytes" in sizes:
             stack = f"| stack (RAM){about} | {sizes['stack_bytes']} |\n"
-            stack += f"| flash, RAM in all{about} | {flash}, {ram + sizes['stack_bytes']} |\n"
+            stack += f"| flash, RAM in all{about} | {flash}, {ram + kept + sizes['stack_bytes']} |\n"
         return f"""# {name}: sources for firmware
 
 {add}
 `src/{name}_float.c` is optional: it quantizes inputs and dequantizes outputs.
 
     {self.sources.run_signature()};
-
+{self._states()}
 | what | bytes |
 |---|---|
 | constants (flash){weights} | {sizes["weight_bytes"]} |

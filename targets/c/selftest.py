@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
@@ -12,12 +13,14 @@ from qcompiler.execute.oracle import Oracle
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY
+from qcompiler.graph.state import POSITION_KEY
 from qcompiler.targets.c.emit import Sources
 from qcompiler.targets.c.text import array
 from qcompiler.targets.shared.boundary import is_index
 from qcompiler.targets.shared.layout import storage_of
 
 VECTORS = 4
+ZERO_KEY = "qcompiler.zero_point"
 WHOLE = 2048
 """Outputs up to so many codes are stored; of larger ones the CRC-32."""
 
@@ -39,17 +42,31 @@ def codes(count: int, seed: int, low: int, high: int) -> NDArray[np.int64]:
     return np.array(found, np.int64)
 
 
-def answers(graph: Graph, vectors: int = VECTORS) -> list[list[NDArray]]:
-    """Output codes of every vector, by the oracle. `graph` has codes at its boundary."""
-    oracle = Oracle(graph)
+def answers(graph: Graph, vectors: int = VECTORS, states: Mapping[str, str] | None = None) -> list[list[NDArray]]:
+    """Output codes of every vector, by the oracle. `graph` has codes at its boundary.
+
+    states: outputs that are kept -> the inputs that they become; vectors are then steps, and these are not returned.
+    """
+    oracle, states = Oracle(graph), states or {}
+    names = [str(value.name) for value in graph.outputs]
+    shown = [value for value in graph.inputs if value.name not in states.values()]
+    kept = {
+        str(value.name): np.full(graph.shape(value), int(value.metadata_props[ZERO_KEY]), storage_of(value))
+        for value in graph.inputs
+        if value.name in states.values()
+    }
     found = []
     for vector in range(vectors):
-        inputs = {}
-        for i, value in enumerate(graph.inputs):
+        inputs = dict(kept)
+        for i, value in enumerate(shown):
             shape = graph.shape(value)
             drawn = codes(int(np.prod(shape)), 1 + vector * 16 + i, *limits(value)).reshape(shape)
+            if value.name == graph.model.metadata_props.get(POSITION_KEY):
+                drawn = np.full(shape, vector)
             inputs[str(value.name)] = drawn.astype(storage_of(value))
-        found.append(oracle.run(inputs))
+        outputs = dict(zip(names, oracle.run(inputs), strict=True))
+        kept = {name: outputs[output] for output, name in states.items()}
+        found.append([array for name, array in outputs.items() if name not in states])
     return found
 
 
@@ -69,21 +86,31 @@ def selftest(sources: Sources, expected: list[list[NDArray]]) -> str:
                 parts.append(f"static const uint32_t want_{vector}_{i} = {zlib.crc32(flat.tobytes())}u;\n")
     for cname, _, kind, count in values:
         parts.append(f"static {kind} {cname}[{count}];")
-    if sources.caller_arena:
-        parts.append(f"static union {{ int64_t align; uint8_t bytes[QC_{name.upper()}_ARENA_BYTES]; }} arena;")
+    for one in (parameter.rpartition("*")[2] for parameter in sources.memory()):
+        size = f"QC_{name.upper()}_{one.upper()}_BYTES"
+        parts.append(f"static union {{ int64_t align; uint8_t bytes[{size}]; }} {one};")
     parts.append(_CRC if any(count > WHOLE for _, _, _, count in outputs) else "")
-    arena = f"arena.bytes, QC_{name.upper()}_ARENA_BYTES" if sources.caller_arena else ""
-    start = f"int32_t wrong = qc_{name}_init({arena}) != QC_OK"
-    parts.append(f"int main(void);\nint main(void) {{\n  {start};\n  uint32_t state;")
-    for vector in range(len(expected)):
+    memory = [parameter.rpartition("*")[2] for parameter in sources.memory()]
+    given = ", ".join(f"{one}.bytes, QC_{name.upper()}_{one.upper()}_BYTES" for one in memory)
+    start = f"int32_t wrong = qc_{name}_init({given}) != QC_OK"
+    parts.append(f"int main(void);\nint main(void) {{\n  {start};\n  uint32_t seed;")
+    reset = f"  qc_{name}_reset({'state.bytes' if sources.caller_arena else ''});"
+    # With states the vectors are steps; behind the last, a reset leads to the first again.
+    order = [*range(len(expected)), *([0] if sources.states and expected else [])]
+    for vector in order:
+        if sources.states and vector == 0:
+            parts.append(reset)
         for i, (cname, value, kind, count) in enumerate(inputs):
             low, high = limits(value)
+            drawn = f"({kind})((int32_t)((seed >> 16) % {high - low + 1}u) + ({low}))"
+            if value.name == sources.graph.model.metadata_props.get(POSITION_KEY):
+                drawn = str(vector)
             parts.append(
-                f"  state = {1 + vector * 16 + i}u;\n  for (int32_t i = 0; i < {count}; ++i) {{\n"
-                f"    state = state * 1664525u + 1013904223u;\n"
-                f"    {cname}[i] = ({kind})((int32_t)((state >> 16) % {high - low + 1}u) + ({low}));\n  }}"
+                f"  seed = {1 + vector * 16 + i}u;\n  for (int32_t i = 0; i < {count}; ++i) {{\n"
+                f"    seed = seed * 1664525u + 1013904223u;\n"
+                f"    {cname}[i] = {drawn};\n  }}"
             )
-        arguments = (["arena.bytes"] if sources.caller_arena else []) + [v[0] for v in values]
+        arguments = [f"{one}.bytes" for one in memory] + [v[0] for v in values]
         parts.append(f"  qc_{name}_run({', '.join(arguments)});")
         for i, (cname, _, _, count) in enumerate(outputs):
             want = f"want_{vector}_{i}"

@@ -16,7 +16,7 @@ from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
 from qcompiler.targets.cpu.emit import entry_source
 from qcompiler.targets.cpu.isa import LEVELS, host_level
-from qcompiler.targets.shared.boundary import strip_boundary
+from qcompiler.targets.shared.boundary import check_states, strip_boundary
 from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.compiler import find_compiler
 from qcompiler.targets.shared.lower import check_operators, lower
@@ -35,6 +35,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     check_operators(graph, "cpu", floats=True)
     if pairs := state_pairs(graph):  # state stays codes between two steps
         graph = strip_boundary(graph, {*pairs, *pairs.values()})
+        check_states(graph, pairs)
     compiler = _compiler()
     files: dict[str, bytes] = {}
     variants = []

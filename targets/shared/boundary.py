@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import onnx_ir as ir
 
+from qcompiler.errors import UnsupportedError
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import FORMAT_KEY
+
+CODES_KEYS = (FORMAT_KEY, "qcompiler.scale", "qcompiler.zero_point")
+"""What says which numbers codes are."""
 
 
 def is_index(value: ir.Value) -> bool:
@@ -44,6 +48,20 @@ def strip_boundary(graph: Graph, names: Collection[str] | None = None) -> Graph:
         graph.ir.outputs[[o.name for o in graph.ir.outputs].index(f"{name}/codes")].name = name
     graph.sweep()
     return graph
+
+
+def check_states(graph: Graph, pairs: Mapping[str, str]) -> None:
+    """Raise UnsupportedError where the codes of one step are not those of the next. graph: codes at its boundary."""
+    inputs, outputs = ({str(v.name): v for v in values} for values in (graph.inputs, graph.outputs))
+    for output, name in pairs.items():
+        of_both = (outputs[output].metadata_props, inputs[name].metadata_props)
+        made, taken = ([meta.get(key) for key in CODES_KEYS] for meta in of_both)
+        if made != taken:
+            raise UnsupportedError(
+                f"the state `{output}` has codes {made}, and `{name}`, which it becomes, {taken}.",
+                where=graph.path,
+                hint="Leave out the model's own quantizers of one of them, or compile without --state.",
+            )
 
 
 def _own_output(graph: Graph, node: ir.Node, codes: ir.Value) -> ir.Value:

@@ -54,19 +54,46 @@ def assign(program: Program) -> None:
     """Fill program.views for every input, output and intermediate value."""
     graph = program.graph
     last = _channels_last_values(program)
-    for i, value in enumerate(graph.inputs):
-        shape = program.shape(value)
-        buffer = Buffer("input", 0, str(value.name), index=i)
-        program.views[str(value.name)] = View(buffer, storage_of(value), shape, dense_strides(shape))
-    outputs = {value.name: i for i, value in enumerate(graph.outputs)}
+    kept = list(program.states.values())
+    shown = [value for value in graph.inputs if value.name not in kept]
+    for value in graph.inputs:
+        shape, name = program.shape(value), str(value.name)
+        kind, index = ("state", kept.index(name)) if name in kept else ("input", shown.index(value))
+        program.views[name] = View(Buffer(kind, 0, name, index=index), storage_of(value), shape, dense_strides(shape))
+    outputs = {value.name: i for i, value in enumerate(v for v in graph.outputs if str(v.name) not in program.states)}
+    in_place = _caches_in_place(program)
     for node in reversed(graph.nodes()):
         for value in node.outputs:
-            if value.name in outputs:
+            if value.name in in_place:
+                program.views[str(value.name)] = program.views[in_place[str(value.name)]]
+            elif value.name in program.states:
+                shape, name = program.shape(value), str(value.name)
+                view = allocate(f"{name}/next", storage_of(value), shape, tuple(range(len(shape))), (), 0)
+                program.buffers.append(view.buffer)
+                program.views[name] = view
+            elif value.name in outputs:
                 shape = program.shape(value)
                 buffer = Buffer("output", 0, str(value.name), index=outputs[value.name])
                 program.views[str(value.name)] = View(buffer, storage_of(value), shape, dense_strides(shape))
             else:
                 program.views[str(value.name)] = _place(program, value, last)
+
+
+def _caches_in_place(program: Program) -> dict[str, str]:
+    """Caches that are kept, and outputs that are such, by name -> the state whose memory they are.
+
+    Nobody but the CacheWrite reads the state, so that it may be written where it lies.
+    """
+    found: dict[str, str] = {}
+    outputs = {str(value.name): value for value in program.graph.outputs}
+    for output, state in program.states.items():
+        copy = outputs[output].producer()
+        source = copy.inputs[0] if copy is not None and copy.op_type == "Identity" else outputs[output]
+        node = source.producer() if source is not None else None
+        past = node.inputs[0] if node is not None and node.op_type == "CacheWrite" else None
+        if past is not None and past.name == state and program.graph.sole_user(past) is node:
+            found |= {output: state, str(source.name): state}  # type: ignore[union-attr]
+    return found
 
 
 def storage_of(value: ir.Value) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
 
@@ -123,9 +123,11 @@ def lower(
     machine: Machine,
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     streams: tuple[Chain, ...] = (),
+    states: Mapping[str, str] | None = None,
 ) -> Program:
-    """The finished program of an INTEGER graph for one machine. streams: chains to be done in bands (stream.py)."""
-    program = Program(graph, machine)
+    """The finished program of an INTEGER graph for one machine. streams: chains to be done in bands (stream.py).
+    states: outputs kept for the next run -> the inputs that they become; both hold the same kind of codes."""
+    program = Program(graph, machine, states=states or {})
     layout.assign(program)
     nodes = graph.nodes()
     named = {str(node.name): node for node in nodes}
@@ -139,6 +141,7 @@ def lower(
         elif node.name not in inside:
             rule = lower_island if is_island(node) else RULES[operator_key(node)]
             rule(program, node)
+    program.keep_states()
     program.finish()
     progress("lower", len(nodes), len(nodes))
     return program

@@ -89,7 +89,7 @@ def _dense(
     shift = dot_shift(dot, program.view(value).dtype, zero)
     code = zero - shift
     x = feed(program, value, dot.activation, shift, window.border(), code)
-    if dot.kind == "across" and x.buffer.kind == "input":  # vectors may read past the end of it
+    if dot.kind == "across" and x.buffer.kind in ("input", "state"):  # vectors may read past the end of it
         inside = program.scratch(f"{value.name}/inside", x.dtype, x.shape, channels_last(len(x.shape)))
         program.copy(x, inside)
         x = inside
@@ -270,7 +270,7 @@ def lower_matmul(program: Program, node: ir.Node) -> None:
     k, n = weights.shape
     rows = prod(view.shape[:-1])
     shift = dot_shift(dot, view.dtype, zero)
-    outside = dot.kind == "across" and view.buffer.kind == "input"
+    outside = dot.kind == "across" and view.buffer.kind in ("input", "state")
     if view.dtype != dot.activation or shift or not view.is_dense() or outside:
         fed = program.scratch(f"{value.name}/fed", dot.activation, view.shape, range(len(view.shape)))
         program.copy(view, fed, shift)

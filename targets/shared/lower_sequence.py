@@ -208,12 +208,13 @@ def _pick(program: Program, node: ir.Node, x: View, y: View, axis: int) -> None:
 
 
 def lower_cache_write(program: Program, node: ir.Node) -> None:
-    """CacheWrite: the whole cache, then the entry over its slot."""
+    """CacheWrite: the whole cache, unless it is written where it lies, then the entry over its slot."""
     past, entry = program.view(node.inputs[0]), program.view(node.inputs[1])  # type: ignore[arg-type]
     y, position = program.view(node.outputs[0]), program.view(node.inputs[2])  # type: ignore[arg-type]
     axis = attribute(node, "axis")
     program.fill_border(y)
-    program.copy(past, y)
+    if past.buffer is not y.buffer:
+        program.copy(past, y)
     slot = y.window([0] * len(y.shape), [1 if d == axis else e for d, e in enumerate(y.shape)])
     nest = nest_of(slot, entry)
     spec = WriteSlot(nest, y.strides[axis], y.shape[axis], y.dtype, position.dtype)

@@ -5,7 +5,7 @@ Built by the rules in `lower_*.py`, one call at a time; lifetimes follow from th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -72,6 +72,8 @@ class Program:
     machine: Machine
     constants: Constants = field(default_factory=Constants)
     calls: list[Call] = field(default_factory=list)
+    states: Mapping[str, str] = field(default_factory=dict)
+    """Outputs that are kept for the next run -> the inputs that they become: memory of kind `state`."""
     views: dict[str, View] = field(default_factory=dict)
     buffers: list[Buffer] = field(default_factory=list)
     node: str = ""
@@ -181,6 +183,16 @@ class Program:
                         box_start[inner], box_shape[inner] = full[inner]
                     box_start[d], box_shape[d] = begin, extent
                     self.fill(view.window(box_start, box_shape), view.border_code)
+
+    def keep_states(self) -> None:
+        """What the next run finds: copies of the states that are not written where they lie."""
+        outputs = {str(value.name): value for value in self.graph.outputs}
+        for output, name in self.states.items():
+            made, kept = self.views[output], self.views[name]
+            if made.buffer is not kept.buffer:
+                producer = outputs[output].producer()
+                self.node = str(producer.name) if producer is not None else output
+                self.copy(made, kept)
 
     # -- finishing ---------------------------------------------------------------------------------------------
 

@@ -18,11 +18,11 @@ class Buffer:
     """A piece of memory. Arena buffers get their offset when all lifetimes are known."""
 
     kind: str
-    """'arena', 'input', 'output' or 'constant'."""
+    """'arena', 'input', 'output', 'state' or 'constant'."""
     bytes: int
     name: str
     index: int = 0
-    """Which input or output; for constants the offset in the blob."""
+    """Which input, output or state; for constants the offset in the blob."""
     first: int = -1
     last: int = -1
     offset: int = 0

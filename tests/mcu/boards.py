@@ -108,7 +108,7 @@ def probe(facts: Mapping[str, Any], runs: int) -> str:
     memory = []
     for argument in arguments:
         upper = f"QC_{name.upper()}_{argument.upper()}"
-        size = f"{upper}_BYTES" if argument == "arena" else f"8 * {upper}_SIZE"
+        size = f"{upper}_BYTES" if argument in ("arena", "state") else f"8 * {upper}_SIZE"
         memory.append(f"static union {{ long long align; char bytes[{size}]; }} {argument};")
     call = f"qc_{name}_run({', '.join(f'(void *){argument}.bytes' for argument in arguments)});"
     return f"""#include <stdint.h>

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 
 from qcompiler.bundle import Bundle, manifest_of, write_bundle
-from qcompiler.driver import bundle_runner
+from qcompiler.driver import bundle_runner, quantize
 from qcompiler.errors import UnsupportedError
 from qcompiler.targets.c.build import build as compile_sources
 from qcompiler.targets.c.objects import OBJECTS
 from tests.conformance.suite import build_suite
+from tests.graph.test_state import sequences
 from tests.mcu.boards import BOARDS, Board, build, emulate, instructions, probe
+from tests.targets.test_c_state import MODELS, bundle_of
 
 SECONDS = 120.0
 
@@ -49,6 +51,17 @@ def test_an_object_with_vectors_solves_every_problem(tmp_path: Path) -> None:
     if reason := board.missing():
         pytest.skip(reason)
     assert run_suite(board, tmp_path, object="cortex-m55") == 0
+
+
+def test_states_go_on_from_step_to_step(board: Board, tmp_path: Path) -> None:
+    """Recurrent states (16 bits, copied behind the last reader), and a cache that is written where it lies."""
+    for name, (make, pairs) in MODELS.items():
+        graph = quantize(make().model, {"x": sequences(4)}, target="c", state=pairs).integer_graph
+        assert graph is not None
+        made = bundle_of(graph, tmp_path / name, vectors="6")
+        image = build(board, made.path, made.manifest["c"], tmp_path / f"{name}.elf")
+        done = emulate(board, image, SECONDS)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_wrong_bit_is_noticed(board: Board, bundle: Bundle, tmp_path: Path) -> None:

@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qcompiler.formats import QuantParams
 from qcompiler.ops import OPERATORS
 from qcompiler.ops.movement import coordinates, resize_axes
 from qcompiler.ops.taps import grid_taps, resize_taps
 from qcompiler.passes.integerize.interpolate import rounded
+from qcompiler.passes.integerize.truth import thresholds
 from tests.reference import run_node
 from tests.strategies import byte_formats, codes, formats, seeds
 
@@ -40,6 +42,23 @@ def test_compare_takes_every_integer():
     ids = np.array([np.iinfo(np.int64).min, -1, 0, np.iinfo(np.int64).max])
     (got,) = oracle("qcompiler::Compare", [ids, np.int64(0)], kind="Greater")
     np.testing.assert_array_equal(got, [0, 0, 0, 1])
+
+
+@given(fmt=formats, kind=st.sampled_from(["Equal", "Greater", "GreaterOrEqual"]), first=st.booleans(), seed=seeds)
+def test_thresholds_compare_as_float32_does(fmt, kind, first, seed):
+    rng = np.random.default_rng(seed)
+    params = QuantParams(fmt, np.float32(rng.uniform(1e-3, 2)), np.int64(rng.integers(fmt.min, fmt.max + 1)))
+    x = codes(rng, fmt, (40,))
+    values = (x.astype(np.int64) - params.zero_point).astype(np.float32) * params.scale
+    near = rng.permutation(values)  # on the grid, beside it, far away
+    real = np.where(rng.random(40) < 0.5, near, near + rng.standard_normal(40).astype(np.float32) * params.scale)
+    real[:2] = np.float32([1e30, -np.inf])
+    bounds = thresholds(real, params, kind, first=first)
+    sides, zero = ([bounds, x], "b_zero_point") if first else ([x, bounds], "a_zero_point")
+    (got,) = oracle("qcompiler::Compare", sides, kind=kind, **{zero: int(params.zero_point)})
+    left, right = (real, values) if first else (values, real)
+    want = {"Equal": left == right, "Greater": left > right, "GreaterOrEqual": left >= right}[kind]
+    np.testing.assert_array_equal(got, want)
 
 
 @given(fmt=byte_formats, to=byte_formats, seed=seeds)

@@ -15,9 +15,12 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.execute.ort import Session
 from qcompiler.graph import stages
+from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import read_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.passes import check_support, decide, insert_qdq, integerize, set_ranges
 from tests.quantized import differences, float_graph, integer, quantize
+from tests.reference import run_node
 
 
 def rand(*shape):
@@ -68,6 +71,22 @@ def test_operator_means_what_its_qdq_form_means(case, precision):
     stages.check(result, Stage.INTEGER)
     worst, share = differences(qdq, result)
     assert worst <= (1 if precision == "w8a8" else 2) and share < (0.02 if precision == "w8a8" else 0.5)
+
+
+@pytest.mark.parametrize("mode", ["linear", "cubic"])
+@pytest.mark.parametrize("size", [(63, 64), (40, 20), (9, 90)])
+def test_two_axes_of_interpolation_are_within_half_a_step_and_little_more(mode, size):
+    header = f"float[4,16,32,32] x => float[4,16,{size[0]},{size[1]}] y"
+    graph = float_graph(header, f'y = Resize <mode="{mode}"> (x, r, f, n)', **SIZES, n=np.array([4, 16, *size]))
+    qdq = quantize(graph)
+    result = integer(qdq)
+    values = Oracle(result).run_all({"x": rand(4, 16, 32, 32)})
+    read, made = (read_quantizer(qdq, qdq.value(name).producer()).params for name in ("x_dequantized", "y"))
+    x = (values["x_quantized"].astype(np.int64) - int(read.zero_point)).astype(np.float32) * read.scale
+    (want,) = run_node("Resize", [x, None, None, np.array([4, 16, *size])], {"mode": mode})
+    steps = np.clip(want / np.float64(made.scale) + int(made.zero_point), made.format.min, made.format.max)
+    got = values[result.outputs[0].producer().inputs[0].name]
+    assert np.abs(got - steps).max() < 0.52
 
 
 def prepared(graph, samples):
@@ -150,6 +169,20 @@ def test_integers_leave_a_bundle(target, tmp_path):
         for got, want in zip(run({"x": x[i : i + 1]}), oracle.run({"x": x[i : i + 1]}), strict=True):
             assert got.dtype == want.dtype
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize(("opset", "operator"), [(7, "Upsample"), (9, "Upsample"), (10, "Resize")])
+@pytest.mark.parametrize(("mode", "becomes"), [("nearest", "Resize"), ("linear", "Interpolate")])
+def test_older_spellings_of_resize(opset, operator, mode, becomes):
+    scales = "" if opset == 7 else ", float[4] s"
+    given = "y = Upsample <scales=[1.0,1.0,2.0,2.0]," if opset == 7 else f"y = {operator} <"
+    text = (
+        f'<ir_version: 6, opset_import: ["": {opset}]> g (float[1,3,8,8] x{scales}) => (float[1,3,16,16] y) '
+        f'{{ {given} mode="{mode}"> ({"x" if opset == 7 else "x, s"}) }}'
+    )
+    constants = {} if opset == 7 else {"s": np.float32([1, 1, 2, 2])}
+    result = quantize_model(Graph.parse(text, **constants).model, {"x": rand(4, 3, 8, 8)}, "fast")
+    assert {node.op_type for node in result.integer_graph.nodes()[1:-1]} == {becomes}
 
 
 REFUSED = {

@@ -11,6 +11,9 @@
 #define QC_ARENA_UNALIGNED 2 /* not at a multiple of QC_ARENA_ALIGNMENT */
 #define QC_ARENA_SMALL 3     /* below QC_NAME_ARENA_BYTES */
 #define QC_WEIGHTS_DIFFER 4  /* the weights in flash are not those of these sources */
+#define QC_STATE_NULL 5
+#define QC_STATE_UNALIGNED 6 /* not at a multiple of QC_ARENA_ALIGNMENT */
+#define QC_STATE_SMALL 7     /* below QC_NAME_STATE_BYTES */
 
 #define QC_ARENA_ALIGNMENT 8u
 
