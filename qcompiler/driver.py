@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,6 @@ from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
 from qcompiler.tolerance import Tolerance, cut, verify_parts
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 Model = "str | Path | onnx.ModelProto | ir.Model"
 Calibration = "str | Path | Mapping[str, NDArray] | Iterable[Any]"
