@@ -213,6 +213,19 @@ def test_a_softmax_and_norms_as_islands_on_a_transformer(digits, tmp_path: Path)
     assert report["quality"]["top1_agreement"] == 1.0
 
 
+def test_places_behind_an_island_are_whole_numbers(tmp_path: Path):
+    w = np.random.default_rng(2).standard_normal((16, 12)).astype(np.float32)
+    body = "h = MatMul (x, w)  t = Softmax (h)  k = ArgMax <axis = 1, keepdims = 0> (t)"
+    graph = float_graph("float[4,16] x => int64[4] k", body, w=w)
+    done = qcompiler.compile(graph.model, calibration={"x": samples(16)}, output=tmp_path / "b", options=FLOAT)
+    checked = done.report()["verification"]
+    assert checked["within_tolerance"] and checked["outputs"][0]["name"] == "k"
+    with done.load() as session:
+        session.self_test()
+        (places,) = session.run({"x": samples(1, seed=9)})
+    assert places.dtype == np.int64 and places.shape == (4,)
+
+
 # -- the comparison --------------------------------------------------------------------------------------------
 
 
