@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 import qcompiler
 from qcompiler.bundle import manifest_of
+from qcompiler.cli.app import run
 from qcompiler.context import Context
 from qcompiler.errors import ModelError, RecipeError, UnsupportedError
 from qcompiler.evaluate import verify
@@ -19,6 +22,7 @@ from qcompiler.graph.islands import ISLAND_KEY, describe_islands, is_island
 from qcompiler.graph.model import Graph
 from qcompiler.inspect import inspect_graph
 from qcompiler.passes import check_support
+from qcompiler.runtime.loader import BundleLoadError, load
 from qcompiler.target import Capabilities
 from qcompiler.targets.cpu.build import build
 from qcompiler.tolerance import Tolerance, cut, verify_parts
@@ -167,8 +171,8 @@ def test_the_bundle_agrees_with_the_qdq_file_in_onnxruntime(bundle):
     oracle, session = Oracle(bundle.integer_graph()), Session(bundle.qdq_graph())
     inputs = [{"x": x} for x in samples(8, seed=5).reshape(8, 4, 16)]
     with bundle.load(threads=1) as one, bundle.load(threads=2) as two:
-        for run in (one.run, two.run, lambda x: session.run(x)):
-            found = verify(oracle.run, [run], ["it"], inputs, tolerance=Tolerance(oracle))
+        for compute in (one.run, two.run, lambda x: session.run(x)):
+            found = verify(oracle.run, [compute], ["it"], inputs, tolerance=Tolerance(oracle))
             assert found.passed and found.samples == 8
         for x in inputs:
             for a, b in zip(one.run(x), two.run(x), strict=True):
@@ -195,6 +199,45 @@ def test_the_report_lists_islands_and_says_how_it_compared(bundle):
     assert "Float islands" in (bundle.path / "report.html").read_text()
     tolerances = [output.get("tolerance", 0) for output in bundle.manifest["outputs"]]
     assert tolerances[0] > 0 and tolerances[1] == 0
+
+
+def test_the_self_test_allows_the_tolerance_and_no_more(bundle, tmp_path: Path):
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
+    allowed = bundle.manifest["outputs"][0]["tolerance"]
+    with np.load(copy / "selftest.npz") as stored:
+        given = dict(stored)
+    for output, change, fails in (
+        ("out_0", 0.9 * allowed, False),
+        ("out_0", 1.1 * allowed, True),
+        ("out_1", 1e-5, True),
+    ):
+        arrays = {name: array.copy() for name, array in given.items()}
+        arrays[output].flat[0] += change
+        np.savez(copy / "selftest.npz", **arrays)
+        with load(copy, check=False) as session:
+            if fails:
+                with pytest.raises(BundleLoadError, match="self-test failed"):
+                    session.self_test()
+            else:
+                session.self_test()
+
+
+def test_the_command_line_compiles_verifies_and_inspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    network().save(tmp_path / "net.onnx")
+    np.savez(tmp_path / "calib.npz", x=samples(8))
+    model, data, out = (str(tmp_path / name) for name in ("net.onnx", "calib.npz", "out"))
+    assert run([model, "--calib", data, "-o", out, "--quiet"]) == 3
+    assert "--nonlinear float" in capsys.readouterr().err
+    assert run([model, "--calib", data, "-o", out, "--nonlinear", "fixed", "--quiet"]) == 2
+    capsys.readouterr()
+    assert run([model, "--calib", data, "-o", out, "--nonlinear", "float", "--quiet"]) == 0
+    assert "island   Sigmoid `e`" in capsys.readouterr().out
+    assert "nonlinear" in (Path(out) / "recipe.toml").read_text()
+    assert run(["verify", out, "--data", data, "--threads", "1,2", "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["within_tolerance"] and document["outputs"][1] == {"name": "z", "compared": "bit for bit"}
+    assert run(["inspect", model, "--nonlinear", "float"]) == 0
+    assert "float island: Sigmoid `e`" in capsys.readouterr().out
 
 
 def test_the_same_bytes_come_out_twice():
