@@ -28,6 +28,7 @@ PAGES = {
     "how_it_works": "How it works",
     "import": "Import",
     "precision": "Precision and formats",
+    "islands": "Float islands",
     "cli": "Command line",
     "recipes": "Recipes and passes",
     "operators": "Operators",
@@ -75,6 +76,7 @@ def field_docs(owner: type) -> dict[str, str]:
 
 def operators() -> str:
     """docs/operators.md."""
+    from qcompiler.graph import islands
     from qcompiler.ops import OPERATORS
     from qcompiler.ops.functions import FUNCTIONS, WITH_CONSTANT
     from qcompiler.passes import spell_out
@@ -82,6 +84,9 @@ def operators() -> str:
     from qcompiler.passes.integerize.movement import MOVEMENT
     from qcompiler.passes.integerize.rules import RULES
     from qcompiler.targets.shared.lower import RULES as LOWERING
+
+    def names(operators: Iterable[str]) -> str:
+        return ", ".join(f"`{name}`" for name in sorted(operators))
 
     def code(function: Callable[..., Any]) -> str:
         # An oracle may be a lambda around the function that does the work.
@@ -119,6 +124,10 @@ def operators() -> str:
         "BatchNormalization, Dropout, Constant and their like are gone before, by the float passes of\n"
         "[Recipes and passes](recipes.md). Relu and Clip behind another operator are performed by its saturation.\n\n"
         + table(["ONNX operator", "becomes"], taken)
+        + "\n## Of float islands\n\n"
+        "With `--nonlinear float` ([Float islands](islands.md)) these are float32 although they have an integer form:\n"
+        + f"{names(islands.NONLINEAR)}.\n\nThese can be float32 where they have none: "
+        + f"{names(islands.OPERATORS - islands.NONLINEAR)}.\n"
     )
 
 

@@ -71,8 +71,9 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
 def mark_islands(graph: Graph, nonlinear: str) -> None:
     """Write the reason into the metadata of every node that runs as a float island; none with "integer".
 
-    Nodes become islands that have no integer form, that are in `islands.NONLINEAR`, and the mask before such a Softmax.
-    Raises RecipeError for an unknown `nonlinear`.
+    Nodes become islands that have no integer form, that are in `islands.NONLINEAR`, the mask before such a Softmax, and
+    what makes the choices (truth values, indices) that an island reads. Raises RecipeError for an unknown `nonlinear`,
+    UnsupportedError where integer operators read such choices too.
     """
     if nonlinear not in NONLINEAR:
         raise RecipeError(f"`{nonlinear}` is no choice.", where="nonlinear", hint=f"Choose {' or '.join(NONLINEAR)}.")
@@ -81,10 +82,27 @@ def mark_islands(graph: Graph, nonlinear: str) -> None:
         chosen = node.op_type in islands.NONLINEAR and not qdq.is_quantizer(node)
         if (kind != "unsupported" and not chosen) or islands.can_be_island(graph, node):
             continue
-        node.metadata_props[islands.ISLAND_KEY] = reason or "is non-linear, and --nonlinear float was asked for"
+        _mark(graph, node, reason or "is non-linear, and --nonlinear float was asked for")
         mask = softmax_mask(graph, node)
         if mask is not None:
-            mask.add.metadata_props[islands.ISLAND_KEY] = f"masks the Softmax `{islands.name_of(node)}`"
+            _mark(graph, mask.add, f"masks the Softmax `{islands.name_of(node)}`")
+    for node in graph.nodes():
+        for value in islands.not_float(graph, node) if not islands.is_island(node) else ():
+            if islands.is_island(value.producer()):
+                raise UnsupportedError(
+                    f"{node.op_type} (node `{islands.name_of(node)}`) reads `{value.name}`, which a float island makes "
+                    f"and which is {value.dtype}.",
+                    where=graph.path,
+                    hint="Only float values leave an island; cut the model here.",
+                )
+
+
+def _mark(graph: Graph, node: ir.Node, reason: str) -> None:
+    node.metadata_props[islands.ISLAND_KEY] = reason
+    for value in islands.not_float(graph, node):
+        maker = value.producer()
+        if maker is not None and not islands.is_island(maker):
+            _mark(graph, maker, f"makes `{value.name}` for the island of `{islands.name_of(node)}`")
 
 
 def _check_target(graph: Graph, context: Context) -> None:

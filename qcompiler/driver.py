@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,9 +30,6 @@ from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
 from qcompiler.tolerance import Tolerance, cut, verify_parts
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
 
 Model = "str | Path | onnx.ModelProto | ir.Model"
 Calibration = "str | Path | Mapping[str, NDArray] | Iterable[Any]"
@@ -333,59 +330,10 @@ def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress
             oracle.run, [own], ["1 thread"], take(result.samples, CHECKED_SAMPLES), tolerance=Tolerance(oracle)
         )
         facts["verification"] = checked.document()
-    facts["layers"] = _layer_quality(result, progress)
+    from qcompiler.report.layers import layer_quality
+
+    facts["layers"] = layer_quality(result, list(take(result.samples, LAYER_SAMPLES)), progress)
     return facts
-
-
-def _layer_quality(result: Result, progress: Progress) -> list[dict[str, Any]]:
-    """Name, operator, format and SQNR of every integer value whose float counterpart still has its name."""
-    from qcompiler.calibrate.statistics import with_outputs
-    from qcompiler.execute.ort import Session
-    from qcompiler.graph.qdq import dequantized_values
-
-    assert result.qdq_graph is not None and result.integer_graph is not None
-    pairs = dequantized_values(result.qdq_graph)
-    # The prepared float graph: in the one as loaded, a Conv before BatchNormalization holds another value.
-    prepared = result.context.float_graph or result.float_graph
-    known = {value.name for value in prepared.values()}
-    names = [name for name in pairs if name in known]
-    reference = Session(with_outputs(prepared, names))
-    quantized = Session(with_outputs(result.qdq_graph, [pairs[name] for name in names]))
-    signal, noise = np.zeros(len(names)), np.zeros(len(names))
-    count = min(LAYER_SAMPLES, len(result.samples))
-    for done, sample in enumerate(take(result.samples, count), 1):
-        progress("evaluate layers", done, count)
-        for i, (a, b) in enumerate(
-            zip(reference.run(sample, names), quantized.run(sample, [pairs[n] for n in names]), strict=True)
-        ):
-            signal[i] += float((a.astype(np.float64) ** 2).sum())
-            noise[i] += float(((a.astype(np.float64) - b) ** 2).sum())
-    integer = {str(value.name): value for value in result.integer_graph.values()}
-    rows = []
-    for i, name in enumerate(names):
-        value = integer.get(name)
-        producer = value.producer() if value is not None else None
-        if producer is not None and producer.op_type == "DequantizeLinear":  # a graph output goes by its own name
-            value = producer.inputs[0]
-            producer = value.producer() if value is not None else None
-        if value is None or producer is None:
-            continue
-        rows.append(
-            {
-                "name": name,
-                "operator": producer.op_type,
-                "format": value.metadata_props.get("qcompiler.format", ""),
-                "weight_format": _weight_format(producer),
-                "sqnr_db": round(200.0 if noise[i] == 0 else 10 * float(np.log10(max(signal[i], 1e-30) / noise[i])), 2),
-            }
-        )
-    return rows
-
-
-def _weight_format(node: ir.Node) -> str:
-    if node.op_type not in ("Conv", "ConvTranspose", "MatMul") or node.inputs[1] is None:
-        return ""
-    return str(node.inputs[1].metadata_props.get("qcompiler.format", ""))
 
 
 def _bench(result: Result, bundle: Bundle) -> list[dict[str, Any]]:

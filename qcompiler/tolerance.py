@@ -63,14 +63,18 @@ class Tolerance:
             moved = self._oracle.run(sample, shake)
             for i, (a, b) in enumerate(zip(moved, outputs, strict=True)):
                 if self.reached[i]:
-                    found[i] = max(found[i], float(np.abs(a - b).max(initial=0)))
+                    found[i] = max(found[i], float(np.abs(a.astype(np.float64) - b).max(initial=0)))
         return [value * SLACK for value in found]
 
 
 def _step(graph: Graph, index: int) -> float:
+    """Of a float output; places and truth values have none."""
     node = graph.outputs[index].producer()
-    scale = graph.const(node.inputs[1]) if node is not None else None
-    return 0.0 if scale is None else float(scale.item())
+    if node is None or node.op_type != "DequantizeLinear":
+        return 0.0
+    scale = graph.const(node.inputs[1])
+    assert scale is not None
+    return float(scale.item())
 
 
 @dataclass(frozen=True)

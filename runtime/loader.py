@@ -214,8 +214,8 @@ class Session:
             raise BundleLoadError(f"{self.path}: the self-test `{name}` cannot be read ({_say(error)}).") from error
         for spec, want, got in zip(self.outputs, wanted, self.run(given), strict=True):
             same = want.shape == got.shape and want.dtype == got.dtype
-            allowed = spec.get("tolerance", 0)
-            if not same or not (want.tobytes() == got.tobytes() or (allowed and np.abs(want - got).max() <= allowed)):
+            exact = same and want.tobytes() == got.tobytes()
+            if not exact and not (same and np.abs(want.astype(np.float64) - got).max() <= spec.get("tolerance", -1)):
                 raise BundleLoadError(
                     f"{self.path}: the self-test failed: output `{spec['name']}` is not what the compiler computed. "
                     "Do not use this bundle here; report a bug with the processor's name."

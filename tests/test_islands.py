@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,16 +11,18 @@ import pytest
 
 import qcompiler
 from qcompiler.bundle import manifest_of
+from qcompiler.cli.app import run
 from qcompiler.context import Context
 from qcompiler.errors import ModelError, RecipeError, UnsupportedError
 from qcompiler.evaluate import verify
 from qcompiler.execute.oracle import Oracle
 from qcompiler.execute.ort import Session
-from qcompiler.graph import stages
+from qcompiler.graph import islands, stages
 from qcompiler.graph.islands import ISLAND_KEY, describe_islands, is_island
 from qcompiler.graph.model import Graph
 from qcompiler.inspect import inspect_graph
 from qcompiler.passes import check_support
+from qcompiler.runtime.loader import BundleLoadError, load
 from qcompiler.target import Capabilities
 from qcompiler.targets.cpu.build import build
 from qcompiler.tolerance import Tolerance, cut, verify_parts
@@ -28,12 +32,12 @@ FLOAT = {"check_support.nonlinear": "float"}
 
 
 def network() -> Graph:
-    """x -> product -> {CumSum, Softmax} and Sinh -> product; z, of the first product alone, is no island's business."""
+    """x -> product -> {Sigmoid, Pow, Softmax} and Sinh -> product; z depends on no island."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((16, 16)).astype(np.float32) / 4
-    body = """[h] h = MatMul (x, w)  [z] z = Relu (h)  [a] a = CumSum (z, one)  [t] t = Softmax (a)
+    body = """[h] h = MatMul (x, w)  [z] z = Relu (h)  [e] e = Sigmoid (h)  [a] a = Pow (z, e)  [t] t = Softmax (a)
     [s] s = Sinh (h)  [m] m = Add (t, s)  [y] y = MatMul (m, w)"""
-    return float_graph("float[4,16] x => float[4,16] y, float[4,16] z", body, w=w, one=np.array(1))
+    return float_graph("float[4,16] x => float[4,16] y, float[4,16] z", body, w=w)
 
 
 def samples(count: int, seed: int = 1) -> np.ndarray:
@@ -59,15 +63,14 @@ def marked(graph: Graph, nonlinear: str = "float", capabilities: Capabilities | 
 
 
 def test_without_the_option_it_is_refused_and_the_hint_names_it():
-    with pytest.raises(UnsupportedError, match=r"CumSum \(node `a`\).*Sinh \(node `s`\).*--nonlinear float"):
+    with pytest.raises(UnsupportedError, match=r"Pow \(node `a`\) has no integer form.*--nonlinear float"):
         marked(network(), "integer")
 
 
 def test_the_hint_is_not_given_where_it_would_not_help():
-    graph = float_graph("float[2,8] x => float[2,8] y", "y = CumSum (x, one)", one=np.array(1))
     no_float = Capabilities((8,), (8,), ("fixed",), float_boundary=False)
     with pytest.raises(UnsupportedError) as caught:
-        marked(graph, "integer", no_float)
+        marked(network(), "integer", no_float)
     assert "--nonlinear" not in str(caught.value)
     beyond = float_graph("float[2,8] x => float[2,8] y", "y = Bernoulli (x)")
     for choice in ("integer", "float"):
@@ -78,7 +81,7 @@ def test_the_hint_is_not_given_where_it_would_not_help():
 
 
 def test_a_target_without_float_refuses_before_calibration(tmp_path: Path):
-    with pytest.raises(UnsupportedError, match=r"computes without float.*CumSum \(node `a`\).*Leave out"):
+    with pytest.raises(UnsupportedError, match=r"computes without float.*Pow \(node `a`\).*Leave out"):
         qcompiler.compile(network().model, "c", {"x": samples(2)}, output=tmp_path / "b", options=FLOAT)
     assert not list(tmp_path.iterdir())
 
@@ -90,10 +93,11 @@ def test_an_unknown_choice_is_refused():
 
 def test_islands_are_what_has_no_integer_form_and_what_is_not_linear():
     graph = marked(network())
-    assert {node.op_type for node in graph.nodes() if is_island(node)} == {"CumSum", "Softmax", "Sinh"}
+    assert {node.op_type for node in graph.nodes() if is_island(node)} == {"Sigmoid", "Pow", "Softmax", "Sinh"}
     described = describe_islands(graph)
-    assert [[node["name"] for node in island["nodes"]] for island in described] == [["a", "t"], ["s"]]
-    assert described[1]["nodes"][0] == {"name": "s", "operator": "Sinh", "reason": "has no integer form yet"}
+    assert [[node["name"] for node in island["nodes"]] for island in described] == [["e", "a", "t"], ["s"]]
+    assert described[0]["nodes"][1] == {"name": "a", "operator": "Pow", "reason": "has no integer form yet"}
+    assert "--nonlinear float" in described[1]["nodes"][0]["reason"]
 
 
 def test_the_mask_of_a_softmax_stays_in_its_island():
@@ -108,13 +112,19 @@ def test_the_mask_of_a_softmax_stays_in_its_island():
     assert any(np.array_equal(whole.const(value), mask) for value in add.inputs)  # as it was, not as codes
 
 
-def test_choices_of_real_values_stay_in_the_island():
+def test_what_makes_the_choices_of_an_island_belongs_to_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(islands, "NONLINEAR", {"Where"})
     body = "c = Greater (x, z)  y = Where (c, x, z)"
-    graph = float_graph("float[3,8] x, float[3,8] z => float[3,8] y", body)
-    for node in graph.nodes():
-        node.metadata_props[ISLAND_KEY] = "is tried"
+    graph = marked(float_graph("float[3,8] x, float[3,8] z => float[3,8] y", body))
+    assert all(is_island(node) for node in graph.nodes())
     qdq = quantize(graph)
     assert differences(qdq, integer(qdq)) == (0, 0.0)
+    shared = body + "  u = Softmax (z)  o = Where (c, u, x)  a = Not (c)  v = Mul (x, z)  w = Where (a, v, z)"
+    monkeypatch.setattr(islands, "OPERATORS", islands.OPERATORS - {"Not"})
+    monkeypatch.setattr(islands, "NONLINEAR", {"Where"})
+    graph = float_graph("float[3,8] x, float[3,8] z => float[3,8] y, float[3,8] o, float[3,8] w", shared)
+    with pytest.raises(UnsupportedError, match=r"Not \(node `.*`\) reads `c`, which a float island makes"):
+        marked(graph)
 
 
 def test_inspect_tells_of_islands():
@@ -122,8 +132,9 @@ def test_inspect_tells_of_islands():
     assert rows["a"]["becomes"] == rows["t"]["becomes"] == "float island"
     assert rows["a"]["reason"] == "has no integer form yet" and "--nonlinear float" in rows["t"]["reason"]
     found = inspect_graph(network(), nonlinear="float")
-    assert found["integer_nodes"] == len(found["nodes"]) - 3 and len(found["islands"]) == 2
-    assert {row["becomes"] for row in inspect_graph(network())["nodes"] if row["name"] in "as"} == {"unsupported"}
+    assert found["integer_nodes"] == len(found["nodes"]) - 4 and len(found["islands"]) == 2
+    kinds = {row["name"]: row["becomes"] for row in inspect_graph(network())["nodes"]}
+    assert kinds["a"] == "unsupported" and "float island" not in kinds.values()
 
 
 # -- the graphs ------------------------------------------------------------------------------------------------
@@ -138,7 +149,7 @@ def test_the_integer_graph_has_float_only_in_marked_nodes():
         stages.check(graph, stages.Stage.INTEGER)
     graph = integer(quantize(marked(network())))
     softmax = next(node for node in graph.nodes() if node.op_type == "Softmax")
-    softmax.inputs[0].producer().metadata_props.pop(ISLAND_KEY)  # the CumSum before it
+    softmax.inputs[0].producer().metadata_props.pop(ISLAND_KEY)  # the Pow before it
     with pytest.raises(ModelError, match="float inside|no integer oracle"):
         stages.check(graph, stages.Stage.INTEGER)
 
@@ -147,7 +158,8 @@ def test_values_within_an_island_are_not_quantized_and_the_oracle_agrees_with_on
     qdq = quantize(marked(network()))
     whole = integer(qdq)
     softmax = next(node for node in whole.nodes() if node.op_type == "Softmax" and is_island(node))
-    assert softmax.inputs[0].producer().op_type == "CumSum"
+    power = softmax.inputs[0].producer()
+    assert [power.op_type, power.inputs[1].producer().op_type] == ["Pow", "Sigmoid"]
     assert differences(qdq, whole)[0] <= 1
 
 
@@ -159,8 +171,8 @@ def test_the_bundle_agrees_with_the_qdq_file_in_onnxruntime(bundle):
     oracle, session = Oracle(bundle.integer_graph()), Session(bundle.qdq_graph())
     inputs = [{"x": x} for x in samples(8, seed=5).reshape(8, 4, 16)]
     with bundle.load(threads=1) as one, bundle.load(threads=2) as two:
-        for run in (one.run, two.run, lambda x: session.run(x)):
-            found = verify(oracle.run, [run], ["it"], inputs, tolerance=Tolerance(oracle))
+        for compute in (one.run, two.run, lambda x: session.run(x)):
+            found = verify(oracle.run, [compute], ["it"], inputs, tolerance=Tolerance(oracle))
             assert found.passed and found.samples == 8
         for x in inputs:
             for a, b in zip(one.run(x), two.run(x), strict=True):
@@ -171,7 +183,7 @@ def test_the_bundle_agrees_with_the_qdq_file_in_onnxruntime(bundle):
 def test_the_report_lists_islands_and_says_how_it_compared(bundle):
     report = bundle.report()
     assert [[node["operator"] for node in island["nodes"]] for island in report["islands"]] == [
-        ["CumSum", "Softmax"],
+        ["Sigmoid", "Pow", "Softmax"],
         ["Sinh"],
     ]
     checked = report["verification"]
@@ -189,6 +201,45 @@ def test_the_report_lists_islands_and_says_how_it_compared(bundle):
     assert tolerances[0] > 0 and tolerances[1] == 0
 
 
+def test_the_self_test_allows_the_tolerance_and_no_more(bundle, tmp_path: Path):
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
+    allowed = bundle.manifest["outputs"][0]["tolerance"]
+    with np.load(copy / "selftest.npz") as stored:
+        given = dict(stored)
+    for output, change, fails in (
+        ("out_0", 0.9 * allowed, False),
+        ("out_0", 1.1 * allowed, True),
+        ("out_1", 1e-5, True),
+    ):
+        arrays = {name: array.copy() for name, array in given.items()}
+        arrays[output].flat[0] += change
+        np.savez(copy / "selftest.npz", **arrays)
+        with load(copy, check=False) as session:
+            if fails:
+                with pytest.raises(BundleLoadError, match="self-test failed"):
+                    session.self_test()
+            else:
+                session.self_test()
+
+
+def test_the_command_line_compiles_verifies_and_inspects(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    network().save(tmp_path / "net.onnx")
+    np.savez(tmp_path / "calib.npz", x=samples(8))
+    model, data, out = (str(tmp_path / name) for name in ("net.onnx", "calib.npz", "out"))
+    assert run([model, "--calib", data, "-o", out, "--quiet"]) == 3
+    assert "--nonlinear float" in capsys.readouterr().err
+    assert run([model, "--calib", data, "-o", out, "--nonlinear", "fixed", "--quiet"]) == 2
+    capsys.readouterr()
+    assert run([model, "--calib", data, "-o", out, "--nonlinear", "float", "--quiet"]) == 0
+    assert "island   Sigmoid `e`" in capsys.readouterr().out
+    assert "nonlinear" in (Path(out) / "recipe.toml").read_text()
+    assert run(["verify", out, "--data", data, "--threads", "1,2", "--json", "--quiet"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["within_tolerance"] and document["outputs"][1] == {"name": "z", "compared": "bit for bit"}
+    assert run(["inspect", model, "--nonlinear", "float"]) == 0
+    assert "float island: Sigmoid `e`" in capsys.readouterr().out
+
+
 def test_the_same_bytes_come_out_twice():
     graph = integer(quantize(marked(network())))
     first, second = lower(graph), lower(graph)
@@ -203,6 +254,19 @@ def test_a_softmax_and_norms_as_islands_on_a_transformer(digits, tmp_path: Path)
     assert operators == {"Softmax", "LayerNormalization", "Gelu"}
     assert report["verification"]["within_tolerance"] and report["verification"]["parts"]["within_tolerance"]
     assert report["quality"]["top1_agreement"] == 1.0
+
+
+def test_places_behind_an_island_are_whole_numbers(tmp_path: Path):
+    w = np.random.default_rng(2).standard_normal((16, 12)).astype(np.float32)
+    body = "h = MatMul (x, w)  t = Softmax (h)  k = ArgMax <axis = 1, keepdims = 0> (t)"
+    graph = float_graph("float[4,16] x => int64[4] k", body, w=w)
+    done = qcompiler.compile(graph.model, calibration={"x": samples(16)}, output=tmp_path / "b", options=FLOAT)
+    checked = done.report()["verification"]
+    assert checked["within_tolerance"] and checked["outputs"][0]["name"] == "k"
+    with done.load() as session:
+        session.self_test()
+        (places,) = session.run({"x": samples(1, seed=9)})
+    assert places.dtype == np.int64 and places.shape == (4,)
 
 
 # -- the comparison --------------------------------------------------------------------------------------------

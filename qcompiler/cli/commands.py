@@ -303,6 +303,7 @@ def run_targets(console: Console) -> int:
                 "weight_bits": list(can.weight_bits),
                 "activation_bits": list(can.activation_bits),
                 "arithmetic": list(can.arithmetic),
+                "float_islands": can.refuses_float is not None,
                 "options": get_target(name).options,
             }
         )

@@ -19,7 +19,8 @@ ISLAND_KEY = "qcompiler.island"
 """Metadata key of a float node that stays float: why."""
 
 SMOOTH = frozenset({
-    "Cos", "Erf", "Exp", "Gelu", "Log", "Mish", "Reciprocal", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Tanh",
+    "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Cos", "Cosh", "Erf", "Exp", "Gelu", "Log", "Mish", "Reciprocal",
+    "Sigmoid", "Sin", "Sinh", "Softplus", "Softsign", "Sqrt", "Tan", "Tanh",
 })  # fmt: skip
 """Non-linear functions of one variable that are tables with integer arithmetic."""
 NORMALIZING = frozenset({
@@ -29,11 +30,11 @@ NORMALIZING = frozenset({
 NONLINEAR = SMOOTH | NORMALIZING
 """What `--nonlinear float` makes float although there is an integer form."""
 OPERATORS = NONLINEAR | {
-    "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "Cosh", "CumSum", "Div", "Einsum", "Elu", "Equal",
-    "GatherElements", "Greater", "GreaterOrEqual", "GridSample", "Hardmax", "LRN", "Less", "LessOrEqual", "LpPool",
-    "Max", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp",
-    "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Resize", "Selu", "Shrink", "Sinh", "Sub", "Sum", "Tan",
-    "Trilu", "Where", "Xor",
+    "Add", "And", "Conv", "ConvTranspose", "CumSum", "Div", "Einsum", "Elu", "Equal", "GatherElements", "Gemm",
+    "Greater", "GreaterOrEqual", "GridSample", "Hardmax", "LRN", "Less", "LessOrEqual", "LpPool", "MatMul", "Max",
+    "Mean", "Min", "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pow", "ReduceL1", "ReduceLogSum", "ReduceLogSumExp",
+    "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Resize", "Selu", "Shrink", "Sub", "Sum", "Trilu",
+    "Where", "Xor",
 }  # fmt: skip
 """Float operators that can be in an island: those whose lowering is tested against onnxruntime."""
 
@@ -54,12 +55,17 @@ def can_be_island(graph: Graph, node: ir.Node) -> str:
         return "is no operator of float islands"
     if any(value.uses() or value.is_graph_output() for value in node.outputs[1:]):
         return "returns several values"
-    for value in node.inputs:
-        if value is not None and graph.const(value) is None and value.dtype not in (None, ir.DataType.FLOAT):
-            maker = value.producer()
-            if maker is None or can_be_island(graph, maker):
-                return f"reads `{value.name}`, which is {value.dtype}"
+    for value in not_float(graph, node):
+        maker = value.producer()
+        if maker is None or value.is_graph_output() or can_be_island(graph, maker):
+            return f"reads `{value.name}`, which is {value.dtype}"
     return ""
+
+
+def not_float(graph: Graph, node: ir.Node) -> list[ir.Value]:
+    """The choices and indices that a node reads, constants aside: they have no codes, so an island makes its own."""
+    inputs = [value for value in node.inputs if value is not None and graph.const(value) is None]
+    return [value for value in inputs if value.dtype not in (None, ir.DataType.FLOAT)]
 
 
 def inside(value: ir.Value) -> bool:

@@ -23,6 +23,7 @@ from qcompiler.graph.model import Graph, attribute
 from qcompiler.targets.shared.machine import Machine
 
 IGNORED: dict[str, dict[str, Any]] = {
+    "ConvTranspose": {"output_shape": None},
     "LpPool": {"ceil_mode": 0},
     "Resize": {"antialias": 0, "axes": None, "keep_aspect_ratio_policy": "stretch"},
     **dict.fromkeys(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,11 @@ BODIES = {
     "Div": "Div_y = Div (x, p)",
     "Mod": "Mod_y = Mod <fmod = 1> (x, p)",
     "Pow": "Pow_y = Pow (p, x)",
+    "Conv": "Conv_y = Conv <pads = [1, 1, 1, 1]> (v, k)",
+    "ConvTranspose": "ConvTranspose_y = ConvTranspose <strides = [2, 2]> (v, k)",
+    "Gemm": "Gemm_y = Gemm <transB = 1, alpha = 0.5> (m, m)",
+    "MatMul": "MatMul_y = MatMul (x, q)",
+    "PRelu": "PRelu_y = PRelu (x, z)",
     "CumSum": "CumSum_y = CumSum (x, last)",
     "Einsum": 'Einsum_y = Einsum <equation = "bij,bkj->bik"> (x, z)',
     "GatherElements": "GatherElements_y = GatherElements <axis = 2> (x, places)",
@@ -128,17 +135,29 @@ CONSTANTS = {
     "last": np.array(-1),
     "sizes": np.array([1, 4, 9, 8]),
 }
+INPUTS = {
+    "x": ((2, 3, 8), -2, 2),
+    "z": ((2, 3, 8), -2, 2),
+    "p": ((2, 3, 8), 1.1, 2),
+    "u": ((2, 3, 8), -0.9, 0.9),
+    "v": ((1, 4, 6, 6), -2, 2),
+    "k": ((4, 4, 3, 3), -1, 1),
+    "m": ((5, 6), -2, 2),
+    "q": ((2, 8, 5), -2, 2),
+    "g": ((1, 3, 5, 2), -1, 1),
+}
+"""Shape and range of each input: v is an image and g places in it."""
 TYPES = {"f": "float", "i": "int64", "b": "bool"}
 STEPS = 1
 """Codes of 16 bits that two float32 kernels may differ by: roundings of the same value on either side of a half."""
 
 
 def _network() -> Graph:
-    """One output an operator, x and z any, p positive, u within -1..1, v an image, g places in it."""
-    inputs = "float[2,3,8] x, float[2,3,8] z, float[2,3,8] p, float[2,3,8] u, float[1,4,6,6] v, float[1,3,5,2] g"
+    """One output an operator."""
+    inputs = ", ".join(f"float[{','.join(map(str, shape))}] {name}" for name, (shape, *_) in INPUTS.items())
     declared = [f"{TYPES[a.dtype.kind]}[{','.join(map(str, a.shape))}] {name}" for name, a in CONSTANTS.items()]
     shapes = {name: "a,b,c,d" if "(v" in body else "a,b,c" for name, body in BODIES.items()}
-    shapes["GroupNormalization"] = "1,4,6,6"  # onnx does not infer it
+    shapes |= {"GroupNormalization": "1,4,6,6", "Gemm": "a,b"}  # onnx does not infer the first
     outputs = [f"float[{shapes[name]}] {name}_y" for name in sorted(BODIES)]
     text = (
         f'<ir_version: 10, opset_import: ["": 23]> g ({inputs}, {", ".join(declared).replace("[]", "")}) => '
@@ -154,14 +173,7 @@ def _network() -> Graph:
 
 def _sample(seed: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    low = {"x": -2, "z": -2, "p": 1.1, "u": -0.9, "v": -2, "g": -1}
-    shapes = {"v": (1, 4, 6, 6), "g": (1, 3, 5, 2)}
-    return {
-        name: rng.uniform(start, 0.9 if name == "u" else 1 if name == "g" else 2, shapes.get(name, (2, 3, 8))).astype(
-            np.float32
-        )
-        for name, start in low.items()
-    }
+    return {name: rng.uniform(low, high, shape).astype(np.float32) for name, (shape, low, high) in INPUTS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +213,7 @@ def test_every_operator_of_islands_is_tried():
     [
         ('Resize <mode = "linear", antialias = 1> (v, , , sizes)', "with antialias = 1 cannot"),
         ("LpPool <kernel_shape = [3, 3], strides = [2, 2], ceil_mode = 1> (v)", "with ceil_mode = 1 cannot"),
+        ("ConvTranspose <strides = [2, 2], output_shape = [12, 12]> (v, k)", "with output_shape = .* cannot"),
         ("ReduceSumSquare <noop_with_empty_axes = 1> (v)", "with noop_with_empty_axes = 1 cannot"),
         (
             'Resize <mode = "linear", coordinate_transformation_mode = "half_pixel_symmetric"> (v, , , sizes)',
@@ -209,10 +222,11 @@ def test_every_operator_of_islands_is_tried():
     ],
 )
 def test_what_the_library_does_not_do_is_refused_before_calibration(text: str, why: str):
-    graph = float_graph("float[1,4,6,6] v => float[a,b,c,d] y", f"y = {text}", sizes=CONSTANTS["sizes"])
+    inputs = "float[1,4,6,6] v, float[4,4,3,3] k"
+    graph = float_graph(f"{inputs} => float[a,b,c,d] y", f"y = {text}", sizes=CONSTANTS["sizes"])
     for node in graph.nodes():
         assert not can_be_island(graph, node)
-        assert why in refuses(graph, node)
+        assert re.search(why, refuses(graph, node))
         node.metadata_props[ISLAND_KEY] = "is tried"
     context = Context(capabilities=CAPABILITIES)
     with pytest.raises(UnsupportedError, match=f"{why}.*Replace"):
