@@ -56,7 +56,7 @@ def networks(samples: int, steps: int) -> Iterator[tuple[str, Maker]]:
     for case in cases():
         if case.model not in seen:
             seen.add(case.model)
-            yield case.name, lambda case=case: _case(case, samples)  # type: ignore[misc]
+            yield case.name, lambda case=case: case_of(case, samples)  # type: ignore[misc]
     yield "PP-OCR rec", lambda: _recognizer(samples)
     yield "stories260k_decode", lambda: _decoder(steps)
     for path in sorted((find_assets() / "graphs").glob("*.onnx")):
@@ -67,7 +67,8 @@ def networks(samples: int, steps: int) -> Iterator[tuple[str, Maker]]:
         yield f"silero {name}", lambda name=name: _detector(name, steps)  # type: ignore[misc]
 
 
-def _case(case: Case, samples: int) -> tuple[Result, Samples]:
+def case_of(case: Case, samples: int) -> tuple[Result, Samples]:
+    """A case of the assets, quantized, and test samples."""
     calibration = {name: array[:CALIBRATION] for name, array in case.feed("calib").items()}
     result = qcompiler.quantize(str(case.model), calibration, shapes=case.shapes, target="c")
     test = {name: array[:samples] for name, array in case.feed("test").items()}
@@ -152,6 +153,14 @@ def measure(name: str, make: Maker, board: str, vectors: int) -> dict[str, Any]:
     return row | {"seconds": round(time.perf_counter() - start, 1)}
 
 
+def bad(row: Mapping[str, Any]) -> bool:
+    """Whether a bit is wrong, or it failed other than by a clear refusal."""
+    return row.get("error") == "traceback" or not (row.get("exact", True) and row.get("board", True))
+
+
+HEADERS = ["network", "bit-exact", "board", "flash", "RAM", "instructions", "refused because"]
+
+
 def line(row: Mapping[str, Any]) -> list[object]:
     """A line of the table."""
     name = row["network"]
@@ -177,14 +186,8 @@ def main() -> int:
         rows.append(measure(name, make, given.board, given.steps))
         print(rows[-1], file=sys.stderr, flush=True)
         write_json(given.json, rows)
-    headers = ["network", "bit-exact", given.board or "board", "flash", "RAM", "instructions", "refused because"]
-    print(table(headers, [line(row) for row in rows]))
-    wrong = [
-        row
-        for row in rows
-        if row.get("error") == "traceback" or not (row.get("exact", True) and row.get("board", True))
-    ]
-    return int(bool(wrong))
+    print(table(HEADERS, [line(row) for row in rows]))
+    return int(any(map(bad, rows)))
 
 
 if __name__ == "__main__":

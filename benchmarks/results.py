@@ -3,8 +3,8 @@
     python -m benchmarks.results FOLDER
 
 FOLDER holds accuracy.json, bit_exact.json (or several bit_exact*.json), latency.json, compile_time.json, startup.json,
-determinism.json, mcu.json, fit.json (of mcu_fit) and peers.json (of mcu_peers); one that is missing leaves its section
-out.
+determinism.json, mcu.json, c_models.json (or several), fit.json (of mcu_fit) and peers.json (of mcu_peers); one that is
+missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, latency, mcu, mcu_fit, mcu_peers
+from benchmarks import accuracy, c_models, latency, mcu, mcu_fit, mcu_peers
 from benchmarks.assets import ROOT
 
 Document = dict[str, Any]
@@ -136,6 +136,18 @@ def mcu_section(documents: Sequence[Document]) -> str:
     )
 
 
+def c_models_section(documents: Sequence[Document]) -> str:
+    """Every network as firmware."""
+    rows = [row for document in documents for row in document["rows"]]
+    text = (
+        "At W8A8. Bit-exact: the sources, compiled for this machine, against the oracle, by steps where a state is\n"
+        "kept inside; `board`: so does the self-test on an emulated Cortex-M7. Flash and RAM are what the report says\n"
+        "(arm-none-eabi-gcc -Os for a Cortex-M4), instructions its estimate for one inference or step."
+    )
+    table = markdown(c_models.HEADERS, (c_models.line(row) for row in rows))
+    return section(TITLES["c_models"], "c_models", documents, text, table)
+
+
 def fit_section(documents: Sequence[Document]) -> str:
     """Reported flash and RAM against linked images."""
     rows = [row for document in documents for row in document["rows"]]
@@ -175,6 +187,7 @@ SECTIONS = {
     "startup": startup_section,
     "determinism": determinism_section,
     "mcu": mcu_section,
+    "c_models": c_models_section,
     "fit": fit_section,
     "peers": peers_section,
 }
@@ -188,6 +201,7 @@ TITLES = {
     "startup": "Start-up",
     "determinism": "Determinism",
     "mcu": "Microcontrollers",
+    "c_models": "Every network as firmware",
     "fit": "Firmware sizes",
     "peers": "Firmware beside its peers",
 }

@@ -11,8 +11,9 @@ import pytest
 
 pytest.importorskip("PIL", reason="Pillow is not installed (extra `bench`)")
 
-from benchmarks import accuracy, determinism, latency, mcu  # noqa: E402
+from benchmarks import accuracy, c_models, determinism, latency, mcu  # noqa: E402
 from benchmarks.assets import GOALS, ROOT, Case, cases  # noqa: E402
+from qcompiler.errors import UnsupportedError  # noqa: E402
 
 
 @pytest.fixture
@@ -83,3 +84,20 @@ def test_instructions_are_divided_by_the_macs_of_their_kind() -> None:
     found = mcu.per_mac(graph, [(name, 3 * macs) for name, macs in work.items() if kinds[name] == "depthwise"])
     assert found["depthwise"] == 3.0 and found["3x3"] == 0.0
     assert 0 < found["all"] < 3
+
+
+def test_a_network_as_firmware_is_measured_and_judged(digits_case: Case) -> None:
+    def make() -> tuple[Any, list[dict[str, np.ndarray]]]:
+        case = Case("digits cnn", digits_case.model, digits_case.entry)
+        return c_models.case_of(case, 2)
+
+    found = c_models.measure("digits cnn", make, "", 1)
+    assert found["exact"] and not c_models.bad(found) and c_models.line(found)[1] == "yes, 2 samples"
+    assert all(c_models.bad({**found, **change}) for change in ({"exact": False}, {"board": False}))
+
+    def refuse() -> Any:
+        raise UnsupportedError("no lowering", where="net.onnx")
+
+    refused = c_models.measure("net", refuse, "", 1)
+    assert c_models.line(refused)[1] == "refused" and not c_models.bad(refused)
+    assert c_models.bad(c_models.measure("net", lambda: 1 / 0, "", 1))  # type: ignore[arg-type, return-value]

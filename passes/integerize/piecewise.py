@@ -19,6 +19,7 @@ ERROR_NARROW, ERROR_WIDE = 0.75, 2.0
 """Largest error of a piecewise function in steps of its output, for outputs of at most 8 bits and above: 1/2 would be
 the correctly rounded value."""
 LIMIT = 2**31 - 1
+SAME = 1e-4
 
 
 def write_function(
@@ -34,19 +35,32 @@ def write_function(
     """want(apply(have(code))) of every code.
 
     Up to 8 bits, and where no number of lines is as good as ERROR_* asks, a Table that is exact; a plain factor
-    (`linear`) of a wider input requantizes; else a Piecewise with the fewest lines whose error, measured over all
-    codes, stays within ERROR_*.
+    (`linear`) of a wider input, and what saturation of the output does anyway (Relu), requantizes; else a Piecewise
+    with the fewest lines whose error, measured over all codes, stays within ERROR_*.
     """
     if have.format.bits <= 8:
         return writer.table(codes, have, entries(apply, have, want), want, name)
     if linear is not None:
         return writer.requantize(codes, QuantParams(have.format, have.scale * linear, have.zero_point), want, name)
+    if saturates(apply, have, want):
+        return writer.requantize(codes, have, want, name)
     for segments in SEGMENTS:
         attributes, table, error = fit(apply, have, want, segments)
         if error <= (ERROR_NARROW if want.format.bits <= 8 else ERROR_WIDE):
             inputs = [codes, writer.const(f"{name}_lines", table)]
             return writer.emit("Piecewise", inputs, attributes, want, writer.target.shape(codes), name)
     return writer.table(codes, have, entries(apply, have, want), want, name)
+
+
+def saturates(apply: Callable[[Any], Any], have: QuantParams, want: QuantParams) -> bool:
+    """Whether the function is the identity up to the ends of the output's range, on every code, within SAME codes
+    (a scale such as 6 / 255 is a float32)."""
+    fmt, codes = want.format, np.arange(have.format.min, have.format.max + 1)
+    both = [
+        np.clip(_real(function, codes, have) / np.float64(want.scale) + int(want.zero_point), fmt.min, fmt.max)
+        for function in (apply, np.asarray)
+    ]
+    return bool(np.abs(both[0] - both[1]).max() < SAME)
 
 
 def fit(
