@@ -172,7 +172,7 @@ WEIGHT = np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float3
 @pytest.mark.parametrize(
     ("body", "weight", "data", "error", "said"),
     [
-        ("[lrn] y = LRN <size = 3> (x)", WEIGHT, None, UnsupportedError, "LRN.*`lrn`.*qcompile inspect"),
+        ("[coin] y = Bernoulli (x)", WEIGHT, None, UnsupportedError, "Bernoulli.*`coin`.*qcompile inspect"),
         ("[c] y = Conv (x, w)", WEIGHT * np.nan, None, ModelError, "initializer `w` holds 16 values that are NaN"),
         (
             "[c] y = Conv (x, w)",
