@@ -172,7 +172,7 @@ WEIGHT = np.random.default_rng(0).standard_normal((4, 4, 1, 1)).astype(np.float3
 @pytest.mark.parametrize(
     ("body", "weight", "data", "error", "said"),
     [
-        ("[mod] y = Mod <fmod = 1> (x, x)", WEIGHT, None, UnsupportedError, "Mod.*`mod`.*qcompile inspect"),
+        ("[coin] y = Bernoulli (x)", WEIGHT, None, UnsupportedError, "Bernoulli.*`coin`.*qcompile inspect"),
         ("[c] y = Conv (x, w)", WEIGHT * np.nan, None, ModelError, "initializer `w` holds 16 values that are NaN"),
         (
             "[c] y = Conv (x, w)",

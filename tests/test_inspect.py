@@ -23,13 +23,13 @@ def test_the_digits_network_is_all_integer(digits):
 def test_what_has_no_integer_form_is_said_with_a_reason():
     text = """<ir_version: 10, opset_import: ["": 21]>
     g (float[1,4,6,6] x, float[1,4,6,6] z) => (float[1,4,6,6] y)
-    { [bad] a = Mod <fmod = 1> (x, z)  [good] b = Relu (a)  [dynamic] y = MatMul (b, z) }"""
+    { [bad] a = Bernoulli (x)  [good] b = Relu (a)  [dynamic] y = MatMul (b, z) }"""
     graph = load_graph(Graph.parse(text).model)
     rows = {row["name"]: row for row in inspect_graph(graph)["nodes"]}
     assert rows["bad"]["becomes"] == "unsupported" and rows["bad"]["reason"]
     assert rows["dynamic"]["becomes"] == "integer"
     assert rows["good"]["becomes"] != "unsupported"
-    assert graph.nodes("Mod") and len(graph.nodes()) == 3  # the model itself stays as it is
+    assert graph.nodes("Bernoulli") and len(graph.nodes()) == 3  # the model itself stays as it is
 
 
 def test_formats_kinds_and_peak_are_those_of_the_recipe(digits):

@@ -77,7 +77,8 @@ def test_operator_means_what_its_qdq_form_means(case, precision):
 @pytest.mark.parametrize("size", [(63, 64), (40, 20), (9, 90)])
 def test_two_axes_of_interpolation_are_within_half_a_step_and_little_more(mode, size):
     header = f"float[4,16,32,32] x => float[4,16,{size[0]},{size[1]}] y"
-    graph = float_graph(header, f'y = Resize <mode="{mode}"> (x, r, f, n)', **SIZES, n=np.array([4, 16, *size]))
+    body = f'y = Resize <mode="{mode}"> (x, r, f, n)'
+    graph = float_graph(header, body, **SIZES, n=np.array([4, 16, *size]))
     qdq = quantize(graph)
     result = integer(qdq)
     values = Oracle(result).run_all({"x": rand(4, 16, 32, 32)})
