@@ -125,10 +125,10 @@ def _recurrent(graph: Graph) -> Iterator[ir.Value]:
         path: dict[ir.Node, None] = {}
         pending = [output]
         while pending:
-            node = pending.pop().producer()
-            if node is not None and node not in path:
-                path[node] = None
-                pending += [value for value in node.inputs if value in behind]
+            maker = pending.pop().producer()
+            if maker is not None and maker not in path:
+                path[maker] = None
+                pending += [value for value in maker.inputs if value is not None and value in behind]
         computed = any(not moves_only(node) and node.op_type != "Concat" for node in path)
         if (
             start not in {v for n in path for v in n.inputs}

@@ -92,7 +92,7 @@ class HostSession:
             place = where()
         self._reset = getattr(functions, f"qc_{name}_reset")
         self._reset.restype = None
-        kept = np.frombuffer((ctypes.c_uint8 * size).from_address(place), np.uint8)
+        kept = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(place))
         for state in states:
             codes = kept[state["offset"] :].view()[: state["size"] * np.dtype(state["storage"]).itemsize]
             self._states[state["name"]] = codes.view(state["storage"])
