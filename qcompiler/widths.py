@@ -14,7 +14,6 @@ Wide (16 bits)
    at each step: what one step loses all later ones lack
 7. a length (ReduceL2) and what it or a square root reads, the squares that are summed there, what is squared and the
    input of the product that makes it (the magnitude of a spectrum): quiet values are lost otherwise
-8. what the pass `spell_out` marks: squares, sums and logarithms between the parts of one operator
 
 Products with weights read the values of 6 and 7 as they are, without a second quantizer.
 
@@ -49,10 +48,6 @@ NORMALIZATIONS = (
 )
 
 
-WIDE_KEY = "qcompiler.wide"
-"""Metadata of a float value: the format that it should have at least."""
-
-
 def wide_values(graph: Graph) -> dict[str, str]:
     """Value name -> format token (uint16, or int16 for gates)."""
     found = {str(value.name): "uint16" for value in (*_marked(graph), *_recurrent(graph))}
@@ -60,9 +55,6 @@ def wide_values(graph: Graph) -> dict[str, str]:
         for value, token in _wide(graph, node):
             if value is not None and graph.const(value) is None:
                 found[str(value.name)] = token
-        for value in node.outputs:
-            if WIDE_KEY in value.metadata_props:
-                found[str(value.name)] = value.metadata_props[WIDE_KEY]
     return found
 
 
@@ -136,7 +128,7 @@ def _recurrent(graph: Graph) -> Iterator[ir.Value]:
             maker = pending.pop().producer()
             if maker is not None and maker not in path:
                 path[maker] = None
-                pending += [value for value in maker.inputs if value in behind]
+                pending += [value for value in maker.inputs if value is not None and value in behind]
         computed = any(not moves_only(node) and node.op_type != "Concat" for node in path)
         if (
             start not in {v for n in path for v in n.inputs}
