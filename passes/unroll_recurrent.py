@@ -120,7 +120,7 @@ class _Unrolled:
         name = f"{self.name}/{what}"
         node = self.graph.add_node(op_type, inputs, values, before=self.node, name=name, outputs=[name])
         node.outputs[0].shape, node.outputs[0].type = ir.Shape(shape), ir.TensorType(ir.DataType.FLOAT)
-        node.outputs[0].metadata_props[WIDE_KEY] = "1"
+        node.outputs[0].metadata_props[WIDE_KEY] = "uint16"
         return node.outputs[0]
 
     def const(self, array: NDArray | np.generic, what: str) -> ir.Value:

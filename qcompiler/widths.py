@@ -14,6 +14,7 @@ Wide (16 bits)
    at each step: what one step loses all later ones lack
 7. a length (ReduceL2) and what it or a square root reads, the squares that are summed there, what is squared and the
    input of the product that makes it (the magnitude of a spectrum): quiet values are lost otherwise
+8. what the pass `spell_out` marks: squares, sums and logarithms between the parts of one operator
 
 Products with weights read the values of 6 and 7 as they are, without a second quantizer.
 
@@ -50,7 +51,8 @@ NORMALIZATIONS = (
 
 def wide_values(graph: Graph) -> dict[str, str]:
     """Value name -> format token (uint16, or int16 for gates)."""
-    found = {str(value.name): "uint16" for value in (*_marked(graph), *_recurrent(graph))}
+    found = {str(value.name): value.metadata_props[WIDE_KEY] for value in _marked(graph)}
+    found |= {str(value.name): "uint16" for value in _recurrent(graph)}
     for node in graph.nodes():
         for value, token in _wide(graph, node):
             if value is not None and graph.const(value) is None:
