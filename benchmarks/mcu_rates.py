@@ -80,14 +80,14 @@ def measured(folder: Path, name: str) -> tuple[dict[str, int], dict[str, int]]:
     return code, stack
 
 
-def fit(rows: list[dict[str, int]], sizes: list[int]) -> dict[str, float]:
-    """Non-negative rates of least error, weighted so that small kernels count as well."""
+def fit(rows: list[dict[str, int]], sizes: list[int], power: float = 0.75) -> dict[str, float]:
+    """Non-negative rates of least error, weighted by size^-power so that small kernels count as well."""
     from scipy.optimize import nnls
 
     names = list(rows[0])
     counts = np.array([[row[name] for name in names] for row in rows], float)
     wanted = np.array(sizes, float)
-    weights = 1 / np.maximum(wanted, 100) ** 0.75
+    weights = 1 / np.maximum(wanted, 100) ** power
     found: NDArray = nnls(counts * weights[:, None], wanted * weights)[0]
     return {name: round(float(rate), 3) for name, rate in zip(names, found, strict=True) if rate}
 
@@ -105,9 +105,9 @@ def count(bundle: Bundle, graph: Graph, plugin: Path, found: dict[str, list[tupl
 
 def fit_instructions(found: dict[str, list[tuple[dict[str, int], int]]]) -> dict[str, dict[str, float]]:
     """Rates by kind of kernel, and of those that are on no network."""
-    rates = {kind: fit([row for row, _ in rows], [spent for _, spent in rows]) for kind, rows in found.items()}
+    rates = {kind: fit([row for row, _ in rows], [spent for _, spent in rows], 1.0) for kind, rows in found.items()}
     simple = [row for kind, rows in found.items() if kind in ("add", "scalarpool", "reduce") for row in rows]
-    return rates | {instructions.OTHER: fit([row for row, _ in simple], [spent for _, spent in simple])}
+    return rates | {instructions.OTHER: fit([row for row, _ in simple], [spent for _, spent in simple], 1.0)}
 
 
 def helper(source: str) -> int:

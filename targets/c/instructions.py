@@ -22,15 +22,19 @@ OTHER = "other"
 
 
 def features(graph: Graph, node: ir.Node) -> dict[str, int]:
-    """What the time of a node follows from: outputs, runs of contiguous products (or inputs), taps, products, and the
-    inputs of all pixels' windows (which are copied for all output channels once)."""
+    """What the time of a node follows from: outputs, runs of contiguous products (or inputs), taps, products, inputs of
+    all pixels' windows (which are copied for all output channels once), pixels, rows of all channels, channels."""
     outputs = prod(graph.shape(node.outputs[0]))
     found = {"one": 1, "output": outputs, "run": 0, "tap": 0, "product": node_macs(graph, node), "window": 0}
+    found |= {"pixel": 0, "line": 0, "plane": 0}
     if node.op_type in ("Conv", "MatMul") and node.inputs[1] is not None:
         kernel = graph.shape(node.inputs[1])[2:] if node.op_type == "Conv" else (1,)
-        channels = graph.shape(node.outputs[0])[1 if node.op_type == "Conv" else -1]
+        shape = graph.shape(node.outputs[0])
+        channels = shape[1 if node.op_type == "Conv" else -1]
+        lines = outputs // shape[-1] if node.op_type == "Conv" else 0
+        extents = {"pixel": outputs // channels, "line": lines, "plane": channels}
         window = found["product"] // channels
-        return found | {"run": outputs * kernel[0], "tap": outputs * prod(kernel), "window": window}
+        return found | extents | {"run": outputs * kernel[0], "tap": outputs * prod(kernel), "window": window}
     assert node.inputs[0] is not None
     return found | {"run": prod(graph.shape(node.inputs[0]))}
 
