@@ -84,6 +84,13 @@ def latency_section(documents: Sequence[Document]) -> str:
     return section(TITLES["latency"], "latency", documents, text, markdown(headers, rows))
 
 
+def sequence_section(documents: Sequence[Document]) -> str:
+    """Accuracy and latency of sequence_accuracy.json and sequence_latency.json, in this order."""
+    parts = accuracy_section(documents[:1]), latency_section(documents[1:])
+    quality, speed = (part.partition("\n\n")[2] for part in parts)
+    return f"\n## {TITLES['sequence']}\n\n{quality}\n{speed}"
+
+
 def compile_section(documents: Sequence[Document]) -> str:
     """Seconds and memory."""
     rows = [
@@ -183,6 +190,7 @@ SECTIONS = {
     "accuracy": accuracy_section,
     "bit_exact": bit_exact_section,
     "latency": latency_section,
+    "sequence": sequence_section,
     "compile_time": compile_section,
     "startup": startup_section,
     "determinism": determinism_section,
@@ -197,6 +205,7 @@ TITLES = {
     "accuracy": "Accuracy",
     "bit_exact": "Bit-exactness",
     "latency": "Latency",
+    "sequence": "Transformers, language and diffusion",
     "compile_time": "Compile time",
     "startup": "Start-up",
     "determinism": "Determinism",
