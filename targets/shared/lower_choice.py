@@ -7,10 +7,10 @@ import onnx_ir as ir
 
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
-from qcompiler.targets.shared.lower_pointwise import nest_of
+from qcompiler.targets.shared.lower_pointwise import nest_of, reduction_of
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.tir.choice import Compare, Extreme, ReduceExtreme, Select, Slope
-from qcompiler.targets.shared.tir.nest import Nest, collapse
+from qcompiler.targets.shared.tir.nest import Nest
 from qcompiler.targets.shared.tir.order import ArgExtreme, TopK
 from qcompiler.targets.shared.views import View
 
@@ -30,17 +30,10 @@ def lower_extreme(program: Program, node: ir.Node) -> None:
 
 
 def lower_reduce_extreme(program: Program, node: ir.Node) -> None:
-    """ReduceMax and ReduceMin over any axes; the innermost kept dimension in memory is the vector."""
+    """ReduceMax and ReduceMin over any axes."""
     y, x = _views(program, node, 1)
-    axes = [a % len(x.shape) for a in attribute(node, "axes")]
-    kept = [d for d in range(len(x.shape)) if d not in axes]
-    y_strides = [y.strides[d] for d in kept] if attribute(node, "keepdims", 1) else list(y.strides)
-    order = sorted(range(len(kept)), key=lambda i: -x.strides[kept[i]])
-    nest = collapse(
-        [x.shape[kept[i]] for i in order], [y_strides[i] for i in order], [x.strides[kept[i]] for i in order]
-    )
-    reduced = sorted(((x.shape[a], x.strides[a]) for a in axes), key=lambda pair: -pair[1])
-    program.call(ReduceExtreme(nest, tuple(reduced), x.dtype, node.op_type == "ReduceMax"), nest.units, y, x)
+    nest, reduced = reduction_of(node, y, x)
+    program.call(ReduceExtreme(nest, reduced, x.dtype, node.op_type == "ReduceMax"), nest.units, y, x)
 
 
 def lower_compare(program: Program, node: ir.Node) -> None:

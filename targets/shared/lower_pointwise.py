@@ -21,6 +21,25 @@ def nest_of(target: View, *sources: View) -> Nest:
     return collapse([target.shape[d] for d in order], *([s[d] for d in order] for s in strides))
 
 
+def reduction_of(node: ir.Node, target: View, source: View) -> tuple[Nest, tuple[tuple[int, int], ...]]:
+    """Iterate over the kept dimensions in the source's memory order, and (extent, stride) of its reduced axes.
+
+    The innermost kept dimension in memory is the vector.
+    """
+    rank = len(source.shape)
+    axes = [a % rank for a in attribute(node, "axes")]
+    kept = [d for d in range(rank) if d not in axes]
+    strides = [target.strides[d] for d in kept] if attribute(node, "keepdims", 1) else list(target.strides)
+    order = sorted(range(len(kept)), key=lambda i: -source.strides[kept[i]])
+    nest = collapse(
+        [source.shape[kept[i]] for i in order],
+        [strides[i] for i in order],
+        [source.strides[kept[i]] for i in order],
+    )
+    reduced = sorted(((source.shape[a], source.strides[a]) for a in axes), key=lambda pair: -pair[1])
+    return nest, tuple(reduced)
+
+
 def lower_add(program: Program, node: ir.Node) -> None:
     """Add, and Sub by a negative multiplier."""
     a, b = (program.view(value) for value in node.inputs[:2] if value is not None)

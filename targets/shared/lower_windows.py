@@ -10,9 +10,9 @@ from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.geometry import window_of
 from qcompiler.targets.shared.layout import border_code
 from qcompiler.targets.shared.lower_clipped import lower_clipped_pool
+from qcompiler.targets.shared.lower_pointwise import reduction_of
 from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.reads import feed, requantize_inputs, requantize_of, settle, target_of
-from qcompiler.targets.shared.tir.nest import collapse
 from qcompiler.targets.shared.tir.window import Pool, Reduce
 from qcompiler.targets.shared.views import as_image
 
@@ -60,17 +60,10 @@ def lower_pool(program: Program, node: ir.Node) -> None:
 
 
 def lower_reduce_mean(program: Program, node: ir.Node) -> None:
-    """ReduceMean over any axes; the innermost kept dimension in memory is the vector."""
+    """ReduceMean over any axes."""
     x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
     program.fill_border(y)
-    axes = [a % len(x.shape) for a in attribute(node, "axes")]
-    kept = [d for d in range(len(x.shape)) if d not in axes]
-    y_strides = [y.strides[d] for d in kept] if attribute(node, "keepdims", 1) else list(y.strides)
-    order = sorted(range(len(kept)), key=lambda i: -x.strides[kept[i]])
-    nest = collapse(
-        [x.shape[kept[i]] for i in order], [y_strides[i] for i in order], [x.strides[kept[i]] for i in order]
-    )
-    reduced = sorted(((x.shape[a], x.strides[a]) for a in axes), key=lambda pair: -pair[1])
-    spec = Reduce(nest, tuple(reduced), x.dtype, attribute(node, "x_zero_point", 0), requantize_of(node, scalar=True))
+    nest, reduced = reduction_of(node, y, x)
+    spec = Reduce(nest, reduced, x.dtype, attribute(node, "x_zero_point", 0), requantize_of(node, scalar=True))
     scales = [program.parameter(p, f"{node.name}/scale") for p in requantize_inputs(program, node, 1)]
     program.call(spec, nest.units, y, x, *scales)
