@@ -39,6 +39,7 @@ from qcompiler.graph.stages import Stage
 from qcompiler.ops.macs import float_macs
 
 STAGE = (Stage.QDQ, Stage.QDQ)
+AFTER = {"solve_weights": "new weights have other mean errors, and set biases of their own"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +160,20 @@ def shift_bias(graph: Graph, layer: Layer, shift: NDArray) -> None:
     moved = codes + np.rint(shift / scale.astype(np.float64))
     # A layer so far off that its bias would leave 30 bits keeps what fits.
     graph.set_const(constant, np.clip(moved, -(2**30), 2**30).astype(np.int32))
+
+
+def set_bias(graph: Graph, layer: Layer, bias: NDArray, scale: NDArray[np.float32]) -> None:
+    """Replace a layer's bias, float [M]. scale: of its codes if it has them, float32 [M]: the product s_x * s_w."""
+    constant = _bias_constant(layer)
+    made = layer.bias_node.inputs[layer.bias_index].producer()  # type: ignore[union-attr]
+    if made is None:
+        old = graph.const(constant)
+        assert old is not None
+        graph.set_const(constant, bias.reshape(old.shape).astype(np.float32))
+        return
+    codes = np.clip(np.rint(bias / scale.astype(np.float64)), -(2**30), 2**30)
+    graph.set_const(constant, codes.astype(np.int32))
+    graph.set_input_const(made, 1, np.asarray(scale, np.float32))
 
 
 def _float_name(layer: Layer, known: set[str | None]) -> str:

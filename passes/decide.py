@@ -9,13 +9,15 @@
 5. Values that must share parameters get the widest format among them.
 6. Values with a quantizer that the model came with are not decided here, and constants on a given grid keep it.
 7. Before the rules, `wide` gives 16 bits to the values of `qcompiler.widths`, if the target has them.
+8. The precision is that of the operands of products. Below 8 bits, values that no product reads (what is added, pooled
+   or normalized) keep `inner_bits`; where a product reads such a value as well, it does so through a second quantizer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_ir as ir
@@ -28,6 +30,7 @@ from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format, per_channel
 from qcompiler.graph import qdq
+from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.given import GIVEN_KEY, given_params
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph
@@ -53,6 +56,8 @@ class Options:
     """One scale for all channels of a weight, for tools and chips that have no per-channel scales."""
     power_of_two: bool = False
     """Scales of activations and weights are powers of two."""
+    inner_bits: int = 8
+    """Least bits of values that no product reads; 2 to give all values the bits of the precision."""
     wide: bool = True
     """16 bits for inputs of normalizations, scores of attention, gates and phases; see qcompiler/widths.py."""
     rules: tuple[Mapping[str, Any], ...] = ()
@@ -99,12 +104,17 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         activations[name] = activation_token(activation_bits, options.symmetric)
     for node in weighted:
         weights[_weight_name(graph, node)] = weight_token(weight_bits)
+    result.groups = decisions.shared_groups(graph)
+    if activation_bits < options.inner_bits:
+        _keep_inner(graph, activations, options, result, scale_type)
     centred = widths.centred_values(graph) & quantized
     if options.wide and (context.capabilities is None or 16 in context.capabilities.activation_bits):
         found = widths.wide_values(graph)
         found = {name: token for name, token in found.items() if name in activations}
         by_name, direct = {value.name: value for value in graph.values()}, widths.direct_values(graph)
         for name, token in found.items():
+            if name in result.narrowed:
+                continue
             if token.startswith("uint") and name not in direct and decisions.product_uses(graph, by_name[name]):
                 narrow = parse_format(activations[name])
                 result.narrowed[name] = QuantSpec(narrow, scale_type=scale_type, symmetric=options.symmetric)
@@ -113,13 +123,14 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     for name in centred:
         activations[name] = activation_token(parse_format(activations[name]).bits, symmetric=True)
     for node in ends:
-        _widen(graph, node, weights, activations, quantized, 8, options.symmetric, outputs=False)
+        _widen(graph, node, weights, activations, quantized, 8, options.symmetric, result, outputs=False)
     subjects: list[ir.Node | ir.Value] = [*graph.inputs, *graph.nodes()]
     for subject in subjects:
         _apply_rules(graph, subject, rules, weights, activations, quantized, result)
     for node in graph.nodes():
         if any(pattern.search(node.name or "") for pattern in excluded):
-            _widen(graph, node, weights, activations, quantized, options.exclude_bits, options.symmetric, outputs=True)
+            bits, symmetric = options.exclude_bits, options.symmetric
+            _widen(graph, node, weights, activations, quantized, bits, symmetric, result, outputs=True)
             for value in node.inputs if options.exclude_bits > 8 else ():
                 result.narrowed.pop(str(value.name) if value is not None else "", None)
 
@@ -131,7 +142,6 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
                 hint="`qcompile inspect` lists the names of all nodes.",
             )
 
-    result.groups = decisions.shared_groups(graph)
     for group in result.groups:
         members = [name for name in group if name in activations]
         tokens = [activations[name] for name in members]
@@ -212,6 +222,7 @@ def _widen(
     quantized: set[str],
     bits: int,
     symmetric: bool,
+    result: Assignment,
     *,
     outputs: bool,
 ) -> None:
@@ -224,6 +235,39 @@ def _widen(
     for name in names:
         if parse_format(activations[name]).bits < bits:
             activations[name] = activation_token(bits, symmetric)
+        if not outputs and name in result.narrowed and result.narrowed[name].format.bits < bits:
+            if parse_format(activations[name]).bits <= bits:
+                del result.narrowed[name]
+            else:
+                fmt = parse_format(activation_token(bits, symmetric))
+                result.narrowed[name] = replace(result.narrowed[name], format=fmt)
+
+
+def _keep_inner(
+    graph: Graph, activations: dict[str, str], options: Options, result: Assignment, scale_type: ScaleType
+) -> None:
+    """Rule 8."""
+    by_name = {str(value.name): value for value in graph.values()}
+    wanted = activation_token(options.inner_bits, options.symmetric)
+    for name in activations:
+        group = result.group_of(name)
+        readers = {_reader(graph, use.node, use.idx) for member in group for use in by_name[member].uses()}
+        output = any(by_name[member].is_graph_output() for member in group)
+        if "other" not in readers and not output:
+            continue
+        narrow = parse_format(activations[name])
+        activations[name] = wanted
+        if "product" in readers and decisions.product_uses(graph, by_name[name]):
+            result.narrowed[name] = QuantSpec(narrow, scale_type=scale_type, symmetric=options.symmetric)
+
+
+def _reader(graph: Graph, node: ir.Node, index: int) -> str:
+    """How a node reads a value: as operand of a product, only to move it, or otherwise."""
+    if decisions.is_product_of_activations(graph, node) or (
+        index == 0 and decisions.weight_of(graph, node) is not None
+    ):
+        return "product"
+    return "" if moves_only(node) or node.op_type == "Concat" else "other"
 
 
 def _apply_rules(

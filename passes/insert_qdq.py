@@ -125,9 +125,9 @@ def _quantize_layer(
     params = assignment.params[weight.name or ""]
     read = qdq.quantizer_of(graph, node.inputs[0])
     narrow = read is not None and read.params.format.bits <= 8
-    bias = _bias(graph, node, add, array)
+    bias = float_bias(graph, node, add, array)
     if read is not None and narrow and bias is not None:
-        params = _fit_bias(params, array, bias, read.params.scale)
+        params = fit_bias(params, array, bias, read.params.scale)
     dequantized = qdq.write_constant(graph, weight, params, name=weight.name)
     node.replace_input_with(1, dequantized)
     if bias is None:
@@ -151,7 +151,9 @@ def _quantize_layer(
         node.replace_input_with(2, value)
 
 
-def _bias(graph: Graph, node: ir.Node, add: ir.Node | None, weight: NDArray) -> NDArray[np.float32] | None:
+def float_bias(
+    graph: Graph, node: ir.Node, add: ir.Node | None, weight: NDArray
+) -> NDArray[np.float32] | None:
     """float32 [M]; zeros where there is none, None when it is not constant or cannot be written at this node."""
     if add is not None:
         array = graph.const(add.inputs[0] if add.inputs[1] is node.outputs[0] else add.inputs[1])
@@ -172,7 +174,7 @@ def _bias(graph: Graph, node: ir.Node, add: ir.Node | None, weight: NDArray) -> 
     return np.array(np.broadcast_to(array.reshape(-1), channels), np.float32)
 
 
-def _fit_bias(params: QuantParams, weight: NDArray, bias: NDArray, s_x: NDArray) -> QuantParams:
+def fit_bias(params: QuantParams, weight: NDArray, bias: NDArray, s_x: NDArray) -> QuantParams:
     """Scales at which biases neither leave 30 bits nor, where all weights are 0, have fewer than 20."""
     if params.scale.size not in (1, bias.size):
         return params

@@ -17,6 +17,7 @@ from qcompiler.bundle import Bundle, check_destination, manifest_of, report_file
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
 from qcompiler.calibrate.rollout import rollout
+from qcompiler.choose import AUTO, choose, facts_of
 from qcompiler.context import Context, Note
 from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompiler.evaluate import Runner, predict, runner, sqnr, take, verify
@@ -58,6 +59,8 @@ class Result:
     context: Context
     samples: Samples
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: list[tuple[str, Graph]] = field(default_factory=list)
+    """The QDQ graph behind each pass that made or refined it."""
 
     def save(self, path: str | Path, form: str = "standard") -> None:
         """Write the QDQ graph as an .onnx file. Raises RecipeError when the recipe did not make one.
@@ -93,7 +96,7 @@ class Stopwatch:
 def quantize(
     model: Any,
     calibration: Any = None,
-    recipe: str | Path | Recipe = "default",
+    recipe: str | Path | Recipe | None = None,
     *,
     target: str | Target = "cpu",
     shapes: Mapping[str, Sequence[int]] | None = None,
@@ -113,15 +116,16 @@ def quantize(
     model: path, ModelProto or onnx_ir.Model. calibration: path of .npz, .npy or an image folder, `module:function`,
     "random", a mapping of input name to array [n, ...], or an iterable of samples. state: pairs of output and input
     that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
-    [n, steps, ...] of the other inputs. position: the input that counts steps. options: overrides of the
-    recipe's quantization keys (precision, exclude, ...). constants: inputs that always have one value.
+    [n, steps, ...] of the other inputs. position: the input that counts steps. recipe: preset, file or value; by
+    default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
+    exclude, ...). constants: inputs that always have one value.
     Raises QCompilerError.
     """
     watch = Stopwatch()
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
-    plan = load_recipe(recipe).override(options or {})
-    _check_precision(plan, chosen)
+    plan = _recipe(recipe, options).override(options or {})
+    bits = _check_precision(plan, chosen)
     with watch("load"):
         graph = load_graph(model, shapes=shapes, dims=dims, constants=constants)
         own = any(is_quantizer(node) for node in graph.ir)
@@ -144,8 +148,12 @@ def quantize(
     context.notes += [Note("load", where, text) for where, text in graph.notes]
     if known is None:
         context.notes.append(Note("load", "graph", "no calibration data: the model's own quantizers, quality on noise"))
+    if plan.name == AUTO and bits is not None:
+        plan, reasons = choose(plan, facts_of(graph, *bits))
+        context.notes += [Note(AUTO, name, why) for name, why in reasons]
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
-    return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, {**watch.seconds, **done.seconds})
+    seconds = {**watch.seconds, **done.seconds}
+    return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps)
 
 
 def _load(calibration: Any, graph: Graph, prepared: Preprocess | None, limit: int | None, seed: int) -> Samples:
@@ -167,7 +175,7 @@ def compile(  # noqa: A001 (the product's verb)
     model: Any,
     target: str | Target = "cpu",
     calibration: Any = None,
-    recipe: str | Path | Recipe = "default",
+    recipe: str | Path | Recipe | None = None,
     *,
     output: str | Path | None = None,
     overwrite: bool = False,
@@ -193,7 +201,7 @@ def compile(  # noqa: A001 (the product's verb)
         hint = f"Forms: {', '.join(forms)}."
         raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=hint)
     arithmetic = _arithmetic(quantization.get("arithmetic"), chosen)
-    plan = load_recipe(recipe)
+    plan = _recipe(recipe, quantization.get("options"))
     if pass_module(plan.passes[-1]).STAGE[1] is not Stage.INTEGER:
         raise RecipeError(
             "it makes no integer graph.", where=f"recipe `{plan.name}`", hint="Let it end with integerize."
@@ -256,10 +264,19 @@ def _arithmetic(name: str | None, target: Target) -> str:
     return name
 
 
-def _check_precision(plan: Recipe, target: Target) -> None:
-    """Say before calibration what `decide` would say after it."""
+def _recipe(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | None) -> Recipe:
+    if recipe is not None:
+        return load_recipe(recipe)
+    default = load_recipe("default")
+    precision = default.override(options or {}).options_of(DECIDE).precision
+    return load_recipe(AUTO) if min(pass_module(DECIDE).parse_precision(precision)) < 8 else default
+
+
+def _check_precision(plan: Recipe, target: Target) -> tuple[int, int] | None:
+    """Say before calibration what `decide` would say after it; the bits of weights and activations."""
     if DECIDE not in plan.passes:
-        return
+        return None
+    bits: tuple[int, int]
     bits = pass_module(DECIDE).parse_precision(plan.options_of(DECIDE).precision)
     can = target.capabilities
     for what, wanted, offered in zip(
@@ -271,6 +288,7 @@ def _check_precision(plan: Recipe, target: Target) -> None:
                 where=f"target `{target.name}`",
                 hint=f"It has {', '.join(map(str, offered))} bits; choose another --precision.",
             )
+    return bits
 
 
 def _check_options(options: Mapping[str, Any], target: Target) -> None:
@@ -330,9 +348,11 @@ def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress
             oracle.run, [own], ["1 thread"], take(result.samples, CHECKED_SAMPLES), tolerance=Tolerance(oracle)
         )
         facts["verification"] = checked.document()
-    from qcompiler.report.layers import layer_quality
+    from qcompiler.report.layers import layer_quality, step_quality
 
-    facts["layers"] = layer_quality(result, list(take(result.samples, LAYER_SAMPLES)), progress)
+    few = list(take(result.samples, LAYER_SAMPLES))
+    facts["layers"] = layer_quality(result, few, progress)
+    facts["passes"] = step_quality(result, few, facts["layers"])
     return facts
 
 

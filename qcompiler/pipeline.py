@@ -20,6 +20,8 @@ class PipelineResult:
     integer_graph: Graph | None
     seconds: dict[str, float] = field(default_factory=dict)
     """Seconds by pass, in the order in which they ran."""
+    steps: list[tuple[str, Graph]] = field(default_factory=list)
+    """The QDQ graph behind the pass that made it and behind each that refined it."""
 
 
 def run_pipeline(graph: Graph, recipe: Recipe, context: Context, *, arithmetic: str | None = None) -> PipelineResult:
@@ -32,6 +34,7 @@ def run_pipeline(graph: Graph, recipe: Recipe, context: Context, *, arithmetic: 
     options = {name: recipe.options_of(name, arithmetic=arithmetic, seed=context.seed) for name in recipe.passes}
     ends: dict[Stage, Graph] = {}
     seconds: dict[str, float] = {}
+    steps: list[tuple[str, Graph]] = []
     work = graph.clone()
     for i, name in enumerate(recipe.passes):
         module = pass_module(name)
@@ -43,6 +46,8 @@ def run_pipeline(graph: Graph, recipe: Recipe, context: Context, *, arithmetic: 
         start = time.perf_counter()
         work = module.run(work, options[name], context)
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+        if gives is Stage.QDQ:
+            steps.append((name, work.clone()))
     context.source = ""
     ends[pass_module(recipe.passes[-1]).STAGE[1]] = work
-    return PipelineResult(ends.get(Stage.FLOAT, graph), ends.get(Stage.QDQ), ends.get(Stage.INTEGER), seconds)
+    return PipelineResult(ends.get(Stage.FLOAT, graph), ends.get(Stage.QDQ), ends.get(Stage.INTEGER), seconds, steps)

@@ -15,8 +15,12 @@
     match = "layer3"
     weight = "int4"
 
-Everything is checked before any work is done: names of passes and options, types of values, and that each pass gets
-the stage of graph that it wants.
+A recipe may start from another: `base = "default"`, `drop = ["bias_correction"]` and, in the table `[recipe.after]`,
+`insert_qdq = ["solve_weights"]` (passes to run behind one of the base's).
+
+Everything is checked before any work is done: names of passes and options, types of values, that each pass gets the
+stage of graph that it wants, and what the passes say of each other: a pass may have `AFTER` (passes that must run
+before it, if they run at all) and `EXCLUDES` (passes that cannot run with it), both name -> reason.
 """
 
 from __future__ import annotations
@@ -134,7 +138,7 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
         raise RecipeError(f"not TOML: {error}.", where=where) from error
     _known(document, ("recipe", "quantize", "pass", "rule"), "table", where)
     head = document.get("recipe", {})
-    _known(head, ("name", "passes", "base"), "key", f"{where} [recipe]")
+    _known(head, ("name", "passes", "base", "drop", "after"), "key", f"{where} [recipe]")
     base = load_recipe(head["base"]) if "base" in head else None
     if "passes" not in head and base is None:
         raise RecipeError("it lists no passes.", where=where, hint='Give `passes = [...]` or `base = "default"`.')
@@ -144,11 +148,27 @@ def parse_recipe(text: str, where: str = "recipe") -> Recipe:
             raise RecipeError(f"`{name}` must be a table.", where=f"{where} [pass]", hint=f"Write [pass.{name}].")
     return Recipe(
         name=str(head.get("name", Path(where).stem)),
-        passes=tuple(head.get("passes", base.passes if base else ())),
+        passes=_edited(head, base, where),
         quantize={**(base.quantize if base else {}), **document.get("quantize", {})},
         rules=(*(base.rules if base else ()), *document.get("rule", ())),
         options=options,
     )
+
+
+def _edited(head: Mapping[str, Any], base: Recipe | None, where: str) -> tuple[str, ...]:
+    """The passes that `[recipe]` lists, or those of its base without `drop` and with what `after` puts behind them."""
+    passes = list(head.get("passes", base.passes if base else ()))
+    for name in head.get("drop", ()):
+        if name not in passes:
+            raise RecipeError(f"`drop` names `{name}`, which does not run.", where=where, hint=_nearest(name, passes))
+        passes.remove(name)
+    for name, added in head.get("after", {}).items():
+        if name not in passes or not isinstance(added, list):
+            hint = f"{_nearest(name, passes)}Write `insert_qdq = [\"solve_weights\"]` under [recipe.after]."
+            raise RecipeError(f"`after` cannot put passes behind `{name}`.", where=where, hint=hint)
+        at = passes.index(name) + 1
+        passes[at:at] = added
+    return tuple(passes)
 
 
 def pass_names() -> list[str]:
@@ -190,6 +210,20 @@ def check(recipe: Recipe) -> None:
                 hint="insert_qdq makes a QDQ graph of a FLOAT graph, integerize an INTEGER graph of a QDQ graph.",
             )
         stage = gives
+    _check_company(recipe, where)
+
+
+def _check_company(recipe: Recipe, where: str) -> None:
+    """What passes say of each other."""
+    for i, name in enumerate(recipe.passes):
+        module = pass_module(name)
+        for other, why in getattr(module, "AFTER", {}).items():
+            if other in recipe.passes[i:]:
+                raise RecipeError(f"`{name}` must run behind `{other}`: {why}.", where=where)
+        for other, why in getattr(module, "EXCLUDES", {}).items():
+            if other in recipe.passes:
+                hint = "Drop one of them."
+                raise RecipeError(f"`{name}` and `{other}` cannot both run: {why}.", where=where, hint=hint)
 
 
 def _check_options(table: Mapping[str, Any], options: type, where: str, hidden: Iterable[str] = ()) -> None:

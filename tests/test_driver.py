@@ -73,7 +73,7 @@ def test_compile_gives_a_bundle_and_options_reach_the_recipe(digits, x, tmp_path
         digits.cnn,
         target="cpu",
         calibration=x,
-        recipe="fast",
+        recipe="minmax",
         output=tmp_path / "out",
         dims=ONE,
         options={"precision": "w4a8"},
@@ -81,7 +81,7 @@ def test_compile_gives_a_bundle_and_options_reach_the_recipe(digits, x, tmp_path
     )
     assert isinstance(bundle, qcompiler.Bundle) and bundle.path == tmp_path / "out"
     report = bundle.report()
-    assert (report["recipe"], report["precision"], report["arithmetic"]) == ("fast", "w4+8a8", "fixed")
+    assert (report["recipe"], report["precision"], report["arithmetic"]) == ("minmax", "w4+8a8", "fixed")
     assert report["verification"]["bit_exact"] and bundle.manifest["arithmetic"] == "fixed"
     with bundle.load() as session:
         session.self_test()

@@ -100,7 +100,7 @@ def scales_in(path: Path) -> list[float]:
 @pytest.mark.parametrize("precision", ["w8a8", "w4a8", "w5a6"])
 def test_our_own_files_come_back_to_the_same_integer_graph(digits, tmp_path, form, precision):
     first = quantize(
-        digits.cnn, {"x": digits.data["x_calib"][:16]}, "fast", dims={"N": 1}, options={"precision": precision}
+        digits.cnn, {"x": digits.data["x_calib"][:16]}, "minmax", dims={"N": 1}, options={"precision": precision}
     )
     first.save(tmp_path / "q.onnx", form)
     again = quantize(tmp_path / "q.onnx")

@@ -26,7 +26,7 @@ weight = "int8"
 
 
 def test_presets_name_existing_passes_in_an_order_whose_stages_fit():
-    assert {"default", "fast", "mobile"} <= set(presets())
+    assert {"default", "minmax", "mobile", "fast", "gptq"} <= set(presets())
     if "integerize" not in pass_names():
         pytest.skip("passes/integerize.py is missing")
     for name in presets():
@@ -94,3 +94,34 @@ def test_unknown_preset():
 def test_recipe_is_checked_when_made():
     with pytest.raises(RecipeError, match="there is no pass"):
         Recipe(name="x", passes=("nothing_like_it",))
+
+
+def test_a_recipe_edits_its_base():
+    recipe = parse_recipe(
+        """
+        [recipe]
+        name = "mine"
+        base = "default"
+        drop = ["bias_correction"]
+        [recipe.after]
+        insert_qdq = ["solve_weights"]
+        """
+    )
+    base = load_recipe("default").passes
+    at = base.index("insert_qdq") + 1
+    want = (*base[:at], "solve_weights", *base[at:])
+    assert recipe.passes == tuple(name for name in want if name != "bias_correction")
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('drop = ["bias_corection"]', "Did you mean `bias_correction`"),
+        ('[recipe.after]\ninsert_qqq = ["solve_weights"]', "Did you mean `insert_qdq`"),
+        ('[recipe.after]\ninsert_qdq = "solve_weights"', "cannot put passes"),
+        ('[recipe.after]\nbias_correction = ["solve_weights"]', "must run behind `solve_weights`: new weights"),
+    ],
+)
+def test_wrong_edits_are_named(lines, said):
+    with pytest.raises(RecipeError, match=said):
+        parse_recipe(f'[recipe]\nname = "mine"\nbase = "default"\n{lines}\n')

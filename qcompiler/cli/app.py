@@ -43,7 +43,7 @@ def compile_command(
     target: str = "cpu",
     output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
     calib: str | None = None,
-    recipe: str = "default",
+    recipe: str | None = None,
     precision: str | None = None,
     nonlinear: str | None = None,
     exclude: Texts = (),
@@ -79,7 +79,7 @@ def compile_command(
     calib
         Calibration data: .npz keyed by input name, .npy, a folder of images, module:function, or `random`.
     recipe
-        A preset (default, fast, mobile) or a .toml file.
+        A preset (see docs/recipes.md) or a .toml file; by default `auto` below 8 bits, else `default`.
     precision
         Bits of weights and activations, as w8a8, w4a8 or w8a16.
     nonlinear

@@ -33,7 +33,7 @@ class CompileRequest:
     target: str
     output: Path | None
     calib: str | None
-    recipe: str
+    recipe: str | None
     precision: str | None
     nonlinear: str | None
     exclude: tuple[str, ...]

@@ -44,6 +44,7 @@ def build_report(
         "fit": facts.get("fit"),
         "worst_layers": sorted(facts["layers"], key=lambda row: row["sqnr_db"])[:10],
         "layers": facts["layers"],
+        "passes": facts["passes"],
         "notes": [{"pass": n.source, "where": n.where, "text": n.text} for n in result.context.notes],
         "facts": result.context.facts,
         "seconds": dict(seconds),

@@ -52,6 +52,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         _fit(report.get("fit")),
         _latency(report.get("latency") or []),
         _islands(report.get("islands") or []),
+        _passes(report["passes"]),
         "<h2>Worst layers</h2>",
         "<p class='soft'>Signal to quantization noise of a value against the float model; every layer inherits the "
         "noise of those before it.</p>",
@@ -151,6 +152,27 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"<h2>Latency, one thread, interleaved</h2><table>{head}{body}</table>"
 
 
+def _passes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What each refining pass cost and won."""
+    if len(rows) < 2:
+        return ""
+    body = "".join(
+        f"<tr><td>{escape(row['pass'])}</td><td class='n'>{row['seconds']:.2f}</td>"
+        f"<td class='n'>{_db(row['mean_sqnr_db'])}</td><td class='n'>{_db(row['output_sqnr_db'])}</td>"
+        f"<td class='b'>{_bar((row['output_sqnr_db'] or 0.0) / FULL_DB, '')}</td></tr>"
+        for row in rows
+    )
+    head = (
+        "<tr><th>behind</th><th class='n'>seconds</th><th class='n'>mean of values, dB</th>"
+        "<th class='n'>outputs, dB</th><th></th></tr>"
+    )
+    return f"<h2>What the passes won</h2><table>{head}{body}</table>"
+
+
+def _db(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
 def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
     body = ""
     for row in rows:
@@ -158,10 +180,14 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> str:
         colour = "bad" if db < BAD_DB else "fair" if db < FAIR_DB else ""
         body += (
             f"<tr><td><code>{escape(row['name'])}</code></td><td>{escape(row['operator'])}</td>"
-            f"<td>{escape(row['weight_format'])}</td><td>{escape(row['format'])}</td><td class='n'>{db:.1f}</td>"
-            f"<td class='b'>{_bar(db / FULL_DB, colour)}</td></tr>"
+            f"<td>{escape(row['weight_format'])}</td><td>{escape(row['format'])}</td>"
+            f"<td class='n'>{_db(row.get('sqnr_db_rounded'))}</td>"
+            f"<td class='n'>{db:.1f}</td><td class='b'>{_bar(db / FULL_DB, colour)}</td></tr>"
         )
-    head = "<tr><th>value</th><th>operator</th><th>weights</th><th>codes</th><th class='n'>SQNR dB</th><th></th></tr>"
+    head = (
+        "<tr><th>value</th><th>operator</th><th>weights</th><th>codes</th><th class='n'>rounded, dB</th>"
+        "<th class='n'>SQNR dB</th><th></th></tr>"
+    )
     return f"<table>{head}{body}</table>"
 
 

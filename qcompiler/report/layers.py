@@ -10,7 +10,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.calibrate.statistics import with_outputs
+from qcompiler.evaluate import BEST_DB
 from qcompiler.execute.ort import Session
+from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import dequantized_values
 
 if TYPE_CHECKING:
@@ -22,24 +24,10 @@ def layer_quality(
 ) -> list[dict[str, Any]]:
     """Name, operator, format and SQNR of every integer value whose float counterpart still has its name."""
     assert result.qdq_graph is not None and result.integer_graph is not None
-    pairs = dequantized_values(result.qdq_graph)
-    # The prepared float graph: in the one as loaded, a Conv before BatchNormalization holds another value.
-    prepared = result.context.float_graph or result.float_graph
-    known = {value.name for value in prepared.values()}
-    names = [name for name in pairs if name in known]
-    reference = Session(with_outputs(prepared, names))
-    quantized = Session(with_outputs(result.qdq_graph, [pairs[name] for name in names]))
-    signal, noise = np.zeros(len(names)), np.zeros(len(names))
-    for done, sample in enumerate(samples, 1):
-        progress("evaluate layers", done, len(samples))
-        for i, (a, b) in enumerate(
-            zip(reference.run(sample, names), quantized.run(sample, [pairs[n] for n in names]), strict=True)
-        ):
-            signal[i] += float((a.astype(np.float64) ** 2).sum())
-            noise[i] += float(((a.astype(np.float64) - b) ** 2).sum())
+    quality = value_quality(_prepared(result), result.qdq_graph, samples, progress)
     integer = {str(value.name): value for value in result.integer_graph.values()}
     rows = []
-    for i, name in enumerate(names):
+    for name, db in quality.items():
         value = integer.get(name)
         producer = value.producer() if value is not None else None
         if producer is not None and producer.op_type == "DequantizeLinear":  # a graph output goes by its own name
@@ -53,10 +41,65 @@ def layer_quality(
                 "operator": producer.op_type,
                 "format": value.metadata_props.get("qcompiler.format", ""),
                 "weight_format": _weight_format(producer),
-                "sqnr_db": round(200.0 if noise[i] == 0 else 10 * float(np.log10(max(signal[i], 1e-30) / noise[i])), 2),
+                "sqnr_db": db,
             }
         )
     return rows
+
+
+def value_quality(
+    reference: Graph,
+    quantized: Graph,
+    samples: Sequence[Mapping[str, NDArray]],
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> dict[str, float]:
+    """SQNR in dB of every quantized value of a QDQ graph that the float graph `reference` knows by name."""
+    pairs = dequantized_values(quantized)
+    known = {value.name for value in reference.values()}
+    names = [name for name in pairs if name in known]
+    if not names:
+        return {}
+    exact = Session(with_outputs(reference, names))
+    rounded = Session(with_outputs(quantized, [pairs[name] for name in names]))
+    signal, noise = np.zeros(len(names)), np.zeros(len(names))
+    for done, sample in enumerate(samples, 1):
+        progress("evaluate layers", done, len(samples))
+        got = rounded.run(sample, [pairs[name] for name in names])
+        for i, (a, b) in enumerate(zip(exact.run(sample, names), got, strict=True)):
+            signal[i] += float((a.astype(np.float64) ** 2).sum())
+            noise[i] += float(((a.astype(np.float64) - b) ** 2).sum())
+    ratio = [BEST_DB if n == 0 else 10 * float(np.log10(max(s, 1e-30) / n)) for s, n in zip(signal, noise, strict=True)]
+    return dict(zip(names, (round(db, 2) for db in ratio), strict=True))
+
+
+def step_quality(
+    result: Result, samples: Sequence[Mapping[str, NDArray]], layers: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What the passes that refine the QDQ graph cost and won: seconds, mean SQNR of all values and that of the outputs
+    behind each, the first row being plain rounding. Gives the rows of `layers` their SQNR behind that as well."""
+    assert result.qdq_graph is not None
+    outputs = [str(value.name) for value in result.qdq_graph.outputs]
+    rows = []
+    for i, (name, graph) in enumerate(result.steps):
+        quality = value_quality(_prepared(result), graph, samples)
+        if i == 0:
+            for layer in layers:
+                layer["sqnr_db_rounded"] = quality.get(layer["name"])
+        last = [quality[output] for output in outputs if output in quality]
+        rows.append(
+            {
+                "pass": name,
+                "seconds": round(result.seconds.get(name, 0.0), 3),
+                "mean_sqnr_db": round(float(np.mean(list(quality.values()))), 2) if quality else None,
+                "output_sqnr_db": round(float(np.mean(last)), 2) if last else None,
+            }
+        )
+    return rows
+
+
+def _prepared(result: Result) -> Graph:
+    """The prepared float graph: in the one as loaded, a Conv before BatchNormalization holds another value."""
+    return result.context.float_graph or result.float_graph
 
 
 def _weight_format(node: ir.Node) -> str:

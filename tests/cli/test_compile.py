@@ -52,7 +52,7 @@ def test_options_may_come_first_and_the_output_has_a_default(qcompile, digits, d
 
 
 def test_every_quantization_option_arrives(qcompile, digits, digits_data: Path):
-    Path("mine.toml").write_text('[recipe]\nname = "mine"\nbase = "fast"\n')
+    Path("mine.toml").write_text('[recipe]\nname = "mine"\nbase = "minmax"\n')
     done = qcompile(
         *(digits.cnn, "--shape", "x=1,1,8,8", "--calib", digits_data / "calib.npz", "-o", "out", "--json"),
         *("--recipe", "mine.toml", "--precision", "w4a8", "--exclude", "block1", "--exclude", "logits"),

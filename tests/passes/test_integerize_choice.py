@@ -148,7 +148,7 @@ def test_attention_masks_that_enter_as_integers(mask, far):
     rng = np.random.default_rng(2)
     seen = (np.arange(8) < rng.integers(3, 9, (16, 1))).astype(np.int64)
     samples = {"x": rand(16, 8, 4), "k": rand(16, 4, 8), "m": seen}
-    result = quantize_model(graph.model, samples, "fast")
+    result = quantize_model(graph.model, samples, "minmax")
     for i in range(4):
         sample = {name: array[i : i + 1] for name, array in samples.items()}
         (got,), (want,) = Oracle(result.integer_graph).run(sample), Session(graph).run(sample)
@@ -163,7 +163,7 @@ def test_integers_leave_a_bundle(target, tmp_path):
         r=np.zeros(0, np.float32), f=np.float32([1, 1, 2, 2]), h=np.float32(0.5),
     )  # fmt: skip
     x = rand(8, 3, 8, 8)
-    bundle = compile_model(graph.model, target, {"x": x}, "fast", output=tmp_path / "bundle")
+    bundle = compile_model(graph.model, target, {"x": x}, "minmax", output=tmp_path / "bundle")
     run, oracle = bundle_runner(bundle), Oracle(bundle.integer_graph())
     assert [spec["dtype"] for spec in bundle.manifest["outputs"]] == ["int64", "bool", "float32"]
     for i in range(4):
@@ -182,7 +182,7 @@ def test_older_spellings_of_resize(opset, operator, mode, becomes):
         f'{{ {given} mode="{mode}"> ({"x" if opset == 7 else "x, s"}) }}'
     )
     constants = {} if opset == 7 else {"s": np.float32([1, 1, 2, 2])}
-    result = quantize_model(Graph.parse(text, **constants).model, {"x": rand(4, 3, 8, 8)}, "fast")
+    result = quantize_model(Graph.parse(text, **constants).model, {"x": rand(4, 3, 8, 8)}, "minmax")
     assert {node.op_type for node in result.integer_graph.nodes()[1:-1]} == {becomes}
 
 

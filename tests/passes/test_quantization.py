@@ -122,9 +122,10 @@ def test_only_bounds_around_zero_are_saturation(low, high, bounds):
 def test_first_and_last_layer_stay_at_8_bits():
     got = formats(decided(precision="w4a4"))
     assert (got["w1"], got["x"], got["w4"], got["f"]) == ("int8n", "uint8", "int8n", "uint8")
-    assert (got["w2"], got["w3"], got["a1"], got["y"]) == ("int4", "int4", "uint4", "uint4")
+    assert (got["w2"], got["w3"], got["a2"], got["y"]) == ("int4", "int4", "uint4", "uint8")
     assert got["sum"] == got["p"] == "uint8"  # they share with f, the widest wins
-    assert set(formats(decided(precision="w4a4", keep_first_last=False)).values()) == {"int4", "uint4"}
+    narrow = decided(precision="w4a4", keep_first_last=False, inner_bits=4)
+    assert set(formats(narrow).values()) == {"int4", "uint4"}
 
 
 def test_the_last_rule_wins_and_excluded_nodes_win_over_rules():
@@ -331,3 +332,27 @@ def test_layers_that_share_weights_and_bias_get_nodes_of_their_own() -> None:
     names = [node.name for node in graph.nodes()]
     assert len(set(names)) == len(names)
     assert Session(graph).run({"x": np.ones((1, 3, 4, 4), np.float32)})[0].shape == (1, 3, 4, 4)
+
+
+def test_below_8_bits_only_operands_of_products_are_narrow():
+    graph = network()
+    context = Context()
+    decide.run(graph, decide.Options(precision="w4a4", keep_first_last=False), context)
+    found = context.assignment
+    bits = {name: spec.format.bits for name, spec in found.activations.items()}
+    assert bits["x"] == 4 and bits["a2"] == 4  # read by convolutions alone
+    assert bits["h3"] == 8 and bits["a3"] == 8 and bits["y"] == 8  # read by a table, an addition, nobody
+    assert bits["a1"] == 8 and found.narrowed["a1"].format.bits == 4  # by a convolution and an addition
+    assert bits["sum"] == bits["p"] == bits["f"] == 4  # moved to a product
+    assert set(found.narrowed) == {"a1"}
+    decide.run(graph, decide.Options(precision="w4a4", inner_bits=4, keep_first_last=False), context)
+    assert {spec.format.bits for spec in context.assignment.activations.values()} == {4}
+    assert not context.assignment.narrowed
+
+
+def test_last_layer_reads_8_bits_without_a_second_quantizer():
+    graph = network()
+    context = Context()
+    decide.run(graph, decide.Options(precision="w4a4"), context)
+    assert context.assignment.activations["f"].format.bits == 8
+    assert "f" not in context.assignment.narrowed

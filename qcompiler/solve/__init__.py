@@ -1,0 +1,1 @@
+"""Solvers that choose the codes of weights from moments of their inputs: arrays in, arrays out."""
