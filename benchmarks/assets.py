@@ -55,6 +55,8 @@ class Case:
     model: Path
     entry: Mapping[str, Any]
     goal: tuple[str, float] = ("none", 0.0)
+    draw: tuple[int, int] | None = None
+    """(seed, count): calibrate on a random draw from the whole pool instead of on its first samples."""
 
     @property
     def metric(self) -> str:
@@ -95,7 +97,10 @@ class Case:
         if "others" in self.entry:
             return dict(zip(self.inputs, (first, *self.entry["others"](first)), strict=True))
         with np.load(find_assets() / self.entry["data"]) as stored:
-            extra = stored[f"extra_{self.entry['split'] if split == 'test' else split}"][: len(first)]
+            extra = stored[f"extra_{self.entry['split'] if split == 'test' else split}"]
+        if split == "calib" and self.draw is not None:
+            extra = extra[self._drawn(len(extra))]
+        extra = extra[: len(first)]
         return dict(zip(self.inputs, (first, extra), strict=True))
 
     @cached_property
@@ -128,13 +133,22 @@ class Case:
         reference = self.test[: len(outputs)] if self.metric == "mse" else self.labels
         return metric(self.metric, outputs, reference)
 
+    def _drawn(self, pool: int) -> NDArray[np.int64]:
+        """Indices of the draw, in order; of a small pool, nine tenths at most, so that seeds differ."""
+        assert self.draw is not None
+        seed, count = self.draw
+        count = min(count, max(1, pool * 9 // 10))
+        return np.sort(np.random.default_rng(seed).permutation(pool)[:count])
+
     def _arrays(self, split: str) -> tuple[NDArray, NDArray | None]:
         if "arrays" in self.entry:
             return self.entry["arrays"](split)  # type: ignore[no-any-return]
         data = find_assets() / self.entry["data"]
         x, labels = _read(data, self.entry["split"] if split == "test" else split)
-        if split == "calib":
+        if split == "calib" and self.draw is None:
             x = x[: CALIBRATION_LARGE if data.stem == "imagenet224" else CALIBRATION]
+        elif split == "calib":
+            x = x[self._drawn(len(x))]
         return _preprocess(x, self.entry["preprocess"]), labels
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from qcompiler import assignment as decisions
 from qcompiler.calibrate.observers import Histogram
-from qcompiler.calibrate.ranges import METHODS, PERCENTILE, find_range, find_weight_range
+from qcompiler.calibrate.ranges import METHODS, PERCENTILE, away_from_ties, find_range, find_weight_range
 from qcompiler.calibrate.statistics import Statistics, require
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
@@ -72,7 +72,8 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         method = assignment.methods.get(name, options.method)
         histogram = _merged(graph, assignment.group_of(name), statistics)
         params = find_range(histogram, spec, "mse" if method == "auto" else method, options.percentile)
-        assignment.narrowed_params[name] = params
+        wide = assignment.params.get(name)
+        assignment.narrowed_params[name] = params if wide is None else away_from_ties(params, wide)
     for name, spec in assignment.constants.items():
         if name in done:
             continue

@@ -48,6 +48,22 @@ def find_range(histogram: Histogram, spec: QuantSpec, method: str, percentile: f
     return _least_error(histogram, spec)
 
 
+def away_from_ties(narrow: QuantParams, wide: QuantParams) -> QuantParams:
+    """`narrow` with its scale moved by at most 1 %, so that no value on the grid of `wide` lies near a tie of `narrow`.
+
+    A value that is quantized twice is rounded from one grid to the other. Where the ratio of the scales puts points of
+    the first half way between points of the second, float32 rounding alone would decide, and executors would differ.
+    """
+    ratio = float(narrow.scale) / float(wide.scale)
+    reach = wide.format.max - wide.format.min
+    ties = np.arange(min(narrow.format.max - narrow.format.min, int(reach / ratio)) + 1) + 0.5
+    factors = 1 + np.linspace(-0.01, 0.01, 201)[np.argsort(np.abs(np.linspace(-1, 1, 201)), kind="stable")]
+    places = ties * (ratio * factors[:, None])
+    margins = np.abs(places - np.rint(places)).min(1)
+    best = int(np.argmax(margins >= min(0.1, margins.max())))  # the least change that keeps clear of ties
+    return QuantParams(narrow.format, np.float32(narrow.scale * factors[best]), narrow.zero_point, narrow.axis)
+
+
 def find_weight_range(
     weight: NDArray, spec: QuantSpec, method: str, power: float = 2.4, ratios: int = 40
 ) -> QuantParams:

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qcompiler.calibrate.observers import BINS, Histogram
-from qcompiler.calibrate.ranges import METHODS, find_range, find_weight_range, params_from_range
-from qcompiler.formats import Int, QuantSpec, per_channel
+from qcompiler.calibrate.ranges import METHODS, away_from_ties, find_range, find_weight_range, params_from_range
+from qcompiler.formats import Int, QuantParams, QuantSpec, per_channel
 from qcompiler.quantizer import fake_quantize, quantize
 
 seeds = st.integers(0, 2**32 - 1)
@@ -110,3 +110,22 @@ def test_minmax_weight_range_reaches_the_largest_code_in_every_channel():
     w = np.random.default_rng(0).standard_normal((6, 20)).astype(np.float32)
     codes = quantize(w, find_weight_range(w, QuantSpec(Int(8, narrow=True), per_channel(0), symmetric=True), "minmax"))
     assert np.all(np.abs(codes.astype(int)).max(1) == 127)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("ratio", [16.0, 17 * 42 / 63, 12.25, 2.0])
+@pytest.mark.parametrize("wide_bits", [8, 16])
+def test_a_second_rounding_meets_no_ties(bits: int, ratio: float, wide_bits: int):
+    wide = QuantParams(Int(wide_bits, signed=False), np.float32(0.0123))
+    start = QuantParams(Int(bits, signed=False), np.float32(0.0123 * ratio))
+    moved = away_from_ties(start, wide)
+    assert abs(float(moved.scale) / float(start.scale) - 1) <= 0.0101
+    codes = np.arange(wide.format.max + 1)
+    exact = codes * float(wide.scale) / float(moved.scale)
+    seen = exact[exact < moved.format.max]
+    assert np.abs(seen - np.floor(seen) - 0.5).min() > 1e-4
+    # So float32 division and multiplication by the float32 ratio round alike.
+    divided = np.rint(codes.astype(np.float32) * wide.scale / moved.scale)
+    multiplied = np.rint(codes.astype(np.float32) * np.float32(wide.scale / moved.scale))
+    inside = exact < moved.format.max
+    assert np.array_equal(divided[inside], multiplied[inside])
