@@ -105,9 +105,9 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     for node in weighted:
         weights[_weight_name(graph, node)] = weight_token(weight_bits)
     result.groups = decisions.shared_groups(graph)
-    if activation_bits < options.inner_bits:
-        _keep_inner(graph, activations, options, result, scale_type)
     centred = widths.centred_values(graph) & quantized
+    if activation_bits < options.inner_bits:
+        _keep_inner(graph, activations, centred, options, result, scale_type)
     if options.wide and (context.capabilities is None or 16 in context.capabilities.activation_bits):
         found = widths.wide_values(graph)
         found = {name: token for name, token in found.items() if name in activations}
@@ -244,7 +244,12 @@ def _widen(
 
 
 def _keep_inner(
-    graph: Graph, activations: dict[str, str], options: Options, result: Assignment, scale_type: ScaleType
+    graph: Graph,
+    activations: dict[str, str],
+    centred: set[str],
+    options: Options,
+    result: Assignment,
+    scale_type: ScaleType,
 ) -> None:
     """Rule 8."""
     by_name = {str(value.name): value for value in graph.values()}
@@ -257,8 +262,10 @@ def _keep_inner(
             continue
         narrow = parse_format(activations[name])
         activations[name] = wanted
-        if "product" in readers and decisions.product_uses(graph, by_name[name]):
-            result.narrowed[name] = QuantSpec(narrow, scale_type=scale_type, symmetric=options.symmetric)
+        if "product" in readers and decisions.operand_uses(graph, by_name[name]):
+            symmetric = options.symmetric or name in centred
+            fmt = parse_format(activation_token(narrow.bits, symmetric))
+            result.narrowed[name] = QuantSpec(fmt, scale_type=scale_type, symmetric=symmetric)
 
 
 def _reader(graph: Graph, node: ir.Node, index: int) -> str:

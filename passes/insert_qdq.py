@@ -81,8 +81,8 @@ def _name_nodes(graph: Graph) -> None:
 
 
 def _quantize_activation(graph: Graph, value: ir.Value, params: QuantParams, narrow: QuantParams | None) -> None:
-    """narrow: of a second quantizer, through which products with weights read the value."""
-    users, products = list(value.uses()), decisions.product_uses(graph, value)
+    """narrow: of a second quantizer, through which products read the value."""
+    users, products = list(value.uses()), decisions.operand_uses(graph, value)
     name = value.name or "value"
     dequantized = qdq.write_quantizer(graph, value, params, name=name)
     for use in users:

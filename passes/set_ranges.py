@@ -70,8 +70,8 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
                 done.add(member)
     for name, spec in assignment.narrowed.items():
         method = assignment.methods.get(name, options.method)
-        histogram = _merged(graph, assignment.group_of(name), statistics)
-        params = find_range(histogram, spec, "mse" if method == "auto" else method, options.percentile)
+        # Its own values count, not those that it shares codes with before this second rounding.
+        params = find_range(statistics[name], spec, "mse" if method == "auto" else method, options.percentile)
         wide = assignment.params.get(name)
         assignment.narrowed_params[name] = params if wide is None else away_from_ties(params, wide)
     for name, spec in assignment.constants.items():

@@ -32,8 +32,7 @@ class Assignment:
     """Decisions by value name; `activations` and `constants` are the values with a quantizer.
 
     groups: names that must share parameters (each name is in at most one). methods: range method of a value, when it
-    differs from the default. narrowed: a second, narrower quantizer of a value, through which products with weights
-    read it.
+    differs from the default. narrowed: a second, narrower quantizer of a value, through which products read it.
     """
 
     activations: dict[str, QuantSpec] = field(default_factory=dict)
@@ -129,6 +128,12 @@ def fused_clip(graph: Graph, node: ir.Node) -> ir.Node | None:
 def product_uses(graph: Graph, value: ir.Value) -> list[tuple[ir.Node, int]]:
     """Where products with weights read a value: (node, index of the input)."""
     return [(use.node, use.idx) for use in value.uses() if use.idx == 0 and weight_of(graph, use.node) is not None]
+
+
+def operand_uses(graph: Graph, value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Where products read a value, with weights or of two activations: (node, index of the input)."""
+    others = [(use.node, use.idx) for use in value.uses() if is_product_of_activations(graph, use.node)]
+    return product_uses(graph, value) + others
 
 
 def bias_add(graph: Graph, node: ir.Node) -> ir.Node | None:
