@@ -16,7 +16,8 @@ except ImportError as error:
     ) from error
 
 from qcompiler.execute.torch.fisher import output_gradients
-from qcompiler.execute.torch.graph import TorchGraph, float_weights
+from qcompiler.execute.torch.graph import TorchGraph
+from qcompiler.execute.torch.parts import float_weights
 from qcompiler.execute.torch.quantizer import Quantizer
 from qcompiler.execute.torch.rounding import ste_ceil, ste_floor, ste_round
 

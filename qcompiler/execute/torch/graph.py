@@ -15,19 +15,17 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
-import onnx_ir.passes.common as common
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompiler.errors import CalibrationError, ModelError, UnsupportedError
+from qcompiler.execute.torch.parts import function_body
 from qcompiler.execute.torch.quantizer import Quantizer
 from qcompiler.execute.torch.rules import RULES
 from qcompiler.execute.torch.site import Function, Site
 from qcompiler.formats import Int
 from qcompiler.graph import qdq
-from qcompiler.graph.io import load_graph
-from qcompiler.graph.islands import single_node
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.quantizer import dequantize
 
@@ -101,7 +99,7 @@ class TorchGraph(nn.Module):
         return {name: getattr(self, slot) for name, slot in self._modules_of.items()}
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Make the float initializer `name` a parameter (once), of its own shape, without samples. Raises ModelError."""
+        """The float initializer `name` as a parameter of its own shape, without samples. Raises ModelError."""
         slot = self._slots.get(name)
         tensor = None if slot is None else getattr(self, slot)
         if slot is None or not tensor.is_floating_point():
@@ -125,10 +123,17 @@ class TorchGraph(nn.Module):
 
     # -- running -----------------------------------------------------------------------------------------------
 
-    def forward(self, values: Mapping[str, Any], wanted: Sequence[str] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self,
+        values: Mapping[str, Any],
+        wanted: Sequence[str] | None = None,
+        *,
+        taps: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
         """Values `wanted` (by default the outputs) from given ones, which may be any: only what lies between is run.
 
         values: name -> tensor or array [n, *shape]; a constant may be given too, as [1, *shape] or one a sample.
+        taps: name -> function of the value as it is computed; what it returns goes on in its place.
         Returns [n, *shape] each, [1, *shape] for what depends on no given value.
         Raises CalibrationError for a value that is missing or has another shape.
         """
@@ -140,6 +145,9 @@ class TorchGraph(nn.Module):
         for step, gone in zip(steps, dead, strict=True):
             result = step.function(*[None if name is None else self._get(found, name) for name in step.inputs])
             found.update(zip(step.outputs, result if isinstance(result, tuple) else (result,), strict=False))
+            for name in step.outputs if taps else ():
+                if name in taps:  # type: ignore[operator]
+                    found[name] = taps[name](found[name])  # type: ignore[index]
             for name in gone:
                 if name not in keep:
                     found.pop(name, None)
@@ -220,10 +228,11 @@ class TorchGraph(nn.Module):
             raise UnsupportedError(
                 f"node `{node.name or node.outputs[0].name}`: the torch executor has no rule for {operator_key(node)}.",
                 where=self.where,
-                hint="Run the pass `unroll_recurrent` before." if recurrent else "Leave out the passes that learn, or "
-                "cut the model before this node.",
+                hint="Run the pass `unroll_recurrent` before."
+                if recurrent
+                else "Leave out the passes that learn, or cut the model before this node.",
             )
-        body = TorchGraph(_body(graph, node))
+        body = TorchGraph(function_body(graph, node))
         self.add_module(f"body{len(self._steps)}", body)
         names = {f"input{i}": i for i in range(len(inputs))}
 
@@ -273,51 +282,8 @@ class TorchGraph(nn.Module):
         setattr(self, self._slots[str(source.name)], torch.from_numpy(np.array(array, np.float32)))
 
 
-def float_weights(qdq_graph: Graph, float_graph: Graph) -> dict[str, NDArray]:
-    """The float weights of a QDQ graph, for TorchGraph: dequantized value name -> float32 array.
-
-    float_graph: what `insert_qdq` left in the context. A weight is found by the name that insert_qdq gave its codes
-    and by its shape; one whose float values are not there is left out.
-    """
-    arrays = {str(name): float_graph.const(value) for name, value in float_graph.ir.initializers.items()}
-    found: dict[str, NDArray] = {}
-    for node in qdq_graph.nodes("DequantizeLinear"):
-        read = qdq.quantizer_of(qdq_graph, node.outputs[0])
-        if read is None or read.codes is None:
-            continue
-        name = str(read.source.name)
-        head, tail = name.rpartition("_codes")[::2]
-        array = arrays.get(head) if tail == "" or tail.lstrip("_").isdigit() else None
-        if array is not None and array.shape == read.codes.shape and array.dtype.kind == "f":
-            found[str(node.outputs[0].name)] = array
-    return found
-
-
 def _has_quantize(source: ir.Value) -> bool:
     maker = source.producer()
     if maker is not None and maker.op_type == "Clip":
         maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
     return maker is not None and maker.op_type == "QuantizeLinear"
-
-
-def _body(graph: Graph, node: ir.Node) -> Graph:
-    """The function body of a node as a graph with static shapes; its constant float inputs stay inputs, which may
-    learn, the others are folded into the shapes that they decide."""
-    alone = single_node(graph, node, constants=False)
-    for value in list(alone.ir.inputs):
-        original = node.inputs[int(str(value.name).removeprefix("input"))]
-        if graph.const(original) is not None and value.dtype is not None and not value.dtype.is_floating_point():
-            alone.ir.inputs.remove(value)
-            value.const_value = original.const_value  # type: ignore[union-attr]
-            alone.ir.register_initializer(value)
-    for function in graph.model.functions.values():
-        alone.model.functions[function.identifier()] = function.clone()
-    common.InlinePass(criteria=lambda function: operator_key_of(function) not in RULES)(alone.model)
-    return load_graph(alone.model, lifted=False)
-
-
-def operator_key_of(function: ir.Function) -> str:
-    """As `operator_key`, of a function."""
-    return function.name if function.domain in ("", "ai.onnx") else f"{function.domain}::{function.name}"
-
-

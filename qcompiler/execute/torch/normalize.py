@@ -97,7 +97,8 @@ def _lp(site: Site) -> Function:
 
 
 def _lrn(site: Site) -> Function:
-    size, alpha, beta, bias = site.attr("size"), site.attr("alpha", 1e-4), site.attr("beta", 0.75), site.attr("bias", 1.0)
+    size, alpha, beta = site.attr("size"), site.attr("alpha", 1e-4), site.attr("beta", 0.75)
+    bias = site.attr("bias", 1.0)
 
     def run(x: Tensor) -> Tensor:
         before, after = (size - 1) // 2, size - 1 - (size - 1) // 2

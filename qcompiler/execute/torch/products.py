@@ -41,7 +41,8 @@ def _conv_transpose(site: Site) -> Function:
     strides, dilations = site.attr("strides", [1] * rank), site.attr("dilations", [1] * rank)
     extra = site.attr("output_padding", [0] * rank)
     sizes, out = site.shape(0)[2:], site.out_shape[2:]
-    full = [(n - 1) * s + d * (k - 1) + 1 + e for n, s, d, k, e in zip(sizes, strides, dilations, kernel, extra, strict=True)]
+    parts = zip(sizes, strides, dilations, kernel, extra, strict=True)
+    full = [(n - 1) * s + d * (k - 1) + 1 + e for n, s, d, k, e in parts]
     if site.attr("output_shape") or site.attr("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         total = [a - b for a, b in zip(full, out, strict=True)]
         upper = site.attr("auto_pad", "NOTSET") == "SAME_UPPER"

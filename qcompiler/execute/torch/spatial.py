@@ -38,7 +38,8 @@ def window(site: Site, kernel: Sequence[int]) -> Window:
     begin, end = pads[:rank], pads[rank:]
     if mode.startswith("SAME"):
         reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilations, strict=True)]
-        total = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in zip(site.shape(0)[2:], strides, reach, strict=True)]
+        parts = zip(site.shape(0)[2:], strides, reach, strict=True)
+        total = [max((-(-n // s) - 1) * s + r - n, 0) for n, s, r in parts]
         less, more = [t // 2 for t in total], [t - t // 2 for t in total]
         begin, end = (less, more) if mode == "SAME_UPPER" else (more, less)
     elif mode == "VALID":
