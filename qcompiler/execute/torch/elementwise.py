@@ -62,11 +62,19 @@ def _clip(site: Site) -> Function:
         return lambda x, *rest: torch.clamp(x, low, high)
 
     def run(x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-        if low is not None:
-            x = torch.maximum(*align(x, low))
-        return x if high is None else torch.minimum(*align(x, high))
+        x = x if low is None else _larger(*align(x, low))
+        return x if high is None else _smaller(*align(x, high))
 
     return run
+
+
+def _larger(a: Tensor, b: Tensor) -> Tensor:
+    """maximum(a, b), which halves the gradient between equals; here a has it, as codes at their bound want."""
+    return torch.clamp(a, min=b)
+
+
+def _smaller(a: Tensor, b: Tensor) -> Tensor:
+    return torch.clamp(a, max=b)
 
 
 def _prelu(site: Site) -> Function:
@@ -118,19 +126,15 @@ _INTEGERS = tuple(getattr(ir.DataType, name) for name in ("INT64", "INT32", "INT
 
 
 def _cast(site: Site) -> Function:
-    if site.node.op_type == "CastLike":
-        like = site.value(1)
-        to = like.dtype if like is not None and like.dtype is not None else ir.DataType.FLOAT
-    else:
-        to = ir.DataType(site.attr("to"))
+    to = ir.DataType(site.attr("to"))
     if to in _FLOATS:
-        return lambda x, *rest: x if x.is_floating_point() else x.to(site.dtype())
+        return lambda x: x if x.is_floating_point() else x.to(site.dtype())
     if to == ir.DataType.BOOL:
-        return lambda x, *rest: x != 0
+        return lambda x: x != 0
     if not to.is_integer():
         raise site.refuse(f"makes {to}")
 
-    def run(x: Tensor, *rest: Tensor) -> Tensor:
+    def run(x: Tensor) -> Tensor:
         return ste_trunc(x) if x.is_floating_point() else x.to(torch.int64)
 
     return run
@@ -203,7 +207,7 @@ RULES: dict[str, Rule] = {
     **{name: plain(function) for name, function in UNARY.items()},
     "Add": plain(torch.add), "Sub": plain(torch.sub), "Mul": plain(torch.mul), "Pow": plain(torch.pow),
     "Div": _div, "Mod": _mod, "Where": _where, "Clip": _clip, "PRelu": _prelu, "Gelu": _gelu, "Swish": _swish,
-    "Max": _fold_left(torch.maximum), "Min": _fold_left(torch.minimum), "Sum": _fold_left(torch.add), "Mean": _mean,
+    "Max": _fold_left(_larger), "Min": _fold_left(_smaller), "Sum": _fold_left(torch.add), "Mean": _mean,
     "Equal": plain(torch.eq), "Less": plain(torch.lt), "LessOrEqual": plain(torch.le), "Greater": plain(torch.gt),
     "GreaterOrEqual": plain(torch.ge), "And": _bits(torch.logical_and), "Or": _bits(torch.logical_or),
     "Xor": _bits(torch.logical_xor), "Not": _bits(torch.logical_not),
@@ -214,6 +218,5 @@ RULES: dict[str, Rule] = {
     "Selu": _with(_selu, alpha=1.67326319217681884765625, gamma=1.05070102214813232421875),
     "Shrink": _with(_shrink, lambd=0.5, bias=0.0),
     "ThresholdedRelu": _with(lambda x, alpha: torch.where(x > alpha, x, torch.zeros_like(x)), alpha=1.0),
-    "Cast": _cast, "CastLike": _cast, "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
-    "Dropout": lambda site: lambda x, *rest: x,
+    "Cast": _cast, "QuantizeLinear": _quantize, "DequantizeLinear": _dequantize,
 }  # fmt: skip

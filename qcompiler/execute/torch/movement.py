@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qcompiler.execute.torch.site import Function, Rule, Site, align, along, common_samples, lift
+from qcompiler.execute.torch.site import Function, Rule, Site, along, common_samples, lift
 
 
 def _reshape(site: Site) -> Function:
@@ -198,8 +198,9 @@ def _top_k(site: Site) -> Function:
     axis, largest = site.attr("axis", -1), bool(site.attr("largest", 1))
 
     def run(x: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
-        values, places = x.sort(along(axis, x), descending=largest, stable=True)  # ties: the lower index, as ONNX says
-        return values.narrow(along(axis, x), 0, k), places.narrow(along(axis, x), 0, k)
+        dim = along(axis, x)
+        values, places = x.sort(dim=dim, descending=largest, stable=True)  # ties: the lower index, as ONNX says
+        return values.narrow(dim, 0, k), places.narrow(dim, 0, k)
 
     return run
 
@@ -210,20 +211,10 @@ def _trilu(site: Site) -> Function:
     return lambda x, *rest: function(x, k)
 
 
-def _range(site: Site) -> Function:
-    length = site.out_shape[0]
-
-    def run(start: Tensor, limit: Tensor, step: Tensor) -> Tensor:
-        start, step = align(start.reshape(-1, 1), step.reshape(-1, 1))
-        return start + step * torch.arange(length, dtype=start.dtype, device=start.device)
-
-    return run
-
-
 RULES: dict[str, Rule] = {
     "Reshape": _reshape, "Flatten": _reshape, "Squeeze": _reshape, "Unsqueeze": _reshape, "Transpose": _transpose,
     "Concat": _concat, "Split": _split, "Slice": _slice, "Pad": _pad, "Expand": _expand, "Tile": _tile,
     "Gather": _gather, "GatherElements": _gather_elements, "GatherND": _gather_nd,
     "ScatterElements": _scatter_elements, "ScatterND": _scatter_nd,
-    "TopK": _top_k, "Trilu": _trilu, "Range": _range,
+    "TopK": _top_k, "Trilu": _trilu,
 }  # fmt: skip
