@@ -4,14 +4,14 @@ A value is a cut if every path from the input to the output goes through it (it 
 two cuts is a region with a single entry and a single exit: a residual block, half a transformer block, or, in a chain,
 one operator. Blocks are regions, with these rules:
 
-1. a region without a weight (activation, quantizer, pool) belongs to the block before it; a normalization, and what
-   follows it, to the block after;
+1. a region without a weight (activation, quantizer, pool) belongs to the block before it; LayerNormalization, and
+   what follows it, to the block after;
 2. a depthwise convolution belongs with the pointwise ones around it (an inverted residual without its shortcut);
 3. a region with more than `limit` weights (a U-Net between the ends of its longest shortcut) is cut inside: its
    branches are regions from the same entry to the node in which they meet. Only then has a block several inputs.
 
 What does not depend on the main input (the embedding of a time step, a mask) goes first. The main input is the one that
-gives the most blocks.
+gives the most blocks, or else on which most depends.
 
 Sources: Li et al. 2021, BRECQ, section 3.2 (blocks as units of reconstruction); Johnson, Pearson, Pingali 1994, The
 Program Structure Tree (single-entry single-exit regions).
@@ -33,9 +33,8 @@ from qcompiler.graph.model import Graph, attribute
 
 LIMIT = 6
 """Weights of the largest blocks in use: attention has four, and a residual block with squeeze-and-excitation five."""
-NORMS = frozenset({
-    "LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization",
-})  # fmt: skip
+NORMS = ("LayerNormalization", "RMSNormalization")
+"""Normalizations that open a block; the others stand behind a convolution."""
 Vertex = tuple[str, Any]
 
 
@@ -92,8 +91,9 @@ def _groups(graph: Graph, limit: int) -> list[list[int]]:
             continue
         inside = (nx.descendants(flow, source) & before) | {source, sink}
         found = _merged(nodes, weights, _regions(flow.subgraph(inside), source, sink, weights, limit))
-        if len(found) > len(best):
-            best, below = found, nx.descendants(flow, source)
+        after = nx.descendants(flow, source)
+        if (len(found), len(after)) > (len(best), len(below)):
+            best, below = found, after
     found = _with_depthwise(nodes, weights, best)
     return _with_rest(nodes, weights, found or [[]], {i for kind, i in below if kind == "node"})
 
