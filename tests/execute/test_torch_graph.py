@@ -253,8 +253,7 @@ def test_codes_are_what_they_mean_and_float_weights_pass_through_their_quantizer
         quantizer.learn(scaled_gradient=True)
     learned({"x": x})["y"].square().sum().backward()
     scales = {name: quantizer.scale for name, quantizer in learned.quantizers.items()}
-    same = scales.pop("y")  # Flatten's, whose input lies on its grid: rint(v) - v is 0 or rounding noise
-    assert same.grad.abs() <= 1e-5
+    assert learned.quantizers["y"] is learned.quantizers["m_dequantized"]  # Flatten only moves
     for parameter in (*learned.weights.values(), *scales.values()):
         assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().max() > 0
     read = quantizer_of(graph, graph.value("w_dequantized"))

@@ -20,5 +20,8 @@ from qcompiler.execute.torch.graph import TorchGraph
 from qcompiler.execute.torch.parts import float_weights
 from qcompiler.execute.torch.quantizer import Quantizer
 from qcompiler.execute.torch.rounding import ste_ceil, ste_floor, ste_round
+from qcompiler.execute.torch.store import store
 
-__all__ = ["Quantizer", "TorchGraph", "float_weights", "output_gradients", "ste_ceil", "ste_floor", "ste_round"]
+__all__ = [
+    "Quantizer", "TorchGraph", "float_weights", "output_gradients", "ste_ceil", "ste_floor", "ste_round", "store",
+]  # fmt: skip

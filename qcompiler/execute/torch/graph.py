@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qcompiler.errors import CalibrationError, ModelError, UnsupportedError
-from qcompiler.execute.torch.parts import function_body
+from qcompiler.execute.torch.parts import function_body, quantizes, tied_values
 from qcompiler.execute.torch.quantizer import Quantizer
 from qcompiler.execute.torch.rules import RULES
 from qcompiler.execute.torch.site import Function, Site
-from qcompiler.formats import Int
+from qcompiler.formats import Int, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.quantizer import dequantize
@@ -49,7 +49,8 @@ class TorchGraph(nn.Module):
     mean.
 
     weights: initializer name -> nn.Parameter, of the trainable ones.
-    quantizers: name of the dequantized value -> module; replace one with `set_quantizer`.
+    quantizers: name of the dequantized value -> module; replace one with `set_quantizer`. Values that must share their
+    parameters (what a MaxPool reads and makes) share their module.
     inputs, outputs: names of the graph's.
     Raises UnsupportedError naming node and type for an operator that torch has no rule for, ModelError for names that
     are no float initializers.
@@ -75,6 +76,7 @@ class TorchGraph(nn.Module):
             array = graph.const(value)
             if array is not None and array.dtype.kind in "fiub":
                 self._add_constant(name, array)
+        self._tied = tied_values(graph)
         given = dict(float_weights or {})
         for node in graph.nodes():
             self._steps.append(self._quantizer(graph, node, given) or self._node(graph, node))
@@ -246,29 +248,40 @@ class TorchGraph(nn.Module):
         """The step of a DequantizeLinear or FakeQuantize with constant parameters of an integer format."""
         if not qdq.is_quantizer(node) or any(v is not None and graph.const(v) is None for v in node.inputs[1:]):
             return None
-        name = str(node.outputs[0].name)
-        bias = qdq.read_bias(graph, node)
-        source = node.inputs[0]
+        name, source = str(node.outputs[0].name), node.inputs[0]
         assert source is not None
+        bias = qdq.read_bias(graph, node)
         if bias is not None:
             return self._constant_step(source, name, (bias[0] * bias[1]).astype(np.float32))
-        if graph.const(source) is None and node.op_type == "DequantizeLinear" and not _has_quantize(source):
+        if graph.const(source) is None and node.op_type == "DequantizeLinear" and not quantizes(source):
             return None
         read = qdq.read_quantizer(graph, node)
         if not isinstance(read.params.format, Int):
             return None
-        if read.codes is None:
-            module = self._add_module(name, Quantizer(read.params))
-            return _Step((str(read.source.name),), (name,), lambda x: module()(x))
-        given = float_weights.pop(name, None)
-        if given is None and node.op_type == "DequantizeLinear":
-            return self._constant_step(source, name, dequantize(read.codes, read.params))
-        if given is not None:
-            if given.shape != read.codes.shape:
-                raise ModelError(f"`{name}` is {read.codes.shape}, its float weight {given.shape}.", where=self.where)
-            self._replace_constant(source, given)
-        module = self._add_module(name, Quantizer(read.params))
-        return _Step((str(source.name),), (name,), lambda x: module()(x))
+        if read.codes is not None and node.op_type == "DequantizeLinear":
+            array = float_weights.pop(name, None)
+            if array is not None and array.shape != read.codes.shape:
+                raise ModelError(f"`{name}` is {read.codes.shape}, its float weight {array.shape}.", where=self.where)
+            step = self._constant_step(source, name, dequantize(read.codes, read.params) if array is None else array)
+            if array is None and name not in self._tied:
+                return step
+            # Codes that are moved (by Concat, by Gather from a table) have to follow a scale that is learned.
+            source_name = step.inputs[0] if step.inputs else None
+            if source_name is None:
+                return step
+        else:
+            source_name = str(read.source.name)
+        module = self._add_module(name, self._shared(name, read.params) or Quantizer(read.params))
+        return _Step((source_name,), (name,), lambda x: module()(x))
+
+    def _shared(self, name: str, params: QuantParams) -> nn.Module | None:
+        """The quantizer of a value that must keep the parameters of this one (before and behind a MaxPool, ...): one
+        module for both, so that what is learned stays equal."""
+        for other, module in self.quantizers.items():
+            same = name in self._tied and self._tied[name] == self._tied.get(other)
+            if same and isinstance(module, Quantizer) and module.params() == params:
+                return module
+        return None
 
     def _constant_step(self, source: ir.Value, name: str, array: NDArray[np.float32]) -> _Step:
         """Codes become what they mean; the initializer's name then stands for the float values."""
@@ -280,10 +293,3 @@ class TorchGraph(nn.Module):
 
     def _replace_constant(self, source: ir.Value, array: NDArray) -> None:
         setattr(self, self._slots[str(source.name)], torch.from_numpy(np.array(array, np.float32)))
-
-
-def _has_quantize(source: ir.Value) -> bool:
-    maker = source.producer()
-    if maker is not None and maker.op_type == "Clip":
-        maker = maker.inputs[0].producer() if maker.inputs[0] is not None else None
-    return maker is not None and maker.op_type == "QuantizeLinear"

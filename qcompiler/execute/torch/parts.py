@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from qcompiler.errors import ModelError
 from qcompiler.execute.torch.rules import RULES
 from qcompiler.graph import qdq
+from qcompiler.graph.analysis import shared_groups, ties
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.islands import single_node
 from qcompiler.graph.model import Graph
+from qcompiler.graph.state import state_pairs
 from qcompiler.quantizer import quantize
 
 
@@ -42,6 +44,29 @@ def float_weights(qdq_graph: Graph, float_graph: Graph) -> dict[str, NDArray]:
                 )
             found[str(node.outputs[0].name)] = array
     return found
+
+
+def tied_values(graph: Graph) -> dict[str, int]:
+    """Value name -> number of its group: values that operators only move, and the same values dequantized."""
+    pairs = ties(graph, concat_single_reader=False)
+    pairs += state_pairs(graph).items()
+    for node in graph.nodes():
+        source = node.inputs[0] if qdq.is_quantizer(node) else None
+        if source is not None and graph.const(source) is None:
+            chain = quantizes(source)
+            source = chain[-1].inputs[0] if chain else source
+            pairs.append((str(source.name), str(node.outputs[0].name)))  # type: ignore[union-attr]
+    return {name: i for i, group in enumerate(shared_groups(graph, pairs)) for name in group}
+
+
+def quantizes(codes: ir.Value) -> list[ir.Node]:
+    """The nodes that make the codes of an activation, the last first: [Clip,] QuantizeLinear; none if others do."""
+    maker = codes.producer()
+    chain = [maker] if maker is not None else []
+    if maker is not None and maker.op_type == "Clip" and maker.inputs[0] is not None:
+        maker = maker.inputs[0].producer()
+        chain += [maker] if maker is not None else []
+    return chain if maker is not None and maker.op_type == "QuantizeLinear" else []
 
 
 def function_body(graph: Graph, node: ir.Node) -> Graph:

@@ -47,7 +47,8 @@ class Quantizer(nn.Module):
 
     def learn(self, *, scale: bool = True, zero_point: bool = False, scaled_gradient: bool = False) -> Quantizer:
         """Choose what learns; scaled_gradient: multiply the gradient of the scale by 1 / sqrt(N * max), N the elements
-        of one sample that share it (LSQ, section 2.2)."""
+        of one sample that share it (LSQ, section 2.2). Adam moves a parameter by its learning rate, whatever its size:
+        give every scale one of a percent of it or less, for they differ by orders of magnitude."""
         self.scale.requires_grad_(scale)
         self.zero_point.requires_grad_(zero_point)
         self.scaled_gradient = scaled_gradient
