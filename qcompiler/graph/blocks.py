@@ -73,7 +73,7 @@ def _groups(graph: Graph, limit: int) -> list[list[int]]:
     """Indices of nodes, block by block."""
     nodes = graph.nodes()
     flow = dataflow(graph)
-    constants = [("value", name) for name in graph.ir.initializers]
+    constants: list[Vertex] = [("value", name) for name in graph.ir.initializers]
     constants += [
         ("value", node.outputs[0].name)
         for node in nodes
