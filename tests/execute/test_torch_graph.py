@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,8 @@ def test_clear_errors():
         module({"x": x[0]})
     with pytest.raises(ModelError, match="`x` is no float constant"):
         TorchGraph(graph, trainable=["x"])
+    with pytest.raises(TypeError, match="make another from the graph"):
+        copy.deepcopy(module)
     with pytest.raises(ModelError, match="no quantizer makes `c`"):
         module.set_quantizer("c", torch.nn.Identity())
     body = "y = LSTM<hidden_size = 2>(x, w, r)"

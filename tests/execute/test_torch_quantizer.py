@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.errors import CalibrationError
@@ -27,6 +27,7 @@ def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 @pytest.mark.parametrize("fmt", FORMATS, ids=str)
+@settings(max_examples=6)
 @given(seed=seeds)
 def test_equal_over_all_codes_and_midpoints(fmt: Int, seed: int):
     """And the neighbours of midpoints, values far outside, zeros of both signs."""

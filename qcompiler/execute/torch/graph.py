@@ -35,6 +35,12 @@ from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.quantizer import dequantize
 
+_UNROLLED, _SPELLED = ("LSTM", "GRU", "RNN"), ("Attention", "RotaryEmbedding", "Compress", "ReverseSequence")
+_HINTS = {
+    **dict.fromkeys(_UNROLLED, "Run the pass `unroll_recurrent` before."),
+    **dict.fromkeys(_SPELLED, "Run the pass `spell_out` before."),
+}
+
 
 @dataclass(frozen=True, eq=False)
 class _Step:
@@ -134,6 +140,9 @@ class TorchGraph(nn.Module):
             raise ModelError(f"no quantizer makes `{name}`.", where=self.where)
         setattr(self, self._modules_of[name], module)
 
+    def __deepcopy__(self, memo: Any) -> TorchGraph:
+        raise TypeError("a TorchGraph cannot be copied, its steps are bound to it: make another from the graph")
+
     # -- running -----------------------------------------------------------------------------------------------
 
     def forward(
@@ -177,7 +186,10 @@ class TorchGraph(nn.Module):
         return getattr(self, self._slots[name]).unsqueeze(0) if tensor is None else tensor
 
     def _checked(self, name: str, value: Any) -> Tensor:
-        tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.ascontiguousarray(value))
+        tensor = value
+        if not isinstance(value, Tensor):
+            tensor = torch.from_numpy(np.array(value, order="C"))  # a copy: read-only arrays (of a file) are welcome
+            tensor = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         shape = self._shapes.get(name)
         if shape is None and name not in self._makers:
             raise CalibrationError(f"no value is called `{name}`.", where=self.where)
@@ -237,13 +249,10 @@ class TorchGraph(nn.Module):
         if rule is not None:
             return _Step(inputs, outputs, rule(site))
         if (node.domain, node.op_type, node.overload) not in graph.model.functions:
-            recurrent = node.op_type in ("LSTM", "GRU", "RNN")
             raise UnsupportedError(
                 f"node `{node.name or node.outputs[0].name}`: the torch executor has no rule for {operator_key(node)}.",
                 where=self.where,
-                hint="Run the pass `unroll_recurrent` before."
-                if recurrent
-                else "Leave out the passes that learn, or cut the model before this node.",
+                hint=_HINTS.get(node.op_type, "Leave out the passes that learn, or cut the model before this node."),
             )
         body = TorchGraph(function_body(graph, node))
         self.add_module(f"body{len(self._steps)}", body)
