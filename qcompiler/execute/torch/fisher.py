@@ -6,9 +6,9 @@ what BRECQ weighs errors with. No labels are needed: y is drawn from the network
 outputs that are no logits (`loss = "mse"`) the same with the squared error: E_x diag(J^T J), J = d output / d value,
 estimated with random signs.
 
-Sources: Li et al. 2021, BRECQ, section 3.3, equation 10; Martens 2020, New Insights and Perspectives on the Natural
-Gradient Method, section 5 (labels drawn from the model, not those of the data, make it the Fisher); Hutchinson 1990 for
-the signs.
+Sources: Li et al. 2021, BRECQ, section 3.3, but with labels drawn from the model instead of those of the data, which
+makes it the Fisher information (Martens 2020, New Insights and Perspectives on the Natural Gradient Method);
+Hutchinson 1990 for the signs.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ dy/dx is 1 within the bounds and 0 beyond; dy/dscale = rint(v) - v within, min -
 dy/dz = 0 within, -scale beyond.
 
 Sources: Esser et al. 2020, Learned Step Size Quantization, equations 1 to 3 and section 2.2 (gradient scale
-1 / sqrt(N * max)); Bhalgat et al. 2020, LSQ+, equations 4 to 6 for the zero point, which stays an integer forward.
+1 / sqrt(N * max)); Bhalgat et al. 2020, LSQ+ (a learned offset), but the zero point stays an integer forward.
 """
 
 from __future__ import annotations
