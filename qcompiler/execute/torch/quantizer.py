@@ -2,7 +2,7 @@
 
 Forward the two are equal bit for bit (tested over all codes and midpoints):
 
-    v = x / scale    y = (rint(clip(v, min - z, max - z)) + z - z) * scale
+    v = x / scale    y = rint(clip(v, min - z, max - z)) * scale
 
 Clipping before rounding gives the same codes, since the bounds are integers, and gives the gradients of LSQ:
 dy/dx is 1 within the bounds and 0 beyond; dy/dscale = rint(v) - v within, min - z or max - z beyond; and, of LSQ+,
