@@ -7,6 +7,8 @@ RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip install --disable-pip-version-check --quiet -c constraints.txt
 INSTALLED := $(VENV)/.installed
 DEVELOPMENT := $(VENV)/.installed-dev
+LEARNING := $(VENV)/.installed-learn
+TORCH_INDEX ?=
 
 .PHONY: demo demo-cls test test-mcu lint types docs
 
@@ -17,7 +19,9 @@ demo: $(INSTALLED)
 demo-cls: $(INSTALLED)
 	$(RUN) -m examples.ocr.classify $(ARGS)
 
-test: $(INSTALLED)
+# Passes that learn need torch. PyPI's wheel for Linux brings CUDA along; this index has one that does not:
+#   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+test: $(LEARNING)
 	$(RUN) -m pytest tests $(ARGS)
 
 # Two networks on emulated boards (BOARDS=all: every board); installs compilers and emulators where it may.
@@ -45,6 +49,10 @@ $(RUN):
 
 $(INSTALLED): pyproject.toml constraints.txt | $(RUN)
 	$(PIP) -e '.[test,images,docs]'
+	@touch $@
+
+$(LEARNING): $(INSTALLED)
+	$(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -e '.[test,images,docs,learn]'
 	@touch $@
 
 $(DEVELOPMENT): $(INSTALLED)

@@ -33,7 +33,7 @@ from qcompiler.execute.prefix import Prefix, workers
 from qcompiler.formats import QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.given import given_params
-from qcompiler.graph.model import Graph
+from qcompiler.graph.model import Graph, operand
 from qcompiler.graph.stages import Stage
 from qcompiler.passes.bias_correction import Layer as BiasLayer
 from qcompiler.passes.bias_correction import find_layers as bias_layers
@@ -81,6 +81,8 @@ class Layer:
     float_input: str
     weight: NDArray[np.float64]
     """Of the float model, [G, M, K]."""
+    shape: tuple[int, ...]
+    """Of the weight as ONNX has it."""
     params: QuantParams
     bias_layer: BiasLayer | None
     bias: NDArray[np.float64] | None
@@ -132,15 +134,16 @@ def find_layers(graph: Graph, reference: Graph, context: Context) -> Iterator[La
         original = originals.get(node.name)
         if read is None or read.codes is None or original is None:
             continue
-        weight = reference.const(original.inputs[1])
-        maker = node.inputs[1].producer()  # type: ignore[union-attr]
+        source = operand(original, 1)
+        weight = reference.const(source)
+        maker = operand(node, 1).producer()
         assert maker is not None
         why = ""
-        if weight is None or given_params(original.inputs[1], weight, read.params.axis) is not None:
+        if weight is None or given_params(source, weight, read.params.axis) is not None:
             why = "its weight came on a grid"
         elif node.op_type == "ConvTranspose" or weight.ndim > 2 and node.op_type == "MatMul":
             why = f"no solver for the weight of this {node.op_type}"
-        elif len(maker.outputs[0].uses()) > 1 or len(original.inputs[1].uses()) > 1:  # type: ignore[union-attr]
+        elif len(maker.outputs[0].uses()) > 1 or len(source.uses()) > 1:
             why = "its weight is shared with another node"
         elif read.params.zero_point.any():
             why = "its weight has zero points"
@@ -151,8 +154,9 @@ def find_layers(graph: Graph, reference: Graph, context: Context) -> Iterator[La
         bias = biases.get(str(node.name))
         yield Layer(
             node,
-            str(original.inputs[0].name),  # type: ignore[union-attr]
+            str(operand(original).name),
             as_matrices(node, weight.astype(np.float64)),
+            weight.shape,
             read.params,
             bias,
             None if bias is None else _float_bias(reference, original, weight),
@@ -184,7 +188,7 @@ def _measure(level: list[Layer], exact: Prefix, quantized: Prefix, options: Opti
     sums = [Moments.zeros(layer.weight.shape[0], layer.weight.shape[2]) for layer in level]
     held: list[list[tuple[NDArray, NDArray]]] = [[] for _ in level]
     names = [layer.float_input for layer in level]
-    own = [str(layer.node.inputs[0].name) for layer in level]  # type: ignore[union-attr]
+    own = [str(operand(layer.node).name) for layer in level]
     every = [1] * len(level)
 
     def count(i: int) -> None:
@@ -195,7 +199,8 @@ def _measure(level: list[Layer], exact: Prefix, quantized: Prefix, options: Opti
         for i, (layer, x, rounded) in enumerate(zip(level, floats, codes, strict=True)):
             if index == 0:
                 every[i] = max(1, round(exact.count * positions(layer.node, x, layer.weight) / options.rows))
-            held[i].append(tuple(inputs(layer.node, one, every[i], index) for one in (x, rounded)))  # type: ignore[arg-type]
+            pair = [inputs(layer.node, one, layer.shape, every=every[i], index=index) for one in (x, rounded)]
+            held[i].append((pair[0], pair[1]))
             if sum(pair[0].size for pair in held[i]) > CHUNK:
                 count(i)
     for i in range(len(level)):
@@ -271,13 +276,12 @@ def _round(
 
 def _write(graph: Graph, layer: Layer, levels: NDArray, scales: NDArray, bias: NDArray | None) -> None:
     """Codes, scales and bias of a solved layer into the graph."""
-    node, maker = layer.node, layer.node.inputs[1].producer()  # type: ignore[union-attr]
+    node, maker = layer.node, operand(layer.node, 1).producer()
     assert maker is not None
-    shape = graph.shape(maker.inputs[0])
     scale = scales.reshape(-1).astype(np.float32)
     axis = layer.params.axis
     params = QuantParams(layer.params.format, scale if axis is not None else scale[0], 0, axis)
-    values = from_matrices(node, levels * scales[..., None], shape)
+    values = from_matrices(node, levels * scales[..., None], layer.shape)
     read = qdq.quantizer_of(graph, node.inputs[0])
     if bias is not None and read is not None and layer.bias_layer is not None:
         params = fit_bias(params, values, bias, read.params.scale)

@@ -6,6 +6,7 @@ Conv has G groups, K = C/group * kernel and a row for each output position; MatM
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -29,12 +30,14 @@ def from_matrices(node: ir.Node, matrices: NDArray, shape: tuple[int, ...]) -> N
     return matrices[0] if attribute(node, "transB", 0) else np.ascontiguousarray(matrices[0].T)
 
 
-def inputs(node: ir.Node, x: NDArray, every: int, index: int) -> NDArray[np.float32]:
-    """Rows of a layer's input, [G, N, K]: patches of a Conv, else rows; one of `every`, shifted by the index."""
+def inputs(node: ir.Node, x: NDArray, shape: tuple[int, ...], *, every: int = 1, index: int = 0) -> NDArray[np.float32]:
+    """Rows of a layer's input, [G, N, K]: patches of a Conv, else rows; one of `every`, shifted by the index.
+
+    shape: of the layer's weight as ONNX has it.
+    """
     if node.op_type != "Conv":
         return np.asarray(x.reshape(1, -1, x.shape[-1])[:, index % every :: every], np.float32)
-    weight = node.inputs[1]
-    kernel = [int(d) for d in weight.shape[2:]]  # type: ignore[union-attr, index]
+    kernel = shape[2:]
     rank = len(kernel)
     return unfold(
         np.asarray(x, np.float32),
@@ -84,5 +87,6 @@ def unfold(
     taken = np.arange(offset % every, int(np.prod(positions)), every)
     places = np.unravel_index(taken, positions)
     # [N, C, P, *kernel]: the advanced indices are adjacent, so the axis of positions stays where they were.
-    patches = windows[(slice(None), slice(None), *places)].reshape(n, groups, c // groups, len(taken), -1)
+    picked: Any = (slice(None), slice(None), *places)
+    patches = windows[picked].reshape(n, groups, c // groups, len(taken), -1)
     return np.ascontiguousarray(patches.transpose(1, 0, 3, 2, 4)).reshape(groups, n * len(taken), -1)
