@@ -9,6 +9,7 @@ from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import requantize_inputs, requantize_of
+from qcompiler.targets.shared.tir.logarithm import Encode
 from qcompiler.targets.shared.tir.nest import Nest, collapse
 from qcompiler.targets.shared.tir.pointwise import Add, Dequantize, Divide, Lookup, Multiply, Quantize, Rescale
 from qcompiler.targets.shared.views import View
@@ -111,6 +112,17 @@ def lower_table(program: Program, node: ir.Node) -> None:
     nest = nest_of(y, x)
     spec = Lookup(nest, x.dtype, low, entries, y.dtype)
     program.call(spec, nest.units, y, x, program.parameter(table.astype(y.dtype), f"{node.name}/table"))
+
+
+def lower_log_encode(program: Program, node: ir.Node) -> None:
+    """LogEncode."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    thresholds = program.graph.const(node.inputs[1])
+    assert thresholds is not None
+    program.fill_border(y)
+    nest = nest_of(y, x)
+    spec = Encode(nest, x.dtype, len(thresholds))
+    program.call(spec, nest.units, y, x, program.parameter(thresholds, f"{node.name}/thresholds"))
 
 
 def _boundary(program: Program, node: ir.Node) -> tuple[float, int]:
