@@ -21,7 +21,7 @@ from qcompiler import assignment as decisions
 from qcompiler.assignment import Assignment
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Log, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage
@@ -81,8 +81,10 @@ def _name_nodes(graph: Graph) -> None:
 
 
 def _quantize_activation(graph: Graph, value: ir.Value, params: QuantParams, narrow: QuantParams | None) -> None:
-    """narrow: of a second quantizer, through which products with weights read the value."""
+    """narrow: of a second quantizer, through which products read the value, those with weights or (a logarithm) all."""
     users, products = list(value.uses()), decisions.product_uses(graph, value)
+    if narrow is not None and isinstance(narrow.format, Log):
+        products += decisions.operand_uses(graph, value)
     name = value.name or "value"
     dequantized = qdq.write_quantizer(graph, value, params, name=name)
     for use in users:

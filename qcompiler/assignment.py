@@ -33,7 +33,7 @@ class Assignment:
 
     groups: names that must share parameters (each name is in at most one). methods: range method of a value, when it
     differs from the default. narrowed: a second, narrower quantizer of a value, through which products with weights
-    read it.
+    read it; a logarithmic one also products of two activations.
     """
 
     activations: dict[str, QuantSpec] = field(default_factory=dict)
@@ -129,6 +129,11 @@ def fused_clip(graph: Graph, node: ir.Node) -> ir.Node | None:
 def product_uses(graph: Graph, value: ir.Value) -> list[tuple[ir.Node, int]]:
     """Where products with weights read a value: (node, index of the input)."""
     return [(use.node, use.idx) for use in value.uses() if use.idx == 0 and weight_of(graph, use.node) is not None]
+
+
+def operand_uses(graph: Graph, value: ir.Value) -> list[tuple[ir.Node, int]]:
+    """Where products of two activations read a value: (node, index of the input)."""
+    return [(use.node, use.idx) for use in value.uses() if is_product_of_activations(graph, use.node)]
 
 
 def bias_add(graph: Graph, node: ir.Node) -> ir.Node | None:

@@ -149,7 +149,7 @@ class Log:
 
     def boundaries(self) -> NDArray[np.float64]:
         """2^(-(k + 1/2) q / r) for k = 0 .. 2^bits - 2: between code k and the next. float64, correctly rounded."""
-        return np.array([float(_power((2 * k + 1) * self.q, 2 * self.r)) for k in range(self.max)])
+        return _boundaries(self)
 
     def decode(self, code: NDArray) -> NDArray:
         """The value of a code, before scale and zero point: a level, int64."""
@@ -163,6 +163,13 @@ def _power(numerator: int, denominator: int) -> Decimal:
     """2^(-numerator / denominator), the same on every machine."""
     exponent = _DECIMAL.divide(Decimal(-numerator), Decimal(denominator))
     return _DECIMAL.power(Decimal(2), exponent)
+
+
+@lru_cache(maxsize=1024)
+def _boundaries(fmt: Log) -> NDArray[np.float64]:
+    found = np.array([float(_power((2 * k + 1) * fmt.q, 2 * fmt.r)) for k in range(fmt.max)])
+    found.flags.writeable = False
+    return found
 
 
 @lru_cache(maxsize=1024)

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Log, QuantParams
-from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.formats import Log, QuantParams, parse_format
+from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, quantizer_of
 from qcompiler.ops.requantize import fixed_multiplier
 from qcompiler.quantizer import dequantize, quantize
@@ -235,6 +235,8 @@ class Writer:
         entries = quantize(dequantize(every, have), want)
         if have.format.bits <= 8:
             return self.table(codes, have, entries, want, name)
+        if (composed := self._composed(codes, have, entries, want, name)) is not None:
+            return composed
         below = have.format.min + np.array([np.count_nonzero(entries > k) for k in range(fmt.max)], np.int32)
         attributes = {"x_format": have.format.token, "zero_point": int(want.zero_point), "format": fmt.token}
         inputs = [codes, self.const(f"{name}_thresholds", below.astype(np.int32))]
@@ -245,7 +247,22 @@ class Writer:
         fmt = have.format
         want = QuantParams(fmt.integers, have.scale, have.zero_point)
         entries = fmt.decode(np.arange(fmt.min, fmt.max + 1)).astype(want.format.storage)
-        return Codes(self.table(codes, have, entries, want, f"{name}_levels"), want)
+        composed = self._composed(codes, have, entries, want, f"{name}_levels")
+        return Codes(composed or self.table(codes, have, entries, want, f"{name}_levels"), want)
+
+    def _composed(
+        self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str
+    ) -> ir.Value | None:
+        """One Table instead of a Table and what `entries` say of its output, which is then perhaps not needed."""
+        node = codes.producer()
+        if node is None or node.op_type != "Table" or node.domain != DOMAIN:
+            return None
+        first, source = self.target.const(node.inputs[1]), node.inputs[0]
+        fmt = parse_format(attribute(node, "x_format"))
+        if first is None or source is None or fmt.bits > 8:
+            return None
+        both = entries[first.astype(np.int64) - have.format.min]
+        return self.table(source, QuantParams(fmt, np.float32(1)), both, want, name)
 
     def output_attributes(self, params: QuantParams) -> dict[str, Any]:
         """zero_point, format, arithmetic of a requantizing node."""
