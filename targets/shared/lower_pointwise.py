@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.formats import parse_format
+from qcompiler.formats import parse_format, parse_integers
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import requantize_inputs, requantize_of
@@ -57,7 +57,7 @@ def lower_add(program: Program, node: ir.Node) -> None:
         attribute(node, "b_multiplier"),
         attribute(node, "shift"),
         attribute(node, "zero_point", 0),
-        parse_format(attribute(node, "format")),
+        parse_integers(attribute(node, "format")),
     )
     program.call(spec, nest.units, y, a, b)
 
@@ -82,7 +82,7 @@ def lower_div(program: Program, node: ir.Node) -> None:
     nest = nest_of(y, a, b)
     names = ("a_zero_point", "b_zero_point", "multiplier", "shift", "zero_point")
     numbers = {name: attribute(node, name, 0) for name in names}
-    spec = Divide(nest, a.dtype, b.dtype, format=parse_format(attribute(node, "format")), **numbers)
+    spec = Divide(nest, a.dtype, b.dtype, format=parse_integers(attribute(node, "format")), **numbers)
     program.call(spec, nest.units, y, a, b)
 
 
@@ -137,7 +137,7 @@ def lower_quantize(program: Program, node: ir.Node) -> None:
     x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
     program.fill_border(y)
     nest = nest_of(y, x)
-    fmt = parse_format(node.outputs[0].metadata_props["qcompiler.format"])
+    fmt = parse_integers(node.outputs[0].metadata_props["qcompiler.format"])
     scale, zero = _boundary(program, node)
     program.call(Quantize(nest, scale, zero, fmt), nest.units, y, x)
 
