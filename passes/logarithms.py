@@ -4,7 +4,7 @@
    in a logarithmic format of the bits that were chosen for it; the value itself gets 16 bits, so that encoding costs
    nothing. `softmax` says which base: log2, logsqrt2, or adalog, which takes the base 2^(q/37) and the clipping level
    with the least error of the product over calibration samples (sqrt 2 and log2 are candidates)
-2. a Gelu or Swish that products with weights read, with `gelu = "adalog"`: these read it in a logarithmic format of
+2. a Gelu or Swish that products with weights read: these read it in a logarithmic format of
    x + c, -c being the least value of the function. c is the quantizer's zero point, so that integer products subtract
    c times the sum of the quantized weights exactly (bias reparameterization). Base and clipping level have the least
    error of the layers' outputs. What the function reads gets 8 bits at least, what it writes 16
@@ -31,15 +31,14 @@ from qcompiler.calibrate.statistics import with_outputs
 from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.execute.ort import Session
-from qcompiler.formats import Int, Log, NumberFormat, QuantParams, QuantSpec
+from qcompiler.formats import Int, Log, QuantParams, QuantSpec
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.model import Graph, attribute, attributes
 from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import FUNCTIONS
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
-SOFTMAX = ("int", "log2", "logsqrt2", "adalog")
-GELU = ("int", "log2", "logsqrt2", "adalog")
+KINDS = ("int", "log2", "logsqrt2", "adalog")
 MOST_BITS = 6
 PROBABILITIES = ("Softmax", "CacheSoftmax")
 ACTIVATIONS = ("Gelu", "Swish")
@@ -71,13 +70,10 @@ class Site:
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """Give the sites logarithmic second quantizers in `context.assignment`. Raises RecipeError without an assignment or
     for an unknown format, CalibrationError without samples."""
-    for key, known in (("softmax", SOFTMAX), ("gelu", GELU)):
-        if getattr(options, key) not in known:
-            raise RecipeError(
-                f"`{getattr(options, key)}` is no format of {key}.",
-                where="logarithms",
-                hint=f"Known: {', '.join(known)}.",
-            )
+    for key, given in (("softmax", options.softmax), ("gelu", options.gelu)):
+        if given not in KINDS:
+            hint = f"Known: {', '.join(KINDS)}."
+            raise RecipeError(f"`{given}` is no format of {key}.", where="logarithms", hint=hint)
     if context.assignment is None:
         raise RecipeError("no formats were chosen yet.", where="logarithms", hint="Run the pass `decide` before it.")
     assignment = context.assignment
@@ -86,6 +82,10 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         **dict.fromkeys(ACTIVATIONS, options.gelu),
     }
     sites = [site for site in find_sites(graph, assignment) if kinds[site.maker.op_type] != "int"]
+    for site in sites:
+        if assignment.activations[str(site.value.name)].scale_type != "float32":
+            context.note(site.value, "not logarithmic: the scale of its levels would be no power of two")
+    sites = [site for site in sites if assignment.activations[str(site.value.name)].scale_type == "float32"]
     found = {}
     for index, (site, arrays) in enumerate(zip(sites, _captured(graph, sites, options, context), strict=True)):
         name = str(site.value.name)
@@ -153,11 +153,7 @@ def _widen(assignment: Assignment, name: str, bits: int, context: Context) -> No
         bits = 8
     spec = assignment.activations[name]
     if spec.format.bits < bits:
-        assignment.activations[name] = replace(spec, format=_integers(spec.format, bits))
-
-
-def _integers(fmt: NumberFormat, bits: int) -> Int:
-    return Int(bits, signed=fmt.signed)
+        assignment.activations[name] = replace(spec, format=Int(bits, signed=spec.format.signed))
 
 
 Pairs = list[tuple[NDArray, NDArray]]

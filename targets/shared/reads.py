@@ -30,6 +30,19 @@ def format_of(value: ir.Value) -> Int:
     return parse_integers(value.metadata_props["qcompiler.format"])
 
 
+def sums_fit(program: Program, node: ir.Node, fmt: Int, zero: int, weights: NDArray) -> bool:
+    """Whether codes less their zero point are int16 and no sum of a weighted product, bias included, can leave int32.
+
+    weights: [M, ...].
+    """
+    bias = program.graph.const(node.inputs[2])
+    reach = max(fmt.max - zero, zero - fmt.min)
+    if bias is None or reach > 2**15 or fmt.max - zero == 2**15:
+        return False
+    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
+    return int((sums * reach + np.abs(bias.astype(np.int64))).max(initial=0)) < 2**31
+
+
 def feed(
     program: Program, value: ir.Value, storage: str, shift: int, border: tuple[tuple[int, int], ...], code: int
 ) -> View:

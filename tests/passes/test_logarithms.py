@@ -19,6 +19,7 @@ from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage, check
 from qcompiler.ops.matmul import matmul
 from qcompiler.passes import decide, insert_qdq, logarithms, recognize_functions, set_ranges
+from qcompiler.target import Capabilities
 from tests.quantized import differences, float_graph, integer, random_input
 
 KINDS = ("log2", "logsqrt2", "adalog")
@@ -160,6 +161,28 @@ def test_the_right_operand_may_be_logarithmic():
     assert qdq.quantizer_of(graph, graph.value("y_float").producer().inputs[1]).params.format == Log(4, 1, 2)
     worst, share = differences(graph, integer(graph))
     assert worst <= 1 and share <= 0.002
+
+
+def test_targets_without_16_bits_have_8():
+    graph = attention()
+    context = context_of(graph)
+    context.capabilities = Capabilities((4, 8), (4, 8), ("float",), True)
+    graph = decide.run(graph, decide.Options(precision="w4a4", wide=False), context)
+    graph = logarithms.run(graph, logarithms.Options(softmax="logsqrt2"), context)
+    assert context.assignment.activations["p"].format == Int(8, signed=False)
+    graph = insert_qdq.run(set_ranges.run(graph, set_ranges.Options(), context), insert_qdq.Options(), context)
+    low = integer(graph)
+    assert not low.nodes("LogEncode")  # codes of 8 bits have a table
+    worst, share = differences(graph, low)
+    assert worst <= 1 and share <= 0.002
+
+
+def test_scales_that_must_be_powers_of_two_stay():
+    graph = attention()
+    context = context_of(graph)
+    decide.run(graph, decide.Options(precision="w4a4", power_of_two=True), context)
+    logarithms.run(graph, logarithms.Options(softmax="adalog"), context)
+    assert not context.assignment.narrowed and any("power of two" in note.text for note in context.notes)
 
 
 def test_better_than_uniform():
