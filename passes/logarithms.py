@@ -4,7 +4,7 @@
    in a logarithmic format of the bits that were chosen for it; the value itself gets 16 bits, so that encoding costs
    nothing. `softmax` says which base: log2, logsqrt2, or adalog, which takes the base 2^(q/37) and the clipping level
    with the least error of the product over calibration samples (sqrt 2 and log2 are candidates)
-2. a Gelu or Swish that products with weights read: these read it in a logarithmic format of
+2. a Gelu, QuickGelu or Swish that products with weights read: these read it in a logarithmic format of
    x + c, -c being the least value of the function. c is the quantizer's zero point, so that integer products subtract
    c times the sum of the quantized weights exactly (bias reparameterization). Base and clipping level have the least
    error of the layers' outputs. What the function reads gets 8 bits at least, what it writes 16
@@ -41,7 +41,7 @@ STAGE = (Stage.FLOAT, Stage.FLOAT)
 KINDS = ("int", "log2", "logsqrt2", "adalog")
 MOST_BITS = 6
 PROBABILITIES = ("Softmax", "CacheSoftmax")
-ACTIVATIONS = ("Gelu", "Swish")
+ACTIVATIONS = ("Gelu", "QuickGelu", "Swish")
 QUANTILES = (1.0, 0.9999, 0.999, 0.99)
 """Shares of probabilities below the clipping levels that are tried besides 1."""
 
@@ -51,7 +51,7 @@ class Options:
     softmax: str = "int"
     """Format in which products read attention probabilities of at most 6 bits: int, log2, logsqrt2 or adalog."""
     gelu: str = "int"
-    """Format in which products with weights read Gelu and Swish of at most 6 bits: int, log2, logsqrt2 or adalog."""
+    """The same for products with weights that read Gelu, QuickGelu or Swish."""
     samples: int = 16
     """Calibration samples that searches measure errors on."""
     rows: int = 64
@@ -133,7 +133,7 @@ def find_sites(graph: Graph, assignment: Assignment) -> list[Site]:
 
 
 def least_value(node: ir.Node) -> float:
-    """The least value of a Gelu or Swish, found on a grid of 1/65536."""
+    """The least value of one of ACTIVATIONS, found on a grid of 1/65536."""
     x = np.arange(-10 * 65536, 1) / 65536
     alpha = abs(float(attribute(node, "alpha", 1.0))) if node.op_type == "Swish" else 1.0
     return float(FUNCTIONS[node.op_type](x / (alpha or 1.0), attributes(node)).min())

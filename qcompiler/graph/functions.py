@@ -71,6 +71,12 @@ BODIES = {
         s = Sigmoid (x)
         y = Mul (x, s)
     }""",
+    "QuickGelu": """QuickGelu (x) => (y) {
+        alpha = Constant <value = float {1.702}> ()
+        ax = Mul (alpha, x)
+        s = Sigmoid (ax)
+        y = Mul (x, s)
+    }""",
     "RMSNormalization": """RMSNormalization <axis, epsilon> (x, scale) => (y) {
         first = Constant <value_int: int = @axis> ()
         past = Constant <value = int64 {0}> ()
