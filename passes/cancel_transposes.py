@@ -29,7 +29,7 @@ STAGE = (Stage.FLOAT, Stage.FLOAT)
 UNARY = frozenset({
     "Relu", "LeakyRelu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Swish", "Tanh", "Elu", "Selu", "Celu",
     "Softplus", "Softsign", "Mish", "Gelu", "Erf", "Exp", "Log", "Sqrt", "Abs", "Neg", "Reciprocal", "Floor",
-    "Ceil", "Round", "Sign", "Cast", "Identity", "Not", "ThresholdedRelu", "FakeQuantize",
+    "Ceil", "Round", "Sign", "Cast", "Identity", "Not", "ThresholdedRelu", "FakeQuantize", "QuickGelu",
 })  # fmt: skip
 BROADCAST = frozenset({
     "Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "PRelu", "Equal", "Greater", "Less", "Where",

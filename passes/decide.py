@@ -28,7 +28,7 @@ from qcompiler.assignment import WEIGHTED, Assignment
 from qcompiler.calibrate.ranges import METHODS
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format, per_channel
+from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format, parse_integers, per_channel
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.given import GIVEN_KEY, given_params
@@ -183,7 +183,7 @@ def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
         raise RecipeError("it matches nothing.", where=where, hint="Give `match` or `op_type`.")
     for key in ("weight", "activation"):
         if key in rule:
-            parse_format(rule[key])
+            parse_integers(rule[key])
     if rule.get("method", "minmax") not in METHODS:
         raise RecipeError(f"`{rule['method']}` is no range method.", where=where, hint=f"Known: {', '.join(METHODS)}.")
     checked = dict(rule)

@@ -6,7 +6,8 @@ standard   constants of 4 bits (and 2 bits, from operator set 25) in ONNX's own 
 functions  one node `qcompiler::FakeQuantize(x, scale, zero_point)` a quantizer, with a function body of standard
            operators in the model, so that it runs in any runtime; constants stay float, on the grid of their format
 
-Biases are int32 DequantizeLinear in every form.
+Biases are int32 DequantizeLinear in every form, and logarithmic quantizers are `qcompiler::LogQuantize`, whose function
+body any runtime runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import onnx_ir as ir
 
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Int
+from qcompiler.formats import Log, NumberFormat
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
@@ -48,6 +49,8 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         if not qdq.is_quantizer(node) or qdq.read_bias(graph, node) is not None:
             continue
         read = qdq.read_quantizer(graph, node)
+        if isinstance(read.params.format, Log):
+            continue  # it has one spelling
         if options.form == "functions":
             _as_function(graph, node, read)
         elif _has_own_type(read, options):
@@ -64,7 +67,7 @@ def _has_own_type(read: qdq.Quantized, options: Options) -> bool:
     return _own_type(read.params.format, options) is not None
 
 
-def _own_type(fmt: Int, options: Options) -> np.dtype | None:
+def _own_type(fmt: NumberFormat, options: Options) -> np.dtype | None:
     """ONNX's packed type that is the format, None if it has none."""
     if fmt.narrow or fmt.bits not in ((2, 4) if options.two_bit else (4,)):
         return None

@@ -1,4 +1,4 @@
-"""Recognize spelled-out functions of one number by their values: Gelu (erf and tanh), Mish, SiLU, Sigmoid, Softplus.
+"""Recognize spelled-out functions of one number by their values: Gelu (erf, tanh, sigmoid), Mish, SiLU, Softplus, ...
 
 Whatever elementwise operators with scalar constants make of a single value x, with any number of branches, is a
 function of one real number. It is computed in float64 on points from -1e4 to 1e4, most of them within +-30, and
@@ -38,6 +38,7 @@ KNOWN: dict[str, tuple[str, str, dict[str, Any]]] = {
     "gelu": ("Gelu", "", {"approximate": "none"}),
     "gelu_tanh": ("Gelu", "", {"approximate": "tanh"}),
     "mish": ("Mish", "", {}),
+    "quick_gelu": ("QuickGelu", DOMAIN, {}),
     "swish": ("Swish", DOMAIN, {}),
     "sigmoid": ("Sigmoid", "", {}),
     "softplus": ("Softplus", "", {}),

@@ -69,6 +69,8 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
                 assignment.params[member] = params
                 done.add(member)
     for name, spec in assignment.narrowed.items():
+        if name in assignment.narrowed_params:
+            continue
         method = assignment.methods.get(name, options.method)
         # Its own values count, not those that it shares codes with before this second rounding.
         params = find_range(statistics[name], spec, "mse" if method == "auto" else method, options.percentile)

@@ -52,6 +52,10 @@ PARTS: dict[str, Part] = {
     "equalize_activations": Part(
         lambda facts: facts.depthwise, "linear bottlenecks between depthwise convolutions share one activation scale"
     ),
+    "logarithms": Part(
+        lambda facts: facts.attention and facts.activation_bits <= 6,
+        "attention probabilities span powers of two: few bits hold them on a logarithmic grid",
+    ),
     "solve_weights": Part(_low, "below 8 bits, refit and GPTQ keep what rounding loses"),
 }
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from qcompiler.bundle import Bundle
 from qcompiler.errors import CalibrationError, RecipeError
+from qcompiler.graph.functions import QUANTIZERS
 from qcompiler.graph.model import DOMAIN, Graph
 from qcompiler.tolerance import RULE, Tolerance
 
@@ -42,7 +43,7 @@ def runner(source: Graph | Bundle, *, threads: int = 1) -> Runner:
 def is_integer(graph: Graph) -> bool:
     """Whether a graph is in the INTEGER stage (it has nodes that carry an arithmetic or integer operators of ours)."""
     return any(
-        node.domain == DOMAIN and "format" in node.attributes and node.op_type != "FakeQuantize"
+        node.domain == DOMAIN and "format" in node.attributes and node.op_type not in QUANTIZERS
         for node in graph.nodes()
     )
 

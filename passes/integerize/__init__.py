@@ -6,6 +6,7 @@ For each activation quantizer, in topological order: what lies between it and th
 3. one operator of `rules.RULES`, with a Relu or Clip behind it: the operator, whose saturation performs
    the clip; a clip that cuts inside the range of the codes adds a Table;
 4. the end of a float island: its nodes stay, between DequantizeLinear and QuantizeLinear (island.py).
+A logarithmic quantizer reads a quantized value (1 of a Table or LogEncode), and a Table of its levels follows it.
 Everything else is refused, all of it in one error, before any work is done.
 
 Quantization is monotonic, so quantize(clip(x)) = clip(quantize(x)): fusing a clip changes no code.
@@ -22,7 +23,7 @@ import onnx_ir as ir
 from qcompiler.assignment import is_float, scaled_product
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Log, QuantParams
 from qcompiler.graph import stages
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import DOMAIN, Graph
@@ -100,6 +101,11 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
     for region in regions:
         clips = [node for node in region.functions if node.op_type not in CLIPS]
         core = region.core
+        if isinstance(region.params.format, Log) and (
+            region.functions or core is not None or quantizer_of(graph, region.source) is None
+        ):
+            problems.append((f"the logarithmic quantizer of `{region.source.name}`", "needs a quantizer before it"))
+            continue
         if core is None:
             # Clips of a graph input are a matter of codes, since quantization is monotonic.
             if region.functions and quantizer_of(graph, region.source) is None:
@@ -148,6 +154,9 @@ def _write(writer: Writer, node: ir.Node, region: Region) -> None:
             codes = write_function(writer, codes, have.params, apply, params, name, linear=_factor(graph, region))
         else:
             codes = writer.requantize(codes, have.params, params, name)
+        if isinstance(params.format, Log):
+            have = writer.levels(codes, params, name)
+            codes, params = have.value, have.params
         writer.define(node.outputs[0], codes, params)
         return
     limits = _limits(graph, region, params)

@@ -50,7 +50,7 @@ def _write(writer: Writer, node: ir.Node, params: QuantParams, name: str) -> ir.
     }
     inputs: list[ir.Value | None] = [
         x.value,
-        writer.const(f"{name}_exp", exponentials(x.params.format, float(x.params.scale))),
+        writer.const(f"{name}_exp", exponentials(x.params.format.integers, float(x.params.scale))),
     ]
     if masked is not None:
         constant = masked.cells is not None

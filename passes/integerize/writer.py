@@ -11,10 +11,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, QuantParams
-from qcompiler.graph.model import DOMAIN, Graph
+from qcompiler.formats import Log, QuantParams, parse_format
+from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, quantizer_of
 from qcompiler.ops.requantize import fixed_multiplier
+from qcompiler.quantizer import dequantize, quantize
 
 
 @dataclass(frozen=True)
@@ -211,10 +212,12 @@ class Writer:
         return self.emit("Table", [codes, self.const(f"{name}_table", entries)], attributes, want, shape, name)
 
     def requantize(self, codes: ir.Value, have: QuantParams, want: QuantParams, name: str) -> ir.Value:
-        """Codes of the same value at other parameters: a Table up to 8 bits, else Requantize."""
+        """Codes of the same value at other parameters: a Table up to 8 bits, else Requantize or LogEncode."""
         if have == want:
             return codes
-        fmt: Int = have.format
+        fmt = have.format
+        if isinstance(want.format, Log):
+            return self._encode(codes, have, want, want.format, name)
         if fmt.bits <= 8:
             every = np.arange(fmt.min, fmt.max + 1) - int(have.zero_point)
             ratio = every * np.float64(have.scale) / np.float64(want.scale)
@@ -225,6 +228,41 @@ class Writer:
         return self.emit(
             "Requantize", [codes, *self.scale_inputs(scale, name)], attributes, want, self.target.shape(codes), name
         )
+
+    def _encode(self, codes: ir.Value, have: QuantParams, want: QuantParams, fmt: Log, name: str) -> ir.Value:
+        """Logarithmic codes of the dequantized values: exactly those of the QDQ graph."""
+        every = np.arange(have.format.min, have.format.max + 1)
+        entries = quantize(dequantize(every, have), want)
+        if have.format.bits <= 8:
+            return self.table(codes, have, entries, want, name)
+        if (composed := self._composed(codes, have, entries, want, name)) is not None:
+            return composed
+        below = have.format.min + np.array([np.count_nonzero(entries > k) for k in range(fmt.max)], np.int32)
+        attributes = {"x_format": have.format.token, "zero_point": int(want.zero_point), "format": fmt.token}
+        inputs = [codes, self.const(f"{name}_thresholds", below.astype(np.int32))]
+        return self.emit("LogEncode", inputs, attributes, want, self.target.shape(codes), name)
+
+    def levels(self, codes: ir.Value, have: QuantParams, name: str) -> Codes:
+        """The integers that logarithmic codes stand for, as codes of the same scale: what products multiply."""
+        fmt = have.format
+        want = QuantParams(fmt.integers, have.scale, have.zero_point)
+        entries = fmt.decode(np.arange(fmt.min, fmt.max + 1)).astype(want.format.storage)
+        composed = self._composed(codes, have, entries, want, f"{name}_levels")
+        return Codes(composed or self.table(codes, have, entries, want, f"{name}_levels"), want)
+
+    def _composed(
+        self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str
+    ) -> ir.Value | None:
+        """One Table instead of a Table and what `entries` say of its output, which is then perhaps not needed."""
+        node = codes.producer()
+        if node is None or node.op_type != "Table" or node.domain != DOMAIN:
+            return None
+        first, source = self.target.const(node.inputs[1]), node.inputs[0]
+        fmt = parse_format(attribute(node, "x_format"))
+        if first is None or source is None or fmt.bits > 8:
+            return None
+        both = entries[first.astype(np.int64) - have.format.min]
+        return self.table(source, QuantParams(fmt, np.float32(1)), both, want, name)
 
     def output_attributes(self, params: QuantParams) -> dict[str, Any]:
         """zero_point, format, arithmetic of a requantizing node."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from qcompiler.calibrate.observers import Histogram
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Int, QuantParams, QuantSpec
+from qcompiler.formats import Int, NumberFormat, QuantParams, QuantSpec
 
 Method = Literal["minmax", "percentile", "mse", "entropy"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -23,7 +23,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 
 def params_from_range(low: float, high: float, spec: QuantSpec) -> QuantParams:
     """Per-tensor parameters whose range covers [low, high] and 0; an empty range gets scale 1."""
-    fmt = spec.format
+    fmt = _integers(spec.format)
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     if spec.symmetric:
         reach = max(high / max(fmt.max, 1), -low / -fmt.min if fmt.min < 0 else 0.0)
@@ -44,7 +44,7 @@ def find_range(histogram: Histogram, spec: QuantSpec, method: str, percentile: f
     if method == "percentile":
         return params_from_range(*_quantiles(histogram, percentile / 100), spec)
     if method == "entropy":
-        return params_from_range(*_least_divergence(histogram, spec.format), spec)
+        return params_from_range(*_least_divergence(histogram, _integers(spec.format)), spec)
     return _least_error(histogram, spec)
 
 
@@ -75,7 +75,7 @@ def find_weight_range(
     axis = spec.granularity.axis if spec.granularity.kind == "channel" else None
     rows = np.asarray(weight, np.float32)
     rows = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0).reshape(rows.shape[axis], -1)
-    fmt = spec.format
+    fmt = _integers(spec.format)
     low, high = np.minimum(rows.min(1), 0.0).astype(np.float64), np.maximum(rows.max(1), 0.0).astype(np.float64)
     best_scale, best_zero = _row_params(low, high, spec)
     if method == "mse":
@@ -89,6 +89,12 @@ def find_weight_range(
     if axis is None:
         return QuantParams(fmt, best_scale[0], best_zero[0])
     return QuantParams(fmt, best_scale, best_zero, axis)
+
+
+def _integers(fmt: NumberFormat) -> Int:
+    if not isinstance(fmt, Int):
+        raise RecipeError(f"{fmt} has no range of integers.", hint="The pass `logarithms` chooses logarithmic formats.")
+    return fmt
 
 
 def _scale(reach: float, spec: QuantSpec) -> float:

@@ -11,6 +11,10 @@ from qcompiler.graph.model import DOMAIN, Graph
 
 FAKE_QUANTIZE = "FakeQuantize"
 """Quantizes and dequantizes; inputs x, scale, zero_point; attributes format, axis, minimum, maximum."""
+LOG_QUANTIZE = "LogQuantize"
+"""The same to a logarithmic format; inputs x, scale, zero_point int32, thresholds float32 [2^bits - 1], levels int32
+[2^bits] (qcompiler/quantizer.py and `Log.decode`); attribute format."""
+QUANTIZERS = (FAKE_QUANTIZE, LOG_QUANTIZE)
 
 BODIES = {
     FAKE_QUANTIZE: f"""FakeQuantize <axis, minimum, maximum, format> (x, scale, zero_point) => (y) {{
@@ -21,6 +25,17 @@ BODIES = {
         clipped = Clip (wide, low, high)
         saturated = CastLike (clipped, zero_point)
         y = DequantizeLinear <axis: int = @axis> (saturated, scale, zero_point)
+    }}""",
+    LOG_QUANTIZE: f"""LogQuantize <format> (x, scale, zero_point, thresholds, levels) => (y) {{
+        last = Constant <value_ints = [-1]> ()
+        wide = Unsqueeze (x, last)
+        below = Less (wide, thresholds)
+        ones = Cast <to = {ir.DataType.INT64.value}> (below)
+        code = ReduceSum <keepdims = 0> (ones, last)
+        level = Gather (levels, code)
+        centred = Sub (level, zero_point)
+        number = Cast <to = {ir.DataType.FLOAT.value}> (centred)
+        y = Mul (number, scale)
     }}""",
     "CacheSoftmax": """CacheSoftmax (x, position) => (y) {
         shape = Shape <start = -1> (x)
@@ -54,6 +69,12 @@ BODIES = {
     }""",
     "Swish": """Swish (x) => (y) {
         s = Sigmoid (x)
+        y = Mul (x, s)
+    }""",
+    "QuickGelu": """QuickGelu (x) => (y) {
+        alpha = Constant <value = float {1.702}> ()
+        ax = Mul (alpha, x)
+        s = Sigmoid (ax)
         y = Mul (x, s)
     }""",
     "RMSNormalization": """RMSNormalization <axis, epsilon> (x, scale) => (y) {

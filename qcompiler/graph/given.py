@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.formats import Int, QuantParams, parse_format
+from qcompiler.formats import Int, QuantParams, parse_integers
 
 GIVEN_KEY = "qcompiler.given"
 """Metadata key of an initializer: JSON with format, scale, zero_point, axis."""
@@ -42,7 +42,7 @@ def given_params(value: ir.Value, array: NDArray, axis: int | None) -> QuantPara
     if text is None:
         return None
     told = json.loads(text)
-    fmt, scale = parse_format(told["format"]), np.asarray(told["scale"], np.float32)
+    fmt, scale = parse_integers(told["format"]), np.asarray(told["scale"], np.float32)
     zero_point = np.asarray(told["zero_point"], np.int64)
     if scale.size == 1:
         own = QuantParams(fmt, scale.reshape(()), zero_point.reshape(-1)[0])

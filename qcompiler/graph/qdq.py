@@ -5,10 +5,11 @@ Forms that it writes
                  codes than its storage (QCDQ)
     constant     initializer of codes -> DequantizeLinear (axis for per-channel)
     bias         int32 initializer -> DequantizeLinear, scale float32 [M] = s_x * s_w, zero point 0
+    logarithm    `qcompiler::LogQuantize` of an activation
 Forms that it reads besides: initializers of ONNX's own 2- and 4-bit types, Clip left out because the storage type is
 the format, and `qcompiler::FakeQuantize(x, scale, zero_point)` on activations and on float constants.
 
-The DequantizeLinear (or FakeQuantize) carries the format's token as metadata `qcompiler.format`.
+The DequantizeLinear (or FakeQuantize, LogQuantize) carries the format's token as metadata `qcompiler.format`.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError, UnsupportedError
-from qcompiler.formats import Int, QuantParams, parse_format
-from qcompiler.graph.functions import FAKE_QUANTIZE, define
+from qcompiler.formats import Int, Log, QuantParams, parse_format
+from qcompiler.graph.functions import FAKE_QUANTIZE, LOG_QUANTIZE, QUANTIZERS, define
 from qcompiler.graph.model import DOMAIN, Graph, attribute
-from qcompiler.quantizer import dequantize, quantize
+from qcompiler.quantizer import dequantize, quantize, thresholds
 
 FORMAT_KEY = "qcompiler.format"
 """Metadata key of a DequantizeLinear: the format's token."""
@@ -54,6 +55,8 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
     which neither ONNX has a type nor onnxruntime a Clip.
     """
     fmt = params.format
+    if isinstance(fmt, Log):
+        return _write_logarithm(graph, value, params, fmt, name)
     whole = _fills_storage(fmt)
     if fmt.bits > 8 and not whole:
         raise UnsupportedError(
@@ -90,6 +93,25 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
         name=f"{name}/dequantize",
         outputs=[f"{name}_dequantized"],
     )
+    node.metadata_props[FORMAT_KEY] = fmt.token
+    _describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
+    return node.outputs[0]
+
+
+def _write_logarithm(graph: Graph, value: ir.Value, params: QuantParams, fmt: Log, name: str) -> ir.Value:
+    """`qcompiler::LogQuantize` behind a value, which any runtime runs by its function body; returns its output."""
+    define(graph, LOG_QUANTIZE)
+    producer = value.producer()
+    first = next(iter(graph.ir), None) if producer is None else None
+    inputs = [
+        value,
+        graph.add_const(f"{name}_scale", params.scale),
+        graph.add_const(f"{name}_zero_point", params.zero_point.astype(np.int32)),
+        graph.add_const(f"{name}_thresholds", thresholds(params)),
+        graph.add_const(f"{name}_levels", fmt.decode(np.arange(fmt.max + 1)).astype(np.int32)),
+    ]
+    node = graph.add_node(LOG_QUANTIZE, inputs, {"format": fmt.token}, before=first, after=producer, domain=DOMAIN,
+                          name=f"{name}/log_quantize", outputs=[f"{name}_dequantized"])  # fmt: skip
     node.metadata_props[FORMAT_KEY] = fmt.token
     _describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
     return node.outputs[0]
@@ -184,10 +206,10 @@ def _node_name(graph: Graph, base: str) -> str:
 
 
 def is_quantizer(node: ir.Node | None) -> bool:
-    """Whether `node` ends a quantizer: DequantizeLinear or qcompiler::FakeQuantize."""
+    """Whether `node` ends a quantizer: DequantizeLinear, qcompiler::FakeQuantize or qcompiler::LogQuantize."""
     if node is None:
         return False
-    return node.op_type == "DequantizeLinear" or (node.domain == DOMAIN and node.op_type == FAKE_QUANTIZE)
+    return node.op_type == "DequantizeLinear" or (node.domain == DOMAIN and node.op_type in QUANTIZERS)
 
 
 def read_quantizer(graph: Graph, node: ir.Node) -> Quantized:
@@ -195,7 +217,7 @@ def read_quantizer(graph: Graph, node: ir.Node) -> Quantized:
     source = node.inputs[0]
     assert source is not None
     params = _read_params(graph, node)
-    if node.domain == DOMAIN and node.op_type == FAKE_QUANTIZE:
+    if node.domain == DOMAIN and node.op_type in QUANTIZERS:
         array = graph.const(source)
         return Quantized(params, source, None if array is None else quantize(array, params))
     codes = graph.const(source)

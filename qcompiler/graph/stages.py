@@ -20,6 +20,7 @@ import onnx_ir as ir
 from qcompiler.errors import ModelError, RecipeError
 from qcompiler.formats import QuantParams, parse_format
 from qcompiler.graph import qdq
+from qcompiler.graph.functions import QUANTIZERS
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import DOMAIN, Graph, attribute, operator_key
 
@@ -51,7 +52,7 @@ def _fail(graph: Graph, node: ir.Node, why: str, hint: str = "") -> ModelError:
 
 
 def _is_integer_operator(node: ir.Node) -> bool:
-    return node.domain == DOMAIN and node.op_type != qdq.FAKE_QUANTIZE and "format" in node.attributes
+    return node.domain == DOMAIN and node.op_type not in QUANTIZERS and "format" in node.attributes
 
 
 def _check_float(graph: Graph, node: ir.Node) -> None:
@@ -74,9 +75,9 @@ def _check_qdq(graph: Graph, node: ir.Node) -> None:
         return
     params = qdq.read_quantizer(graph, node).params
     _check_scale(graph, node, params.scale)
-    fmt, zero = params.format, params.zero_point
+    fmt, zero = params.format.integers, params.zero_point
     if (zero < fmt.min).any() or (zero > fmt.max).any():
-        raise _fail(graph, node, f"has a zero point that is no code of {fmt.token}")
+        raise _fail(graph, node, f"has a zero point that is no code of {params.format.token}")
 
 
 def _check_scale(graph: Graph, node: ir.Node, scale: np.ndarray) -> None:
@@ -163,7 +164,7 @@ def _check_metadata(graph: Graph, node: ir.Node, value: ir.Value) -> None:
     except (RecipeError, ValueError) as error:
         raise _fail(graph, node, f"writes `{value.name}` with metadata that cannot be read ({error})") from error
     _check_scale(graph, node, np.asarray(scale))
-    if not fmt.min <= zero <= fmt.max:
+    if not fmt.integers.min <= zero <= fmt.integers.max:
         raise _fail(graph, node, f"writes `{value.name}` with a zero point that is no code of {fmt.token}")
     if value.dtype is not None and value.dtype != ir.DataType.from_numpy(fmt.storage):
         raise _fail(graph, node, f"writes `{value.name}` as {value.dtype}, but {fmt.token} is stored as {fmt.storage}")

@@ -6,6 +6,7 @@ from qcompiler.ops.choice import COMPARE, MAX, MIN, SELECT, SLOPE
 from qcompiler.ops.conv import CONV, CONV_TRANSPOSE
 from qcompiler.ops.elementwise import ADD, DIV, MUL, REQUANTIZE, TABLE
 from qcompiler.ops.interpolate import INTERPOLATE
+from qcompiler.ops.logarithm import LOG_ENCODE
 from qcompiler.ops.lookup import GATHER, PIECEWISE
 from qcompiler.ops.matmul import BATCH_MATMUL, MATMUL
 from qcompiler.ops.movement import (
@@ -49,6 +50,7 @@ OPERATORS: dict[str, Operator] = {
         GATHER,
         IDENTITY,
         INTERPOLATE,
+        LOG_ENCODE,
         MATMUL,
         MAX,
         MAX_POOL,

@@ -17,6 +17,10 @@ Array = NDArray[np.float64]
 Function = Callable[[Array, dict[str, Any]], Array]
 
 
+QUICK = 1.702
+"""x sigmoid(1.702 x) is the QuickGelu of CLIP."""
+
+
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow."""
     e = np.exp(-np.abs(x))
@@ -100,6 +104,7 @@ FUNCTIONS: dict[str, Function] = {
     "Neg": lambda x, a: -x,
     "PRelu": lambda x, a: _slope(x, float(a["input1"])),
     "Pow": lambda x, a: np.power(x, float(a["input1"])),
+    "QuickGelu": lambda x, a: x * sigmoid(QUICK * x),
     "Reciprocal": lambda x, a: 1 / np.where(x == 0, 1e-38, x),
     "Relu": lambda x, a: np.maximum(x, 0),
     "Round": lambda x, a: np.rint(x),

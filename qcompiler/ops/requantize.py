@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, parse_format
+from qcompiler.formats import Int, parse_integers
 
 MULTIPLIER_BITS = 31
 """A fixed multiplier lies in [2^30, 2^31)."""
@@ -60,7 +60,7 @@ def requantize(
 
     channel: axis of acc that an array [M] in `parameters` belongs to; None for parameters that broadcast as they are.
     """
-    fmt, zero_point = parse_format(attributes["format"]), int(attributes.get("zero_point", 0))
+    fmt, zero_point = parse_integers(attributes["format"]), int(attributes.get("zero_point", 0))
     arrays = [_along(array, channel, acc.ndim) for array in parameters]
     if attributes.get("arithmetic", "float") == "float":
         return requantize_float(acc, arrays[0], zero_point, fmt)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.formats import Int, parse_format
+from qcompiler.formats import Int, parse_format, parse_integers
 from qcompiler.ops.operator import Operator
 
 ONE = 1 << 20
@@ -58,7 +58,7 @@ def softmax(inputs: list[NDArray | None], attributes: dict[str, Any]) -> list[ND
         hidden = hidden | np.moveaxis(np.broadcast_to(np.arange(extent) >= seen, hidden.shape), -1, axis)
     hidden = hidden & ~hidden.all(axis=axis, keepdims=True)
     top = np.where(hidden, np.iinfo(np.int64).min, codes).max(axis=axis, keepdims=True)
-    e = np.where(hidden, 0, terms(np.where(hidden, 0, top - codes), table, parse_format(attributes["x_format"])))
+    e = np.where(hidden, 0, terms(np.where(hidden, 0, top - codes), table, parse_integers(attributes["x_format"])))
     total = e.sum(axis=axis, keepdims=True)
     shares = (2 * e * int(attributes["numerator"]) + total) // (2 * total)
     return [np.clip(shares + int(attributes.get("zero_point", 0)), fmt.min, fmt.max).astype(fmt.storage)]

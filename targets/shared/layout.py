@@ -45,6 +45,7 @@ TIED = {
     "Slope",
     "Interpolate",
     "Normalize",
+    "LogEncode",
     "Piecewise",
     *SPATIAL,
 }

@@ -43,7 +43,7 @@ def _batched(view: View, batch: tuple[int, ...]) -> View:
 def _scalar(program: Program, node: ir.Node, a: View, b: View, y: View) -> None:
     program.fill_border(y)
     batch = _three(y.shape[:-2], a.strides[:-2], b.strides[:-2], y.strides[:-2])
-    wide = max(format_of(value).bits for value in node.inputs[:2]) > 8  # type: ignore[arg-type]
+    wide = max(format_of(value).bits for value in node.inputs[:2]) > 8 and not _fits(node, a.shape[-1])  # type: ignore[arg-type]
     requantize = replace(requantize_of(node, scalar=True), zero_point=0)
     spec = ScalarProduct(a.dtype, b.dtype, "int64" if wide else "int32", requantize)
     (m, k), n = a.shape[-2:], b.shape[-1]
@@ -78,12 +78,26 @@ def _three(extents: tuple[int, ...], *strides: tuple[int, ...]) -> Nest:
     return Nest((*[1] * lead, *(nest.extents[d] for d in kept)), tuple(map(tuple, columns)))
 
 
-def _choose(program: Program, node: ir.Node) -> tuple[Dot, int, int]:
+def _fits(node: ir.Node, k: int) -> bool:
+    """Whether both operands less their zero points are int16, and no sum of `k` products leaves int32."""
+    worst = k
+    for value, zero in zip(node.inputs[:2], ("a_zero_point", "b_zero_point"), strict=True):
+        fmt, z = format_of(value), attribute(node, zero, 0)  # type: ignore[arg-type]
+        if fmt.max - z >= 2**15 or fmt.min - z < -(2**15):
+            return False
+        worst *= max(fmt.max - z, z - fmt.min)
+    return worst < 2**31
+
+
+def _choose(program: Program, node: ir.Node, k: int) -> tuple[Dot, int, int]:
     """(dot, what is subtracted from b, what is subtracted from a)."""
     a, b = node.inputs[:2]
     za, zb = attribute(node, "a_zero_point", 0), attribute(node, "b_zero_point", 0)
     formats = format_of(a), format_of(b)  # type: ignore[arg-type]
     if max(f.bits for f in formats) > 8:
+        if _fits(node, k):
+            kind, pairs = ("madd_s16", 2) if program.machine.madd_s16 else ("plain", 1)
+            return Dot(kind, "int16", "int16", pairs), zb, za  # type: ignore[arg-type]
         return Dot("wide", "int32", "int32", 1), zb, za
     offset = 0 if formats[1].signed else 128
     # Bytes serve if b - offset is centred already; otherwise rows of a would have to be summed.
@@ -94,8 +108,8 @@ def _choose(program: Program, node: ir.Node) -> tuple[Dot, int, int]:
 
 
 def _vectors(program: Program, node: ir.Node, a: View, b: View, y: View) -> None:
-    dot, b_shift, a_shift = _choose(program, node)
     machine, (m, k), n = program.machine, a.shape[-2:], b.shape[-1]
+    dot, b_shift, a_shift = _choose(program, node, k)
     batch = prod(y.shape[:-2])
     uncentred = 0 if dot.centred else attribute(node, "a_zero_point", 0) - a_shift
     x, x_group, x_row = _left(program, node, a, dot, a_shift)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.formats import parse_format
+from qcompiler.formats import parse_integers
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.lower_pointwise import nest_of, reduction_of
 from qcompiler.targets.shared.program import Program
@@ -72,7 +72,7 @@ def lower_slope(program: Program, node: ir.Node) -> None:
     largest = max(abs(multiplier), int(np.abs(slopes.astype(np.int64)).max(initial=0)))
     wide = "int32" if reach * largest + (1 << (shift - 1)) < 2**31 else "int64"
     numbers = (zero, multiplier, shift, attribute(node, "zero_point", 0))
-    spec = Slope(nest, x.dtype, *numbers, parse_format(attribute(node, "format")), wide)
+    spec = Slope(nest, x.dtype, *numbers, parse_integers(attribute(node, "format")), wide)
     program.call(spec, nest.units, y, x, slope)
 
 

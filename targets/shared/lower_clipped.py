@@ -16,7 +16,15 @@ from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.pack import pack_bits
 from qcompiler.targets.shared.paired import paired_form
 from qcompiler.targets.shared.program import Argument, Program
-from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
+from qcompiler.targets.shared.reads import (
+    feed,
+    format_of,
+    requantize_inputs,
+    requantize_of,
+    settle,
+    sums_fit,
+    target_of,
+)
 from qcompiler.targets.shared.tir.columns import (
     PIXELS,
     ColumnConv,
@@ -203,9 +211,11 @@ def _product(
     bias = program.graph.const(node.inputs[2])
     assert bias is not None
     requantize, scales = _requantization(program, node, 3)
-    kind, accumulator = _weight_type(weights), "int64" if format_of(value).bits > 8 else "int32"
+    fmt, zero = format_of(value), attribute(node, "x_zero_point", 0)
+    narrow = fmt.bits <= 8 or sums_fit(program, node, fmt, zero, weights)
+    kind, accumulator = _weight_type(weights), "int32" if narrow else "int64"
     single = ScalarConv(x.dtype, kind, accumulator, requantize, merged)
-    arrays = [weights.transpose(0, 2, 3, 1).astype(kind), bias, *scales]
+    arrays = [weights.transpose(0, 2, 3, 1).astype(kind), bias.astype(accumulator), *scales]
     _emit(program, node, single, units, table, [x, y], arrays, piece)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.formats import parse_format
+from qcompiler.formats import parse_integers
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.program import Program, as_int32
 from qcompiler.targets.shared.tir.interpolate import Interpolate
@@ -42,7 +42,7 @@ def lower_interpolate(program: Program, node: ir.Node) -> None:
         wide,
         shift,
         attribute(node, "zero_point", 0),
-        parse_format(attribute(node, "format")),
+        parse_integers(attribute(node, "format")),
     )
     tables = [
         program.parameter(as_int32(index.astype(np.int64) * x.strides[axis]).ravel(), f"{node.name}/offsets"),

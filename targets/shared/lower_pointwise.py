@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from qcompiler.formats import parse_format
+from qcompiler.formats import parse_format, parse_integers
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import requantize_inputs, requantize_of
+from qcompiler.targets.shared.tir.logarithm import Encode, Round
 from qcompiler.targets.shared.tir.nest import Nest, collapse
 from qcompiler.targets.shared.tir.pointwise import Add, Dequantize, Divide, Lookup, Multiply, Quantize, Rescale
 from qcompiler.targets.shared.views import View
@@ -56,7 +57,7 @@ def lower_add(program: Program, node: ir.Node) -> None:
         attribute(node, "b_multiplier"),
         attribute(node, "shift"),
         attribute(node, "zero_point", 0),
-        parse_format(attribute(node, "format")),
+        parse_integers(attribute(node, "format")),
     )
     program.call(spec, nest.units, y, a, b)
 
@@ -81,7 +82,7 @@ def lower_div(program: Program, node: ir.Node) -> None:
     nest = nest_of(y, a, b)
     names = ("a_zero_point", "b_zero_point", "multiplier", "shift", "zero_point")
     numbers = {name: attribute(node, name, 0) for name in names}
-    spec = Divide(nest, a.dtype, b.dtype, format=parse_format(attribute(node, "format")), **numbers)
+    spec = Divide(nest, a.dtype, b.dtype, format=parse_integers(attribute(node, "format")), **numbers)
     program.call(spec, nest.units, y, a, b)
 
 
@@ -95,8 +96,31 @@ def lower_requantize(program: Program, node: ir.Node) -> None:
     program.call(spec, nest.units, y, x, *scales)
 
 
+def _rounds(program: Program, encode: ir.Node) -> bool:
+    """Whether codes of a LogEncode are made for one Table alone, on a machine with vectors."""
+    reader = program.graph.sole_user(encode.outputs[0])
+    return program.machine.lanes > 1 and reader is not None and reader.op_type == "Table"
+
+
+def _lower_levels(program: Program, encode: ir.Node, node: ir.Node) -> None:
+    """LogEncode and the Table of its codes."""
+    x, y = program.view(encode.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    thresholds, table = program.graph.const(encode.inputs[1]), program.graph.const(node.inputs[1])
+    assert thresholds is not None and table is not None
+    program.fill_border(y)
+    nest = nest_of(y, x)
+    values = table.astype(np.int64)
+    steps = np.concatenate([thresholds, np.diff(values), values[:1]]).astype(np.int32)
+    spec = Round(nest, x.dtype, y.dtype, len(thresholds))
+    program.call(spec, nest.units, y, x, program.parameter(steps, f"{node.name}/thresholds"))
+
+
 def lower_table(program: Program, node: ir.Node) -> None:
     """Table: 8-bit tables are widened to 256 entries, so that every stored byte is an index."""
+    maker = node.inputs[0].producer()  # type: ignore[union-attr]
+    if maker is not None and maker.op_type == "LogEncode" and _rounds(program, maker):
+        _lower_levels(program, maker, node)
+        return
     x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
     table = program.graph.const(node.inputs[1])
     assert table is not None
@@ -113,6 +137,19 @@ def lower_table(program: Program, node: ir.Node) -> None:
     program.call(spec, nest.units, y, x, program.parameter(table.astype(y.dtype), f"{node.name}/table"))
 
 
+def lower_log_encode(program: Program, node: ir.Node) -> None:
+    """LogEncode; where vectors compare, a Table that alone reads the codes is done with it: it becomes one operator."""
+    if _rounds(program, node):
+        return
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
+    thresholds = program.graph.const(node.inputs[1])
+    assert thresholds is not None
+    program.fill_border(y)
+    nest = nest_of(y, x)
+    spec = Encode(nest, x.dtype, len(thresholds))
+    program.call(spec, nest.units, y, x, program.parameter(thresholds, f"{node.name}/thresholds"))
+
+
 def _boundary(program: Program, node: ir.Node) -> tuple[float, int]:
     scale = program.graph.const(node.inputs[1])
     zero = program.graph.const(node.inputs[2]) if len(node.inputs) > 2 else None
@@ -125,7 +162,7 @@ def lower_quantize(program: Program, node: ir.Node) -> None:
     x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
     program.fill_border(y)
     nest = nest_of(y, x)
-    fmt = parse_format(node.outputs[0].metadata_props["qcompiler.format"])
+    fmt = parse_integers(node.outputs[0].metadata_props["qcompiler.format"])
     scale, zero = _boundary(program, node)
     program.call(Quantize(nest, scale, zero, fmt), nest.units, y, x)
 

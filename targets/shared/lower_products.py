@@ -16,7 +16,15 @@ from qcompiler.targets.shared.lower_clipped import lower_clipped_conv, lower_cli
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.pack import pack_channels, pack_depthwise, pack_matrix
 from qcompiler.targets.shared.program import Argument, Program
-from qcompiler.targets.shared.reads import feed, format_of, requantize_inputs, requantize_of, settle, target_of
+from qcompiler.targets.shared.reads import (
+    feed,
+    format_of,
+    requantize_inputs,
+    requantize_of,
+    settle,
+    sums_fit,
+    target_of,
+)
 from qcompiler.targets.shared.tile import choose_depthwise_tile, choose_tile
 from qcompiler.targets.shared.tir.dot import Dot, choose_dot, reach_of
 from qcompiler.targets.shared.tir.matrix import Matrix
@@ -35,14 +43,9 @@ def dot_shift(dot: Dot, storage: str, zero_point: int) -> int:
 def wide_dot(program: Program, node: ir.Node, fmt: Int, zero: int, weights: NDArray) -> Dot | None:
     """int16 pairs into int32, where codes of more than 8 bits minus their zero point are int16 and no sum can leave
     int32 (weights: [M, ...]); else None."""
-    bias = program.graph.const(node.inputs[2])
-    if not program.machine.madd_s16 or bias is None or max(fmt.max - zero, zero - fmt.min) > 2**15:
+    if not program.machine.madd_s16 or np.abs(weights.astype(np.int64)).max(initial=0) > 127:
         return None
-    if fmt.max - zero == 2**15 or np.abs(weights.astype(np.int64)).max(initial=0) > 127:
-        return None
-    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
-    worst = int((sums * 2**15 + np.abs(bias.astype(np.int64))).max(initial=0))
-    return Dot("madd_s16", "int16", "int16", 2) if worst < 2**31 else None
+    return Dot("madd_s16", "int16", "int16", 2) if sums_fit(program, node, fmt, zero, weights) else None
 
 
 def lower_conv(program: Program, node: ir.Node) -> None:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import parse_format
+from qcompiler.formats import parse_integers
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.lower_movement import gather, show
 from qcompiler.targets.shared.lower_pointwise import nest_of
@@ -54,7 +54,7 @@ def lower_normalize(program: Program, node: ir.Node) -> None:
         attribute(node, "epsilon"),
         attribute(node, "shift"),
         attribute(node, "zero_point", 0),
-        parse_format(attribute(node, "format")),
+        parse_integers(attribute(node, "format")),
     )
     parameters = [program.parameter(p.ravel(), f"{node.name}/parameters") for p in (gain, bias)]
     program.call(spec, nest.units, y, x, *parameters)
@@ -99,7 +99,7 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
         mask_stride = strides[-1][axis]
         arguments.append(view)
     nest = Nest((*(x.shape[d] for d in kept), 1), tuple((*(s[d] for d in kept), 1) for s in strides))
-    fmt = parse_format(attribute(node, "x_format"))
+    fmt = parse_integers(attribute(node, "x_format"))
     spec = Softmax(
         nest,
         x.shape[axis],
@@ -108,7 +108,7 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
         x.dtype,
         attribute(node, "numerator"),
         attribute(node, "zero_point", 0),
-        parse_format(attribute(node, "format")),
+        parse_integers(attribute(node, "format")),
         fmt.bits > 8,
         kind,
         mask_stride,
@@ -136,14 +136,14 @@ def lower_piecewise(program: Program, node: ir.Node) -> None:
     assert table is not None
     program.fill_border(y)
     nest = nest_of(y, x)
-    fmt = parse_format(attribute(node, "x_format"))
+    fmt = parse_integers(attribute(node, "x_format"))
     spec = Piecewise(
         nest,
         x.dtype,
         fmt.min,
         attribute(node, "shift"),
         attribute(node, "zero_point", 0),
-        parse_format(attribute(node, "format")),
+        parse_integers(attribute(node, "format")),
     )
     program.call(spec, nest.units, y, x, program.parameter(table, f"{node.name}/table"))
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.formats import Int, parse_format
+from qcompiler.formats import Int, parse_integers
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.program import Program, as_int32
 from qcompiler.targets.shared.tir.requantize import Requantize
@@ -15,7 +15,7 @@ from qcompiler.targets.shared.views import View, channels_last
 
 def requantize_of(node: ir.Node, *, scalar: bool = False) -> Requantize:
     """The requantization that a node's attributes name."""
-    fmt = parse_format(attribute(node, "format"))
+    fmt = parse_integers(attribute(node, "format"))
     return Requantize(attribute(node, "arithmetic", "float"), fmt, attribute(node, "zero_point", 0), scalar)
 
 
@@ -27,7 +27,20 @@ def requantize_inputs(program: Program, node: ir.Node, first: int) -> list[NDArr
 
 def format_of(value: ir.Value) -> Int:
     """Format of an integer value."""
-    return parse_format(value.metadata_props["qcompiler.format"])
+    return parse_integers(value.metadata_props["qcompiler.format"])
+
+
+def sums_fit(program: Program, node: ir.Node, fmt: Int, zero: int, weights: NDArray) -> bool:
+    """Whether codes less their zero point are int16 and no sum of a weighted product, bias included, can leave int32.
+
+    weights: [M, ...].
+    """
+    bias = program.graph.const(node.inputs[2])
+    reach = max(fmt.max - zero, zero - fmt.min)
+    if bias is None or reach > 2**15 or fmt.max - zero == 2**15:
+        return False
+    sums = np.abs(weights.astype(np.int64)).reshape(len(weights), -1).sum(axis=1)
+    return int((sums * reach + np.abs(bias.astype(np.int64))).max(initial=0)) < 2**31
 
 
 def feed(

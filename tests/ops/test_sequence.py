@@ -168,6 +168,7 @@ def test_masked_cells_take_no_part():
 
 CASES = {
     "Gelu": (8.0, False), "Swish": (10.0, False), "Sigmoid": (9.0, False), "Tanh": (5.0, False), "Mish": (8.0, False),
+    "QuickGelu": (9.0, False),
     "Erf": (4.0, False), "Exp": (4.0, False), "Sin": (12.0, False), "Cos": (12.0, False), "Softplus": (10.0, False),
     "Log": (20.0, True), "Sqrt": (20.0, True), "Reciprocal": (20.0, True),
 }  # fmt: skip

@@ -14,7 +14,7 @@ HEADER = "float[2,3,5] x => float[2,3,5] y"
 NUMBERS = {
     "one": np.float32(1), "half": np.float32(0.5), "root2": np.float32(2**0.5), "three": np.float32(3),
     "inverse": np.float32(2**-0.5), "little": np.float32(0.044715), "outer": np.float32((2 / np.pi) ** 0.5),
-    "two": np.float32(2), "minus": np.float32(-1),
+    "two": np.float32(2), "minus": np.float32(-1), "quick": np.float32(1.702),
 }  # fmt: skip
 ERF = "d = Div(x, root2)  e = Erf(d)  p = Add(e, one)"
 CUBE = "c = Pow(x, three)  l = Mul(c, little)"
@@ -44,6 +44,10 @@ SPELLINGS = {
         "s = Sigmoid(x)  y = Mul(x, s)",
         "s = Sigmoid(x)  y = Mul(s, x)",
         "n = Neg(x)  e = Exp(n)  p = Add(e, one)  y = Div(x, p)",
+    ],
+    "QuickGelu": [
+        "k = Mul(x, quick)  s = Sigmoid(k)  y = Mul(x, s)",
+        "k = Mul(quick, x)  n = Neg(k)  e = Exp(n)  p = Add(e, one)  y = Div(x, p)",
     ],
     "Sigmoid": ["n = Mul(x, minus)  e = Exp(n)  p = Add(one, e)  y = Reciprocal(p)"],
     "Softplus": ["e = Exp(x)  p = Add(e, one)  y = Log(p)"],
