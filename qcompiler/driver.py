@@ -28,6 +28,7 @@ from qcompiler.graph.stages import Stage
 from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
+from qcompiler.selection import check_selection, choose
 from qcompiler.target import Target
 from qcompiler.tolerance import Tolerance, cut, verify_parts
 
@@ -103,6 +104,7 @@ def quantize(
     position: str | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     samples: int | None = None,
+    select: str | None = None,
     arithmetic: str | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -115,13 +117,16 @@ def quantize(
     that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
     [n, steps, ...] of the other inputs. position: the input that counts steps. options: overrides of the
     recipe's quantization keys (precision, exclude, ...). constants: inputs that always have one value.
-    Raises QCompilerError.
+    samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
+    (qcompiler/calibrate/select). Raises QCompilerError.
     """
     watch = Stopwatch()
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     plan = load_recipe(recipe).override(options or {})
     _check_precision(plan, chosen)
+    if select is not None:
+        check_selection(select, samples, calibration)
     with watch("load"):
         graph = load_graph(model, shapes=shapes, dims=dims, constants=constants)
         own = any(is_quantizer(node) for node in graph.ir)
@@ -138,10 +143,20 @@ def quantize(
             preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
         )
         # A model that came quantized needs no data; what is reported about it is then measured on noise.
-        data = _load("random" if calibration is None else calibration, graph, prepared, samples, seed)
+        limit = samples if select is None else None
+        data = _load("random" if calibration is None else calibration, graph, prepared, limit, seed)
+    selection = None
+    if select is not None and samples is not None:
+        with watch("select"):
+            selection = choose(data, graph, select, samples, seed, calibration, plan, chosen, progress)
+        data = selection.samples
     known = data if calibration is not None else None
     context = Context(capabilities=chosen.capabilities, samples=known, seed=seed, progress=progress)
     context.notes += [Note("load", where, text) for where, text in graph.notes]
+    if selection is not None:
+        context.facts["selection"] = selection.describe()
+        told = f"{len(selection.indices)} of {selection.pool} samples chosen by {select}, seed {seed}"
+        context.notes.append(Note("select", "calibration", told))
     if known is None:
         context.notes.append(Note("load", "graph", "no calibration data: the model's own quantizers, quality on noise"))
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
@@ -209,7 +224,7 @@ def compile(  # noqa: A001 (the product's verb)
         **lowered.files,
         "qdq.onnx": result.exported(qdq_form).to_proto().SerializeToString(deterministic=True),
         "integer.onnx": result.integer_graph.to_proto().SerializeToString(deterministic=True),
-        "recipe.toml": result.recipe.to_toml().encode(),
+        "recipe.toml": (_about_data(result) + result.recipe.to_toml()).encode(),
         "selftest.npz": self_test({name: sample[name] for name in oracle.input_names}, oracle.run(sample)),
     }
     if chosen.runtime:
@@ -233,6 +248,12 @@ def compile(  # noqa: A001 (the product's verb)
     seconds = {stage: round(s, 3) for stage, s in {**result.seconds, **watch.seconds}.items()}
     report = build_report(result, manifest, str(path), facts, seconds)
     return write_bundle(path, files, manifest, overwrite, report_files(report, render_html(report)))
+
+
+def _about_data(result: Result) -> str:
+    """A comment for the recipe's file, if calibration samples were chosen."""
+    told = [note.text for note in result.context.notes if note.source == "select"]
+    return "".join(f"# calibration: {text}\n" for text in told)
 
 
 def _target(target: str | Target) -> Target:
