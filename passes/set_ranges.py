@@ -33,11 +33,11 @@ STAGE = (Stage.FLOAT, Stage.FLOAT)
 @dataclass(frozen=True, kw_only=True)
 class Options:
     method: str = "auto"
-    """Range of activations: minmax, percentile, mse, entropy; auto is mse."""
+    """Range of activations: minmax, percentile, percentile_ladder, mse, entropy; auto is mse."""
     percentile: float = PERCENTILE
     """Of method percentile: share of elements within the range, in percent."""
     weight_method: str = "auto"
-    """Range of weights: minmax or mse; auto is minmax at 8 bits or more, mse below."""
+    """Range of weights: minmax, percentile_ladder or mse; auto is minmax at 8 bits or more, mse below."""
     power: float = 2.4
     """Exponent of the error that a weight range of method mse minimises."""
 
