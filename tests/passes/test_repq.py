@@ -191,3 +191,25 @@ def test_a_trained_transformer(assets: Path):
     close(same, want)
     assert isinstance(context.assignment.params["layer_norm"], QuantParams)
     assert np.square(within - want).sum() < np.square(without - want).sum()
+
+
+def test_a_second_narrower_quantizer_is_the_one_that_is_rewritten(make):
+    graph = prepared(make(HEADER, BODIES["layer"][0], **BODIES["layer"][1]))
+    context = calibrated(graph)
+    decide.run(graph, decide.Options(precision="w8a4", keep_first_last=False), context)
+    assignment = context.assignment
+    assignment.narrowed["n"] = assignment.activations["n"]
+    assignment.activations["n"] = QuantSpec(parse_format("uint16"))
+    set_ranges.run(graph, set_ranges.Options(), context)
+    want = graph.run(x=next(iter(context.samples))["x"])
+    after = repq.run(graph, repq.Options(), context)
+    narrow, wide = assignment.narrowed_params["n"], assignment.params["n"]
+    assert (narrow.format.token, wide.format.token) == ("uint4", "uint16")
+    low = float(wide.scale) * (wide.format.min - int(wide.zero_point))
+    high = float(wide.scale) * (wide.format.max - int(wide.zero_point))
+    for sample in context.samples:
+        n = value_of(after, "n", sample["x"])
+        assert low - float(wide.scale) <= n.min() and n.max() <= high + float(wide.scale)
+    close(after.run(x=next(iter(context.samples))["x"]), want)
+    names = [node.name for node in insert_qdq.run(after, insert_qdq.Options(), context).nodes("QuantizeLinear")]
+    assert {"n/quantize", "n_narrow/quantize"} <= set(names)
