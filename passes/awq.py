@@ -15,7 +15,7 @@ whole attention or MLP block; Q is the weight's own format, symmetric, per outpu
 error; what is found stays in the assignment, where set_ranges keeps it.
 
 Run it between `decide` and `calibrate`. Float output is equal up to float32 rounding. Source: Lin et al. 2024, AWQ,
-equations 4 and 5, and its code (auto_scale, auto_clip).
+and its code (auto_scale, auto_clip).
 """
 
 from __future__ import annotations

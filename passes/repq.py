@@ -15,8 +15,8 @@ price of one more pass over the tensor; it is not made.
 
 Run it right after set_ranges. Left alone: values that anything else reads (a residual Add), values that share their
 quantizer with others. Every channel has s_d >= 1e-4 max(s): a dead channel needs no finer steps (the paper's code
-has no floor). Source: Li et al. 2023, RepQ-ViT, section 3.2 (equations 8 to 12); z~ is rounded before r2 is computed,
-which the authors' code does not do and without which the codes differ.
+has no floor). Source: Li et al. 2023, RepQ-ViT (arXiv 2212.08254), scale reparameterization behind LayerNorm; z~ is
+rounded before r2 is computed, which the authors' code does not do and without which the codes differ.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ at an end of the format (behind a Relu) stay there; behind a Clip the range does
 new product. As in bias_correction the network is run once for each of `groups` runs of quantizers; `samples` samples
 of what one run looks at are held.
 
-Run it right after insert_qdq. Source: the search by the error of a layer's output of PTQ4ViT (Yuan et al. 2022,
-section 3.3) and of the authors' code of RepQ-ViT's successors, here against the float network's output with
-quantized inputs.
+Run it right after insert_qdq. Source: searching scales by the error of a layer's output is PTQ4ViT's (Yuan et al.
+2022); grid, quantized prefix and the check of the network's outputs are ours.
 """
 
 from __future__ import annotations

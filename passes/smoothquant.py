@@ -57,12 +57,10 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         for sink in site.sinks
     }
     ranges = observe_ranges(graph, wanted, context, options.samples) if wanted else {}
-    done: set[str] = set()
     for site in sites:
         fold(graph, site, factors(graph, site, ranges, options.alpha))
-        done.add(str(site.value.name))
     graph.sweep()
-    context.facts["smoothquant"] = {"values": len(done)}
+    context.facts["smoothquant"] = {"values": len(sites)}
     return graph
 
 

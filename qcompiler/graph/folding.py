@@ -12,7 +12,7 @@ RMSNormalization), readers behind data movement only, and no zero padding. Missi
 output name passes on to the Add behind it. Constants are computed in float64 and rounded once, so outputs are equal up
 to float32 rounding.
 
-Source: linearity; the use is that of RepQ-ViT (Li et al. 2023, equations 8 to 12) and SmoothQuant (Xiao et al. 2023).
+Source: linearity; the use is that of RepQ-ViT (Li et al. 2023) and SmoothQuant (Xiao et al. 2023).
 """
 
 from __future__ import annotations

@@ -191,7 +191,7 @@ def _through(
         yield output, _Labels(np.broadcast_to(_uniform(labels, pixels, node), shape), False)
     elif op in _REDUCES:
         axes = graph.const(node.inputs[1]) if len(node.inputs) > 1 else attribute(node, "axes")
-        if axes is None:
+        if axes is None or np.size(axes) == 0:
             raise _Refused(f"{_named(node)} mixes channels")
         reduced = _uniform(labels, tuple(int(a) % labels.ndim for a in np.atleast_1d(axes)), node)
         yield output, _Labels(reduced.reshape(shape), False)

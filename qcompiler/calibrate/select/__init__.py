@@ -4,9 +4,9 @@ One float pass over the pool keeps a few numbers of each sample (features.py); e
 
     random          seeded draw: what every other method must beat
     stratified      as random, from each class in proportion; classes by labels, else the model's own
-    kmeans          one sample for each of n clusters of projected activations (COLA)
-    outlier_cover   samples in which the largest values of channels occur (COVERCAL): for ranges; use it with ranges
-                    that clip, or they get wider than they should
+    kmeans          one sample for each of n clusters of projected activations (COLA, arXiv 2510.10618)
+    outlier_cover   samples in which the largest values of channels occur (COVERCAL, arXiv 2604.24008): for ranges; use
+                    it with ranges that clip, or they get wider than they should
     moment_match    samples whose second moments are nearest to the pool's: for Hessians and reconstruction
     degradation     clusters by how much quantization hurts them (PASER's idea, for quantization)
     composite       a quarter by outlier_cover, the rest by moment_match

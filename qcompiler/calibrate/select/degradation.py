@@ -3,8 +3,8 @@
 Clusters of activations get shares of the budget in proportion to the mean loss of their samples under quantization at
 the target's bits, and within a cluster samples are drawn with odds of loss^(1 / T): the worst ones alone would be
 mislabelled or damaged. Samples whose activations are far above the usual, or whose float output is far less sure, are
-left out. Source: He et al. 2025, PASER (arXiv 2502.12594), sections 3.2 and 3.3; clusters by k-means in place of
-spectral clustering of sentences, no graph of concepts.
+left out. Source: PASER (arXiv 2502.12594); clusters by k-means in place of spectral clustering of sentences, no graph
+of concepts.
 """
 
 from __future__ import annotations
