@@ -184,7 +184,8 @@ def _clip(graph: Graph, node: ir.Node, rows: _Rows, assignment: Assignment) -> b
     name = _weight(node)
     w, spec, x, _ = _prepared(graph, node, rows, assignment)
     shared = graph.sole_user(node.inputs[1]) is not node
-    if shared or spec.granularity.kind != "channel" or name in assignment.params:
+    fine = spec.granularity.kind == "channel" and spec.scale_type == "float32"
+    if shared or not fine or name in assignment.params:
         return False
     full = constant_params(assignment, spec, w.astype(np.float32))
     best = np.asarray(full.scale)

@@ -13,10 +13,10 @@ the least error stays: never worse than at the start. (Without a check vit_digit
 forgives nothing resnet20_cifar10_jpeg loses half of the gain.)
 
 Left alone: more than `bits` bits, probabilities (their range is fixed), values that share their quantizer with a
-constant or a state, models that came with quantizers. Zero points
-at an end of the format (behind a Relu) stay there; behind a Clip the range does not grow. Biases get the scale of the
-new product. As in bias_correction the network is run once for each of `groups` runs of quantizers; `samples` samples
-of what one run looks at are held.
+constant or a cache, models that came with quantizers. Zero points at an end of the format (behind a Relu) stay there;
+behind a Clip the range does not grow; scales that are powers of two stay such. Biases get the scale of the new product.
+As in bias_correction the network is run once for each of `groups` runs of quantizers; what one run looks at is held for
+`samples` samples.
 
 Run it right after insert_qdq. Source: searching scales by the error of a layer's output is PTQ4ViT's (Yuan et al.
 2022); grid, quantized prefix and the check of the network's outputs are ours.
@@ -68,12 +68,14 @@ class Options:
 class Problem:
     """Quantizers with one set of parameters, and what reads them.
 
-    quantizers: the DequantizeLinear nodes; inputs: names of the values that are fed; outputs: name in the quantized
-    graph -> name in the float graph; largest: the scale may not exceed this ratio; smallest: nor fall below this one.
+    quantizers: the DequantizeLinear nodes; ratios: of scales that are tried; inputs: names of the values that are fed;
+    outputs: name in the quantized graph -> name in the float graph; largest: the scale may not exceed this ratio;
+    smallest: nor fall below this one.
     """
 
     quantizers: list[ir.Node]
     params: QuantParams
+    ratios: tuple[float, ...] = RATIOS
     inputs: list[str] = field(default_factory=list)
     outputs: dict[str, str] = field(default_factory=dict)
     largest: float = np.inf
@@ -157,6 +159,8 @@ def find_problems(graph: Graph, reference: Graph, context: Context, bits: int) -
     groups = context.assignment.groups if context.assignment is not None else []
     leader = {name: group[0] for group in groups for name in group}
     constants = context.assignment.constants if context.assignment is not None else {}
+    specs = context.assignment.activations.values() if context.assignment is not None else ()
+    ratios = (0.5, 2.0) if any(spec.scale_type == "power_of_two" for spec in specs) else RATIOS
     fixed = {group[0] for group in groups if any(name in constants for name in group)}
     together: dict[str, list[ir.Node]] = {}
     for node in graph.nodes("DequantizeLinear"):
@@ -176,7 +180,7 @@ def find_problems(graph: Graph, reference: Graph, context: Context, bits: int) -
         makers = [read.source.producer() for read in reads]
         if any(maker is not None and maker.op_type in ("Softmax", "CacheSoftmax") for maker in makers):
             continue
-        problem = Problem(nodes, params)
+        problem = Problem(nodes, params, ratios)
         bounded = [clip_bounds(graph, maker) for maker in makers]
         if any(bounds is not None and max(-bounds[0], bounds[1]) < np.inf for bounds in bounded):
             problem.largest = 1.0
@@ -311,7 +315,7 @@ def search(graph: Graph, problem: Problem) -> QuantParams:
         return total
 
     best, least = start, error(start)
-    for stage in (RATIOS, SHIFTS, NEAR):
+    for stage in (problem.ratios, SHIFTS, NEAR if problem.ratios is RATIOS else ()):
         base = best
         for step in stage:
             trial = _moved(base, step) if stage is SHIFTS else _scaled(base, float(step))

@@ -82,6 +82,15 @@ def test_codes_are_those_of_the_channelwise_quantizers(make, kind, symmetric, bi
     np.testing.assert_allclose(layerwise[same], rowwise[same], rtol=0, atol=1e-5 * np.abs(rowwise).max())
 
 
+@pytest.mark.parametrize("kind", BODIES)
+def test_powers_of_two_stay_such(make, kind):
+    body, arrays = BODIES[kind]
+    before, after, context, _, name = treated(prepared(make(HEADER, body, **arrays)), power_of_two=True)
+    assert float(np.log2(context.assignment.params[name].scale)) % 1 == 0
+    x = next(iter(context.samples))["x"]
+    close(after.run(x=x), before.run(x=x))
+
+
 def test_the_rewrite_is_exact_in_float64():
     rng = np.random.default_rng(2)
     n, w = rng.standard_normal((50, 8)), rng.standard_normal((8, 5))

@@ -155,6 +155,13 @@ def test_the_same_result_twice_and_symmetric_formats_keep_their_zero():
     assert first == second and {zero for _, zero in first.values()} == {0}
 
 
+def test_powers_of_two_stay_such():
+    graph, context = quantized(chain(), power_of_two=True)
+    new = parameters(search_ranges.run(graph, search_ranges.Options(), context))
+    assert context.facts["search_ranges"]["changed"] > 0
+    assert all(np.log2(scale) % 1 == 0 for scale, _ in new.values())
+
+
 def test_nothing_better_leaves_every_bit(monkeypatch):
     graph, context = quantized(chain())
     before = graph.fingerprint()
