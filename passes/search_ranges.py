@@ -10,7 +10,8 @@ earlier ranges are searched already, and y_float is the float model's own. For a
 counts. The present range is always a candidate. Quantizers that share parameters are searched as one. A change that
 raises the error of the network's outputs on the data by a tenth is taken back, and of all states on the way that with
 the least error stays: never worse than at the start. (Without a check vit_digits gets worse at w4a4, with one that
-forgives nothing resnet20_cifar10_jpeg loses half of the gain.)
+forgives nothing resnet20_cifar10_jpeg loses half of the gain.) It fits its samples: with few of them the error on
+others can grow where bias_correction alone does well (docs/precision.md), so measure.
 
 Left alone: more than `bits` bits, probabilities (their range is fixed), values that share their quantizer with a
 constant or a cache, models that came with quantizers. Zero points at an end of the format (behind a Relu) stay there;
@@ -58,7 +59,7 @@ SLACK = 1.1
 class Options:
     bits: int = 8
     """Quantizers of at most so many bits are searched."""
-    samples: int = 32
+    samples: int = 64
     """Calibration samples that are used, at most."""
     groups: int = 64
     """Runs over the data; more is more exact and slower."""
