@@ -10,11 +10,14 @@ model came with keep it.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qcompiler import assignment as decisions
+from qcompiler.assignment import Assignment
 from qcompiler.calibrate.observers import Histogram
 from qcompiler.calibrate.ranges import METHODS, PERCENTILE, away_from_ties, find_range, find_weight_range
 from qcompiler.calibrate.statistics import Statistics, require
@@ -30,11 +33,11 @@ STAGE = (Stage.FLOAT, Stage.FLOAT)
 @dataclass(frozen=True, kw_only=True)
 class Options:
     method: str = "auto"
-    """Range of activations: minmax, percentile, mse, entropy; auto is mse."""
+    """Range of activations: minmax, percentile, percentile_ladder, mse, entropy; auto is mse."""
     percentile: float = PERCENTILE
     """Of method percentile: share of elements within the range, in percent."""
     weight_method: str = "auto"
-    """Range of weights: minmax or mse; auto is minmax at 8 bits or more, mse below."""
+    """Range of weights: minmax, percentile_ladder or mse; auto is minmax at 8 bits or more, mse below."""
     power: float = 2.4
     """Exponent of the error that a weight range of method mse minimises."""
 
@@ -49,6 +52,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             raise RecipeError(
                 f"`{method}` is no range method.", where="set_ranges", hint=f"Known: auto, {', '.join(METHODS)}."
             )
+    assignment.weight_method, assignment.weight_power = options.weight_method, options.power
     statistics = require(graph, assignment.activations, context)
     by_name = {value.name: value for value in graph.values()}
     probabilities = {node.outputs[0].name for node in graph.nodes("Softmax", "CacheSoftmax")}
@@ -81,11 +85,34 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             continue
         array = graph.const(by_name[name])
         assert array is not None
-        method = options.weight_method
-        if method == "auto":
-            method = "minmax" if spec.format.bits >= 8 else "mse"
-        assignment.params[name] = find_weight_range(array, spec, method, options.power)
+        assignment.params[name] = constant_params(assignment, spec, array)
     return graph
+
+
+def constant_params(assignment: Assignment, spec: QuantSpec, array: NDArray) -> QuantParams:
+    """Parameters of a constant float32 [...] by the assignment's method: auto is minmax at 8 bits or more, else mse."""
+    method = assignment.weight_method
+    if method == "auto":
+        method = "minmax" if spec.format.bits >= 8 else "mse"
+    return find_weight_range(array, spec, method, assignment.weight_power)
+
+
+def change_weights(graph: Graph, assignment: Assignment, renamed: Iterable[tuple[str, str]]) -> None:
+    """Ranges of weights that a pass has changed; renamed: names before and after, see graph/folding.py.
+
+    A constant that nothing reads any more leaves the assignment.
+    """
+    renamed = list(renamed)
+    for before, after in renamed:
+        assignment.constants[after] = assignment.constants[before]
+    initializers = graph.ir.initializers
+    for _, after in renamed:
+        array = graph.const(initializers[after])
+        assert array is not None
+        assignment.params[after] = constant_params(assignment, assignment.constants[after], array)
+    for name in [name for name in assignment.constants if name not in initializers]:
+        del assignment.constants[name]
+        assignment.params.pop(name, None)
 
 
 def _probability(spec: QuantSpec, seen: Histogram) -> QuantParams:

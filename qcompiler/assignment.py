@@ -33,6 +33,8 @@ class Assignment:
 
     groups: names that must share parameters (each name is in at most one). methods: range method of a value, when it
     differs from the default. narrowed: a second, narrower quantizer of a value, through which products read it.
+    weight_method, weight_power: how ranges of constants are found; passes that change a weight after set_ranges find
+    its range in the same way.
     """
 
     activations: dict[str, QuantSpec] = field(default_factory=dict)
@@ -42,6 +44,8 @@ class Assignment:
     narrowed: dict[str, QuantSpec] = field(default_factory=dict)
     narrowed_params: dict[str, QuantParams] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
+    weight_method: str = "auto"
+    weight_power: float = 2.4
 
     def group_of(self, name: str) -> list[str]:
         """The names that share parameters with `name`, itself included."""

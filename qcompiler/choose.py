@@ -71,7 +71,7 @@ def facts_of(graph: Graph, weight_bits: int, activation_bits: int) -> Facts:
     return Facts(weight_bits, activation_bits, depthwise, norms or spelled, bool(graph.nodes("Softmax", "Attention")))
 
 
-def choose(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[tuple[str, str]]]:
+def choose_passes(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[tuple[str, str]]]:
     """The recipe without the parts that do not serve, and (pass, reason) of those that stay.
 
     Parts for which the user gave options stay whatever the facts.

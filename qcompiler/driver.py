@@ -17,7 +17,7 @@ from qcompiler.bundle import Bundle, check_destination, manifest_of, report_file
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
 from qcompiler.calibrate.rollout import rollout
-from qcompiler.choose import AUTO, choose, facts_of
+from qcompiler.choose import AUTO, choose_passes, facts_of
 from qcompiler.context import Context, Note
 from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompiler.evaluate import Runner, predict, runner, sqnr, take, verify
@@ -29,6 +29,7 @@ from qcompiler.graph.stages import Stage
 from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
+from qcompiler.selection import check_selection, choose_samples
 from qcompiler.target import Target
 from qcompiler.tolerance import Tolerance, cut, verify_parts
 
@@ -106,6 +107,7 @@ def quantize(
     position: str | None = None,
     preprocess: Preprocess | Mapping[str, Any] | None = None,
     samples: int | None = None,
+    select: str | None = None,
     arithmetic: str | None = None,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -119,13 +121,16 @@ def quantize(
     [n, steps, ...] of the other inputs. position: the input that counts steps. recipe: preset, file or value; by
     default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
     exclude, ...). constants: inputs that always have one value.
-    Raises QCompilerError.
+    samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
+    (qcompiler/calibrate/select). Raises QCompilerError.
     """
     watch = Stopwatch()
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     plan = _recipe(recipe, options).override(options or {})
     bits = _check_precision(plan, chosen)
+    if select is not None:
+        check_selection(select, samples, calibration)
     with watch("load"):
         graph = load_graph(model, shapes=shapes, dims=dims, constants=constants)
         own = any(is_quantizer(node) for node in graph.ir)
@@ -142,14 +147,24 @@ def quantize(
             preprocess if isinstance(preprocess, Preprocess) or preprocess is None else Preprocess.parse(preprocess)
         )
         # A model that came quantized needs no data; what is reported about it is then measured on noise.
-        data = _load("random" if calibration is None else calibration, graph, prepared, samples, seed)
+        limit = samples if select is None else None
+        data = _load("random" if calibration is None else calibration, graph, prepared, limit, seed)
+    selection = None
+    if select is not None and samples is not None:
+        with watch("select"):
+            selection = choose_samples(data, graph, select, samples, seed, calibration, plan, chosen, progress)
+        data = selection.samples
     known = data if calibration is not None else None
     context = Context(capabilities=chosen.capabilities, samples=known, seed=seed, progress=progress)
     context.notes += [Note("load", where, text) for where, text in graph.notes]
+    if selection is not None:
+        context.facts["selection"] = selection.describe()
+        told = f"{len(selection.indices)} of {selection.pool} samples chosen by {select}, seed {seed}"
+        context.notes.append(Note("select", "calibration", told))
     if known is None:
         context.notes.append(Note("load", "graph", "no calibration data: the model's own quantizers, quality on noise"))
     if plan.name == AUTO and bits is not None:
-        plan, reasons = choose(plan, facts_of(graph, *bits))
+        plan, reasons = choose_passes(plan, facts_of(graph, *bits))
         context.notes += [Note(AUTO, name, why) for name, why in reasons]
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
@@ -217,7 +232,7 @@ def compile(  # noqa: A001 (the product's verb)
         **lowered.files,
         "qdq.onnx": result.exported(qdq_form).to_proto().SerializeToString(deterministic=True),
         "integer.onnx": result.integer_graph.to_proto().SerializeToString(deterministic=True),
-        "recipe.toml": result.recipe.to_toml().encode(),
+        "recipe.toml": (_about_data(result) + result.recipe.to_toml()).encode(),
         "selftest.npz": self_test({name: sample[name] for name in oracle.input_names}, oracle.run(sample)),
     }
     if chosen.runtime:
@@ -241,6 +256,12 @@ def compile(  # noqa: A001 (the product's verb)
     seconds = {stage: round(s, 3) for stage, s in {**result.seconds, **watch.seconds}.items()}
     report = build_report(result, manifest, str(path), facts, seconds)
     return write_bundle(path, files, manifest, overwrite, report_files(report, render_html(report)))
+
+
+def _about_data(result: Result) -> str:
+    """A comment for the recipe's file, if calibration samples were chosen."""
+    told = [note.text for note in result.context.notes if note.source == "select"]
+    return "".join(f"# calibration: {text}\n" for text in told)
 
 
 def _target(target: str | Target) -> Target:

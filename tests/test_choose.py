@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 import qcompiler
-from qcompiler.choose import PARTS, choose, facts_of
+from qcompiler.choose import PARTS, choose_passes, facts_of
 from qcompiler.graph.model import Graph
 from qcompiler.recipe import load_recipe, pass_names
 
@@ -31,18 +31,18 @@ def test_facts_are_read_off_the_graph() -> None:
 
 def test_parts_follow_the_facts() -> None:
     auto = load_recipe("auto")
-    low, reasons = choose(auto, facts_of(convolution(4, 4), 4, 8))
+    low, reasons = choose_passes(auto, facts_of(convolution(4, 4), 4, 8))
     assert "solve_weights" in low.passes and "cross_layer_equalization" not in low.passes
-    high, _ = choose(auto, facts_of(convolution(4, 4), 8, 8))
+    high, _ = choose_passes(auto, facts_of(convolution(4, 4), 8, 8))
     assert "solve_weights" not in high.passes and "cross_layer_equalization" in high.passes
     assert {name for name, _ in reasons} == set(PARTS) & set(low.passes)
-    plain, _ = choose(auto, facts_of(convolution(4, 1), 8, 8))
+    plain, _ = choose_passes(auto, facts_of(convolution(4, 1), 8, 8))
     assert plain.passes == load_recipe("default").passes
 
 
 def test_parts_with_options_stay() -> None:
     plan = load_recipe("auto").override({"solve_weights.method": "gpfq"})
-    kept, reasons = choose(plan, facts_of(convolution(4, 1), 8, 8))
+    kept, reasons = choose_passes(plan, facts_of(convolution(4, 1), 8, 8))
     assert "solve_weights" in kept.passes
     assert ("solve_weights", "asked for") in reasons
 

@@ -1,7 +1,8 @@
 """From statistics or weights to scale and zero point.
 
 Ranges always include 0, and 0 is always represented exactly. Methods (basic definitions: `minmax` takes everything,
-`percentile` drops tails, `mse` minimises the squared error, `entropy` the Kullback-Leibler divergence).
+`percentile` drops tails, `percentile_ladder` drops as much of them as of the quantiles of LADDER errs least, `mse`
+minimises the squared error over a grid of ranges, `entropy` the Kullback-Leibler divergence).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from qcompiler.calibrate.observers import Histogram
 from qcompiler.errors import RecipeError
 from qcompiler.formats import Int, NumberFormat, QuantParams, QuantSpec
 
-Method = Literal["minmax", "percentile", "mse", "entropy"]
+Method = Literal["minmax", "percentile", "percentile_ladder", "mse", "entropy"]
 METHODS: tuple[str, ...] = get_args(Method)
 PERCENTILE = 99.99
+LADDER = (1.0, 0.99999, 0.9999, 0.999)
+"""Shares of elements within the range that `percentile_ladder` tries (RepQ-ViT's three, and everything)."""
 SMALLEST = float(np.finfo(np.float32).tiny)
 
 
@@ -43,6 +46,11 @@ def find_range(histogram: Histogram, spec: QuantSpec, method: str, percentile: f
         return params_from_range(low if np.isfinite(low) else 0.0, high if np.isfinite(high) else 0.0, spec)
     if method == "percentile":
         return params_from_range(*_quantiles(histogram, percentile / 100), spec)
+    if method == "percentile_ladder":
+        centres = histogram.centres()
+        candidates = [params_from_range(low, high, spec)]
+        candidates += [params_from_range(*_quantiles(histogram, share), spec) for share in LADDER[1:]]
+        return min(candidates, key=lambda params: _error(*centres, params))
     if method == "entropy":
         return params_from_range(*_least_divergence(histogram, _integers(spec.format)), spec)
     return _least_error(histogram, spec)
@@ -69,8 +77,8 @@ def find_weight_range(
 ) -> QuantParams:
     """Parameters for a constant, symmetric or not, per tensor or per channel of `spec.granularity.axis`.
 
-    weight: float32 [...]. `mse` searches the clip ratio in (0.2, 1] that minimises sum |w - w^|^power; other methods
-    take the full range.
+    weight: float32 [...]. `mse` searches the clip ratio in (0.2, 1] that minimises sum |w - w^|^power,
+    `percentile_ladder` the quantiles of LADDER, each row by itself; other methods take the full range.
     """
     axis = spec.granularity.axis if spec.granularity.kind == "channel" else None
     rows = np.asarray(weight, np.float32)
@@ -78,10 +86,16 @@ def find_weight_range(
     fmt = _integers(spec.format)
     low, high = np.minimum(rows.min(1), 0.0).astype(np.float64), np.maximum(rows.max(1), 0.0).astype(np.float64)
     best_scale, best_zero = _row_params(low, high, spec)
+    ends: list[tuple[NDArray, NDArray]] = []
     if method == "mse":
+        ends = [(low * ratio, high * ratio) for ratio in np.linspace(0.2, 1.0, ratios, endpoint=False)[::-1]]
+    elif method == "percentile_ladder":
+        shares = [(np.quantile(rows, 1 - share, axis=1), np.quantile(rows, share, axis=1)) for share in LADDER[1:]]
+        ends = [(np.minimum(a, 0.0).astype(np.float64), np.maximum(b, 0.0).astype(np.float64)) for a, b in shares]
+    if ends:
         best_error = _row_errors(rows, best_scale, best_zero, fmt, power)
-        for ratio in np.linspace(0.2, 1.0, ratios, endpoint=False)[::-1]:
-            scale, zero_point = _row_params(low * ratio, high * ratio, spec)
+        for start, end in ends:
+            scale, zero_point = _row_params(start, end, spec)
             error = _row_errors(rows, scale, zero_point, fmt, power)
             better = error < best_error
             best_error = np.where(better, error, best_error)

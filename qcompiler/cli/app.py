@@ -49,6 +49,7 @@ def compile_command(
     exclude: Texts = (),
     arithmetic: str | None = None,
     samples: int | None = None,
+    select: str | None = None,
     cpu: str | None = None,
     qdq_form: str = "qcdq",
     seed: int = 0,
@@ -90,6 +91,9 @@ def compile_command(
         Requantization: float or fixed (the bits that firmware gives); default is the target's.
     samples
         Use at most so many calibration samples.
+    select
+        How --samples are chosen from all data: random, stratified, kmeans, outlier_cover, moment_match, degradation or
+        composite; default: the first ones.
     cpu
         Instruction sets of the cpu target: native, all, or names separated by commas.
     qdq_form
@@ -127,6 +131,7 @@ def compile_command(
             exclude=exclude,
             arithmetic=arithmetic,
             samples=samples,
+            select=select,
             target_options={**firmware.table(), **({"cpu": cpu} if cpu else {})},
             qdq_form=qdq_form,
             seed=seed,

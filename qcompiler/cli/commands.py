@@ -39,6 +39,7 @@ class CompileRequest:
     exclude: tuple[str, ...]
     arithmetic: str | None
     samples: int | None
+    select: str | None
     target_options: Mapping[str, Any]
     qdq_form: str
     seed: int
@@ -85,6 +86,7 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         position=request.position,
         preprocess=request.preprocess,
         samples=request.samples,
+        select=request.select,
         arithmetic=request.arithmetic,
         options=overrides,
         seed=request.seed,

@@ -1,4 +1,4 @@
-"""Channels of weights, whatever the layer: Conv [M, C/group, *K], ConvTranspose [C, M/group, *K], Gemm [K, N]."""
+"""Channels of weights: Conv [M, C/group, *K], ConvTranspose [C, M/group, *K], Gemm, MatMul [K, N]."""
 
 from __future__ import annotations
 
@@ -8,10 +8,14 @@ from numpy.typing import NDArray
 
 from qcompiler.graph.model import Graph, attribute
 
+DENSE = ("Gemm", "MatMul")
+"""Operators whose weight is [K, N] in the plain form."""
+
 
 def is_layer(graph: Graph, node: ir.Node) -> bool:
-    """Whether a Conv, ConvTranspose or Gemm has a constant weight and bias, in the plain form of `canonicalize`."""
-    if graph.const(node.inputs[1]) is None:
+    """Whether a Conv, ConvTranspose, Gemm or MatMul has a constant weight and bias, in the form of `canonicalize`."""
+    weight = graph.const(node.inputs[1])
+    if weight is None or (node.op_type in DENSE and weight.ndim != 2):
         return False
     if len(node.inputs) > 2 and node.inputs[2] is not None:
         bias = graph.const(node.inputs[2])
@@ -21,11 +25,9 @@ def is_layer(graph: Graph, node: ir.Node) -> bool:
     return all(attribute(node, name, value) == value for name, value in defaults.items())
 
 
-
-
 def as_outputs(node: ir.Node, w: NDArray) -> NDArray:
     """[output channels, everything else]."""
-    if node.op_type == "Gemm":
+    if node.op_type in DENSE:
         return w.T
     if node.op_type == "ConvTranspose":
         groups = attribute(node, "group", 1)
@@ -36,7 +38,7 @@ def as_outputs(node: ir.Node, w: NDArray) -> NDArray:
 
 def as_inputs(node: ir.Node, w: NDArray) -> NDArray:
     """[input channels, everything else]."""
-    if node.op_type == "Gemm":
+    if node.op_type in DENSE:
         return w
     groups = attribute(node, "group", 1)
     split = w.reshape(groups, len(w) // groups, w.shape[1], -1)
@@ -45,7 +47,7 @@ def as_inputs(node: ir.Node, w: NDArray) -> NDArray:
 
 def scale_outputs(node: ir.Node, w: NDArray, factor: NDArray) -> NDArray:
     """Every output channel times its factor [M]."""
-    if node.op_type == "Gemm":
+    if node.op_type in DENSE:
         return w * factor
     if node.op_type == "ConvTranspose":
         groups = attribute(node, "group", 1)
@@ -56,7 +58,7 @@ def scale_outputs(node: ir.Node, w: NDArray, factor: NDArray) -> NDArray:
 
 def scale_inputs(node: ir.Node, w: NDArray, factor: NDArray) -> NDArray:
     """What every input channel meets times its factor [C]."""
-    if node.op_type == "Gemm":
+    if node.op_type in DENSE:
         return w * factor[:, None]
     groups = attribute(node, "group", 1)
     each = np.repeat(factor.reshape(groups, -1), len(w) // groups, axis=0)  # [M, C/group]

@@ -33,7 +33,11 @@ def build_report(
         "recipe": result.recipe.name,
         "precision": precision(result.integer_graph),
         "arithmetic": manifest["arithmetic"],
-        "calibration": {"source": result.samples.source, "samples": len(result.samples)},
+        "calibration": {
+            "source": result.samples.source,
+            "samples": len(result.samples),
+            **({"selection": chosen} if (chosen := result.context.facts.get("selection")) else {}),
+        },
         "quality": facts["quality"],
         "size": sizes,
         "macs": macs(result.integer_graph),

@@ -129,3 +129,32 @@ def test_a_second_rounding_meets_no_ties(bits: int, ratio: float, wide_bits: int
     multiplied = np.rint(codes.astype(np.float32) * np.float32(wide.scale / moved.scale))
     inside = exact < moved.format.max
     assert np.array_equal(divided[inside], multiplied[inside])
+
+
+@pytest.mark.parametrize(("bits", "heavy"), [(4, True), (8, False)])
+def test_the_ladder_takes_the_rung_with_the_least_error(bits: int, heavy: bool):
+    rng = np.random.default_rng(0)
+    data = (rng.laplace(size=20000) if heavy else rng.uniform(-1, 1, 20000)).astype(np.float32)
+    histogram, spec = Histogram(), QuantSpec(Int(bits, signed=False))
+    histogram.add(data)
+    rungs = [find_range(histogram, spec, "minmax")]
+    rungs += [find_range(histogram, spec, "percentile", share) for share in (99.999, 99.99, 99.9)]
+    errors = [np.square(fake_quantize(data, params) - data).sum() for params in rungs]
+    found = find_range(histogram, spec, "percentile_ladder")
+    # 99.9 / 100 is not .999: the next bin of the histogram may hold the quantile
+    assert min(abs(found.scale / rung.scale - 1) for rung in rungs) < 0.03
+    assert np.square(fake_quantize(data, found) - data).sum() <= min(errors) * 1.01
+    if heavy:
+        assert found.scale < rungs[1].scale < rungs[0].scale
+
+
+def test_rows_of_a_weight_climb_the_ladder_alone():
+    rng = np.random.default_rng(1)
+    weight = rng.standard_normal((2, 5000)).astype(np.float32)
+    weight[0, 0] = 12.0
+    spec = QuantSpec(Int(4), per_channel(0), symmetric=True)
+    full, found = (find_weight_range(weight, spec, method) for method in ("minmax", "percentile_ladder"))
+    assert found.scale[0] < full.scale[0] / 2 and found.scale[1] <= full.scale[1]
+    for row in range(2):
+        errors = [np.abs(fake_quantize(weight, params)[row] - weight[row]) ** 2.4 for params in (full, found)]
+        assert errors[1].sum() <= errors[0].sum()

@@ -272,3 +272,16 @@ def test_ctrl_c_leaves_nothing_and_exits_with_130(digits, tmp_path: Path, json_o
         assert json.loads(done.stdout)["exit_code"] == 130
     assert os.listdir(tmp_path / "work") == []
     assert not list((tmp_path / "tmp").glob("*qcompiler*"))  # onnxruntime leaves a file of its own there
+
+
+def test_samples_are_chosen_and_named_in_report_and_recipe(qcompile, model):
+    done = qcompile(*model, "--json", "--recipe", "fast", "--samples", 10, "--select", "kmeans", "--seed", 5)
+    assert done.code == 0
+    calibration = done.document["calibration"]
+    assert calibration["samples"] == 10 and calibration["source"].endswith("(10 chosen by kmeans)")
+    assert calibration["selection"]["pool"] == 64 and len(calibration["selection"]["indices"]) == 10
+    text = "10 of 64 samples chosen by kmeans, seed 5"
+    assert {"pass": "select", "where": "calibration", "text": text} in done.document["notes"]
+    assert Path("out/recipe.toml").read_text().startswith(f"# calibration: {text}\n[recipe]")
+    qcompile(*model, "--select", "kmeans", "--overwrite").failed(2, "--samples N")
+    qcompile(*model, "--select", "means", "--samples", 4, "--overwrite").failed(2, "`means`", "kmeans")
