@@ -15,6 +15,7 @@ from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
+AFTER = {"smoothquant": "statistics are of the folded network"}
 
 
 @dataclass(frozen=True, kw_only=True)

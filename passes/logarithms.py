@@ -38,6 +38,7 @@ from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import FUNCTIONS
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
+AFTER = {"decide": "it changes the formats that were chosen"}
 KINDS = ("int", "log2", "logsqrt2", "adalog")
 MOST_BITS = 6
 PROBABILITIES = ("Softmax", "CacheSoftmax")

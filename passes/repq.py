@@ -38,6 +38,8 @@ from qcompiler.graph.stages import Stage
 from qcompiler.passes.set_ranges import change_weights
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
+AFTER = {"set_ranges": "it replaces the ranges behind normalizations"}
+EXCLUDES = {"smoothquant": "all channels get one range here, whatever was moved between them before"}
 LADDER = (0.999, 0.9999, 0.99999)
 FLOOR = 1e-4
 

@@ -47,11 +47,11 @@ def choose_samples(
 
     def quantize(few: Samples) -> Graph:
         """The model at the precision of the plan, with the least that quantization takes."""
-        fast = load_recipe("fast")
-        passes = fast.passes[: fast.passes.index("insert_qdq") + 1]
+        least = load_recipe("minmax")
+        passes = least.passes[: least.passes.index("insert_qdq") + 1]
         quick = dataclasses.replace(
-            fast, name="select", passes=passes, quantize=plan.quantize, rules=plan.rules,
-            options={**fast.options, **{k: v for k, v in plan.options.items() if k == "check_support"}},
+            least, name="select", passes=passes, quantize=plan.quantize, rules=plan.rules,
+            options={**least.options, **{k: v for k, v in plan.options.items() if k == "check_support"}},
         )  # fmt: skip
         context = Context(capabilities=target.capabilities, samples=few, seed=seed)
         made = run_pipeline(graph, quick, context).qdq_graph

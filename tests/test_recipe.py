@@ -26,7 +26,7 @@ weight = "int8"
 
 
 def test_presets_name_existing_passes_in_an_order_whose_stages_fit():
-    assert {"default", "minmax", "mobile", "fast", "gptq"} <= set(presets())
+    assert {"default", "minmax", "mobile", "fast", "gptq", "auto", "repq_vit", "adalog", "smoothquant", "awq"} <= set(presets())
     if "integerize" not in pass_names():
         pytest.skip("passes/integerize.py is missing")
     for name in presets():
@@ -120,6 +120,7 @@ def test_a_recipe_edits_its_base():
         ('[recipe.after]\ninsert_qqq = ["solve_weights"]', "Did you mean `insert_qdq`"),
         ('[recipe.after]\ninsert_qdq = "solve_weights"', "cannot put passes"),
         ('[recipe.after]\nbias_correction = ["solve_weights"]', "must run behind `solve_weights`: new weights"),
+        ('[recipe.after]\ncheck_support = ["smoothquant"]\nset_ranges = ["repq"]', "cannot both run: all channels"),
     ],
 )
 def test_wrong_edits_are_named(lines, said):
