@@ -92,6 +92,9 @@ def test_attention_means_the_same_in_both_stages(kind: str, precision: str, arit
     low = integer(graph, arithmetic)
     check(low, Stage.INTEGER)
     assert len(low.nodes("LogEncode")) == 1
+    (levels,) = [v for v in low.values() if v.metadata_props.get(qdq.LOGARITHM_KEY)]
+    assert levels.metadata_props[qdq.LOGARITHM_KEY] == read.params.format.token
+    assert [n.op_type for n in (u.node for u in levels.uses())] == ["BatchMatMul"]
     worst, share = differences(graph, low)
     assert worst <= 1 and share <= (0.002 if arithmetic == "float" else 0.02)
 
