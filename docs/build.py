@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import graphlib
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -140,10 +142,11 @@ def recipes() -> str:
 
     columns = presets()
     chosen = {name: load_recipe(name) for name in columns}
-    order: list[str] = []
+    before: dict[str, set[str]] = {one: set() for name in columns for one in chosen[name].passes}
     for name in columns:
-        order += [one for one in chosen[name].passes if one not in order]
-    order.sort(key=lambda one: max(list(chosen[n].passes).index(one) for n in columns if one in chosen[n].passes))
+        for one, other in itertools.pairwise(chosen[name].passes):
+            before[other].add(one)
+    order = list(graphlib.TopologicalSorter(before).static_order())
     rows = [[f"`{one}`", *("x" if one in chosen[name].passes else "" for name in columns)] for one in order]
     parts = [
         NOTICE + "# Recipes and passes\n\nA recipe says which passes run, in which order and with which options.\n"

@@ -26,7 +26,8 @@ weight = "int8"
 
 
 def test_presets_name_existing_passes_in_an_order_whose_stages_fit():
-    assert {"default", "minmax", "mobile", "fast", "gptq", "auto", "repq_vit", "adalog", "smoothquant", "awq"} <= set(presets())
+    published = {"gptq", "repq_vit", "adalog", "smoothquant", "awq"}
+    assert {"default", "minmax", "mobile", "fast", "auto"} | published <= set(presets())
     if "integerize" not in pass_names():
         pytest.skip("passes/integerize.py is missing")
     for name in presets():

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import Log, QuantParams, parse_format
 from qcompiler.graph.model import DOMAIN, Graph, attribute
-from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, quantizer_of
+from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, LOGARITHM_KEY, quantizer_of
 from qcompiler.ops.requantize import fixed_multiplier
 from qcompiler.quantizer import dequantize, quantize
 
@@ -248,7 +248,9 @@ class Writer:
         want = QuantParams(fmt.integers, have.scale, have.zero_point)
         entries = fmt.decode(np.arange(fmt.min, fmt.max + 1)).astype(want.format.storage)
         composed = self._composed(codes, have, entries, want, f"{name}_levels")
-        return Codes(composed or self.table(codes, have, entries, want, f"{name}_levels"), want)
+        value = composed or self.table(codes, have, entries, want, f"{name}_levels")
+        value.metadata_props[LOGARITHM_KEY] = fmt.token
+        return Codes(value, want)
 
     def _composed(
         self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str

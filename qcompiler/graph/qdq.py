@@ -29,6 +29,8 @@ from qcompiler.quantizer import dequantize, quantize, thresholds
 
 FORMAT_KEY = "qcompiler.format"
 """Metadata key of a DequantizeLinear: the format's token."""
+LOGARITHM_KEY = "qcompiler.logarithm"
+"""Metadata key of levels in an INTEGER graph: the token of the logarithmic format that they belong to."""
 INDICES_KEY = "qcompiler.indices"
 """Metadata key of an integer input of an INTEGER graph: how many rows its indices choose from."""
 BIAS_TOKEN = "int32"

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from qcompiler.graph.islands import describe_islands
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import LOGARITHM_KEY
 from qcompiler.ops.macs import node_macs
 
 if TYPE_CHECKING:
@@ -118,9 +119,11 @@ def precision(graph: Graph) -> str:
 
 
 def _bits(value: ir.Value | None) -> int:
+    """Of the format that was chosen: levels of a logarithm have more bits than its codes."""
     from qcompiler.formats import parse_format
 
-    token = value.metadata_props.get("qcompiler.format") if value is not None else None
+    known = value.metadata_props if value is not None else {}
+    token = known.get(LOGARITHM_KEY) or known.get("qcompiler.format")
     return parse_format(token).bits if token else 0
 
 

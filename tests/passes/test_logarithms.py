@@ -7,13 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+import qcompiler
 from qcompiler.calibrate import logarithms as search
 from qcompiler.calibrate.data import load_samples
 from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError, UnsupportedError
 from qcompiler.execute.oracle import Oracle
+from qcompiler.execute.ort import Session
 from qcompiler.formats import Int, Log, QuantParams
 from qcompiler.graph import qdq
+from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage, check
 from qcompiler.ops.matmul import matmul
@@ -92,6 +95,9 @@ def test_attention_means_the_same_in_both_stages(kind: str, precision: str, arit
     low = integer(graph, arithmetic)
     check(low, Stage.INTEGER)
     assert len(low.nodes("LogEncode")) == 1
+    (levels,) = [v for v in low.values() if v.metadata_props.get(qdq.LOGARITHM_KEY)]
+    assert levels.metadata_props[qdq.LOGARITHM_KEY] == read.params.format.token
+    assert [n.op_type for n in (u.node for u in levels.uses())] == ["BatchMatMul"]
     worst, share = differences(graph, low)
     assert worst <= 1 and share <= (0.002 if arithmetic == "float" else 0.02)
 
@@ -186,6 +192,17 @@ def test_scales_that_must_be_powers_of_two_stay():
     decide.run(graph, decide.Options(precision="w4a4", power_of_two=True), context)
     logarithms.run(graph, logarithms.Options(softmax="adalog"), context)
     assert not context.assignment.narrowed and any("power of two" in note.text for note in context.notes)
+
+
+@pytest.mark.parametrize("model", [attention, layers])
+def test_a_saved_file_runs_anywhere_and_is_read_again(model, tmp_path):
+    graph, _ = quantized(model(), softmax="adalog", gelu="adalog")
+    path = tmp_path / "qdq.onnx"
+    graph.save(path)
+    x = random_input(graph, "x", 4)
+    np.testing.assert_array_equal(Session(load_graph(path)).run({"x": x})[0], graph.run(x=x))
+    again = qcompiler.quantize(str(path), {"x": random_input(graph, "x", 3, 8)}).integer_graph
+    np.testing.assert_array_equal(Oracle(again).run({"x": x})[0], Oracle(integer(graph)).run({"x": x})[0])
 
 
 def test_better_than_uniform():

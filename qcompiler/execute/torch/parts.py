@@ -15,7 +15,10 @@ from qcompiler.graph.io import load_graph
 from qcompiler.graph.islands import single_node
 from qcompiler.graph.model import Graph
 from qcompiler.graph.state import state_pairs
-from qcompiler.quantizer import quantize
+from qcompiler.quantizer import dequantize
+
+LEAST_COSINE = 0.25
+"""Between codes and the float weight that they may stand for."""
 
 
 def float_weights(qdq_graph: Graph, float_graph: Graph) -> dict[str, NDArray]:
@@ -35,8 +38,9 @@ def float_weights(qdq_graph: Graph, float_graph: Graph) -> dict[str, NDArray]:
         head, tail = name.rpartition("_codes")[::2]
         array = arrays.get(head) if tail == "" or tail.lstrip("_").isdigit() else None
         if array is not None and array.shape == read.codes.shape and array.dtype.kind == "f":
-            # Methods that choose rounding move codes by one or two; another weight is elsewhere.
-            if np.median(np.abs(quantize(array, read.params).astype(np.int64) - read.codes)) > 1:
+            # Methods that choose codes keep the weight's direction, about; another weight has its own.
+            own = dequantize(read.codes, read.params)
+            if float((array * own).sum()) < LEAST_COSINE * float(np.linalg.norm(array) * np.linalg.norm(own)):
                 raise ModelError(
                     f"its `{head}` is not what the codes `{name}` round.",
                     where=float_graph.path,
