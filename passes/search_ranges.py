@@ -59,7 +59,7 @@ SLACK = 1.1
 class Options:
     bits: int = 8
     """Quantizers of at most so many bits are searched."""
-    samples: int = 64
+    samples: int = 128
     """Calibration samples that are used, at most."""
     groups: int = 64
     """Runs over the data; more is more exact and slower."""
@@ -356,7 +356,9 @@ def _local(graph: Graph, problem: Problem) -> Graph:
     zero = ir.Value(name="search_zero", shape=ir.Shape(()), type=ir.TensorType(storage))
     for node in problem.quantizers:
         for old, new in zip(node.inputs[1:3], (scale, zero), strict=True):
-            by_name[str(old.name)].replace_all_uses_with(new)  # type: ignore[union-attr]
+            kept = by_name.get(str(old.name))  # type: ignore[union-attr]
+            if kept is not None:  # else nothing that counts here reads this quantizer
+                kept.replace_all_uses_with(new)
     copy.ir.inputs.clear()
     for name in problem.inputs:
         old = by_name[name]

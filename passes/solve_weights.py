@@ -60,7 +60,7 @@ class Options:
     """gptq, gptaq, gpfq or nearest."""
     refit: bool = True
     """Refit the float weight to the quantized input first."""
-    ridge: float = 1e-3
+    ridge: float = 1e-2
     """Strength of the refit's pull towards the float weight, relative to the mean power of the inputs."""
     damping: float = rounding.DAMPING
     act_order: bool = True
