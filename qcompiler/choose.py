@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from qcompiler.assignment import is_product_of_activations
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.recipe import Recipe
 
@@ -28,7 +29,7 @@ class Facts:
     norms: bool
     """Whether there is a layer normalization, as an operator or spelled out."""
     attention: bool
-    """Whether there is a Softmax."""
+    """Whether there is a Softmax and a product of two activations."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ PARTS: dict[str, Part] = {
         lambda facts: facts.attention and facts.activation_bits <= 6,
         "attention probabilities span powers of two: few bits hold them on a logarithmic grid",
     ),
-    # Measured at W4A4: resnet8 14.4 -> 15.0 dB, kws 13.7 -> 15.4, resnet20 18.4 -> 18.5; vit_hybrid 18.0 -> 17.9 and slow.
+    # Measured at W4A4: resnet8 14.4 -> 15.0 dB, kws 13.7 -> 15.4, resnet20 18.4 -> 18.5; vit_hybrid 18.0 -> 17.9.
     "search_ranges": Part(
         lambda facts: facts.activation_bits <= 6 and not facts.attention,
         "few codes for activations: their ranges are searched by what layers make of them",
@@ -73,7 +74,9 @@ def facts_of(graph: Graph, weight_bits: int, activation_bits: int) -> Facts:
     spelled = any(node.op_type in ("Sqrt", "Rsqrt", "Reciprocal") for node in graph.nodes()) and bool(
         graph.nodes("ReduceMean")
     )
-    return Facts(weight_bits, activation_bits, depthwise, norms or spelled, bool(graph.nodes("Softmax", "Attention")))
+    products = any(is_product_of_activations(graph, node) for node in graph.nodes("MatMul"))
+    attention = bool(graph.nodes("Attention")) or products and bool(graph.nodes("Softmax"))
+    return Facts(weight_bits, activation_bits, depthwise, norms or spelled, attention)
 
 
 def choose_passes(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[tuple[str, str]]]:

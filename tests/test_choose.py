@@ -63,7 +63,7 @@ def test_below_8_bits_auto_is_the_default_and_explains_itself(tmp_path: Path) ->
     assert report["recipe"] == "auto"
     assert any(note["pass"] == "auto" and note["where"] == "solve_weights" for note in report["notes"])
     steps = [row["pass"] for row in report["passes"]]
-    assert steps[:2] == ["insert_qdq", "solve_weights"]
+    assert steps[:3] == ["insert_qdq", "search_ranges", "solve_weights"]
     won = {row["pass"]: row["output_sqnr_db"] for row in report["passes"]}
     assert won["solve_weights"] > won["insert_qdq"]
     assert all("sqnr_db_rounded" in row for row in report["layers"])
