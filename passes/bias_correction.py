@@ -48,7 +48,10 @@ from qcompiler.passes.insert_qdq import float_bias
 from qcompiler.quantizer import dequantize
 
 STAGE = (Stage.QDQ, Stage.QDQ)
-AFTER = {"solve_weights": "new weights have other mean errors, and set biases of their own"}
+AFTER = {
+    "solve_weights": "new weights have other mean errors, and set biases of their own",
+    "reestimate_batchnorm": "it sets means before the activations, this pass those behind them",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +175,13 @@ def _from_normals(graph: Graph, layers: list[Layer], reference: Graph, limit: in
         error = dequantize(read.codes, read.params).astype(np.float64) - weight
         wanted = bias - product_mean(original, error, inputs[layer.name])
         set_bias(graph, layer, wanted, _bias_scale(graph, layer))
+
+
+def read_layer_bias(graph: Graph, layer: Layer) -> NDArray[np.float64]:
+    """What a layer's bias means, float64 [M]."""
+    array = graph.const(_bias_constant(layer))
+    assert array is not None
+    return array.reshape(-1).astype(np.float64) * _bias_scale(graph, layer)
 
 
 def _bias_scale(graph: Graph, layer: Layer) -> NDArray[np.float32]:
