@@ -8,8 +8,9 @@ model came with keep it.
 
 Method `fisher` is `mse` with every squared error weighed by the squared gradient there, element by element: the least
 loss of the network's output instead of the least error of the value (qcompiler.calibrate.fisher; needs torch). What the
-output does not depend on, and Concat's constants, fall back to `mse`. Source: Li et al. 2021, BRECQ, equation 10, whose
-weight of a value's elements is used for the search of its range.
+output does not depend on falls back to `mse`. So do the outputs themselves: a classifier cares little for large logits,
+but whoever reads them does (resnet20 W4A4: 12.5 dB, with clipped logits 6.1 dB, top-1 alike). Source: Li et al. 2021,
+BRECQ, equation 10, whose weights of a value's elements serve the search of its range here.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         raise RecipeError("its options make no sense.", where="set_ranges", hint=hint)
     statistics = require(graph, assignment.activations, context)
     by_name = {value.name: value for value in graph.values()}
+    outputs = {str(value.name) for value in graph.outputs}
     weighted, importance = _fisher(graph, assignment, options, context)
     probabilities = {node.outputs[0].name for node in graph.nodes("Softmax", "CacheSoftmax")}
 
@@ -87,7 +89,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         else:
             method = assignment.methods.get(name, options.method)
             histogram = _merged(graph, group, statistics.values)
-            if method == "fisher":
+            if method == "fisher" and not outputs & set(group):
                 histogram = _cared_for(_merged(graph, group, weighted), histogram)
             params = find_range(histogram, spec, _plain(method), options.percentile)
         for member in group:
@@ -130,7 +132,12 @@ def _fisher(
 ) -> tuple[dict[str, Histogram], dict[str, NDArray]]:
     """What method fisher needs: weighted statistics of activations, and the importance of every weight's elements."""
     every = dict.fromkeys((*assignment.activations, *assignment.narrowed))
-    asked = [name for name in every if assignment.methods.get(name, options.method) == "fisher"]
+    outputs = {value.name for value in graph.outputs}
+    asked = [
+        name
+        for name in every
+        if assignment.methods.get(name, options.method) == "fisher" and not outputs & set(assignment.group_of(name))
+    ]
     read = [member for name in asked for member in (name, *decisions.sources(graph, assignment.group_of(name)))]
     constant = {value.name for value in graph.values() if value.is_initializer()}
     names = [name for name in dict.fromkeys(read) if name not in constant]
