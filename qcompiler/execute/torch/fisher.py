@@ -147,7 +147,12 @@ def _chunks(
 def _draws(
     found: list[Tensor], leaves: Sequence[Tensor], loss: str, draws: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor | None, ...]]:
-    """Gradients for random labels or signs, one set of them a draw."""
+    """Gradients for random labels or signs, one set of them a draw. Outputs without gradients (of ArgMax) count for
+    nothing; CalibrationError if none has one."""
+    found = [z for z in found if z.requires_grad]
+    if not found:
+        hint = "Cut the model before its ArgMax or TopK, or choose another method."
+        raise CalibrationError("no output has a gradient.", where="output_gradients", hint=hint)
     for _ in range(draws):
         seeds = [_label(z, generator) if loss == "kl" else _signs(z, generator) for z in found]
         yield torch.autograd.grad(found, leaves, seeds, retain_graph=True, allow_unused=True)
