@@ -13,8 +13,13 @@ next to nothing, before or after, and those whose bias would not fit 30 bits. r 
 with one scale for all channels, or shared with another layer, get their bias only (r = 1), with a note. If the error
 of the network's outputs on the calibration data does not shrink, everything stays as it was.
 
-Source: Hubara et al. 2021, Accurate Post Training Quantization With Small Calibration Sets (CalibTIP), section 5.1; its
-code runs BatchNorm in training mode with momentum over batches instead.
+It serves weights that were rounded to nearest: behind `solve_weights`, whose refit has the least error already, it is
+mostly undone. Measured at W4A4 without solve_weights, SQNR of the outputs, bias_correction alone against both: keyword
+spotter 9.5 and 13.0 dB, resnet20 15.4 and 16.8, mobilenetv2 13.7 and 14.8; with source `batchnorm` 12.7, 15.4, 12.7:
+what was measured on the same data has no error of sampling against it.
+
+Source: Hubara et al. 2021, Accurate Post Training Quantization With Small Calibration Sets (CalibTIP), BatchNorm
+tuning; its code runs BatchNorm in training mode with momentum over batches instead.
 """
 
 from __future__ import annotations

@@ -9,8 +9,10 @@ model came with keep it.
 Method `fisher` is `mse` with every squared error weighed by the squared gradient there, element by element: the least
 loss of the network's output instead of the least error of the value (qcompiler.calibrate.fisher; needs torch). What the
 output does not depend on falls back to `mse`. So do the outputs themselves: a classifier cares little for large logits,
-but whoever reads them does (resnet20 W4A4: 12.5 dB, with clipped logits 6.1 dB, top-1 alike). Source: Li et al. 2021,
-BRECQ, equation 10, whose weights of a value's elements serve the search of its range here.
+but whoever reads them does (resnet20 W4A4: 12.5 dB, with clipped logits 6.1 dB, top-1 alike). Measured with recipe
+`fast`, top-1 by mse and by fisher: keyword spotter W4A4 .891 and .895, W3A3 .804 and .864 (3 draws), mobilenetv2 W4A4
+.770 and .778 (2 draws), resnet20 as before. Source: Li et al. 2021, BRECQ, whose weights of a value's elements in a
+learned reconstruction serve the search of its range here.
 """
 
 from __future__ import annotations
