@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from qcompiler.context import Context
 from qcompiler.graph.channels import as_inputs, as_outputs, is_layer, scale_inputs, scale_outputs
 from qcompiler.graph.model import Graph
+from qcompiler.graph.normal import scale_normal
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -70,6 +71,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             bias = biases[pair.first]
             if bias is not None:
                 biases[pair.first] = bias / t
+            scale_normal(pair.first.outputs[0], 1 / t)
             worst = max(worst, float(np.max(np.maximum(t, 1 / t))))
         context.progress("equalize", done + 1, options.iterations)
         if worst <= 1 + options.tolerance:

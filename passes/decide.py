@@ -25,7 +25,7 @@ import onnx_ir as ir
 from qcompiler import assignment as decisions
 from qcompiler import widths
 from qcompiler.assignment import WEIGHTED, Assignment
-from qcompiler.calibrate.ranges import METHODS
+from qcompiler.calibrate.ranges import METHODS, WEIGHTED_METHODS
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format, parse_integers, per_channel
@@ -184,8 +184,9 @@ def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
     for key in ("weight", "activation"):
         if key in rule:
             parse_integers(rule[key])
-    if rule.get("method", "minmax") not in METHODS:
-        raise RecipeError(f"`{rule['method']}` is no range method.", where=where, hint=f"Known: {', '.join(METHODS)}.")
+    methods = (*METHODS, *WEIGHTED_METHODS)
+    if rule.get("method", "minmax") not in methods:
+        raise RecipeError(f"`{rule['method']}` is no range method.", where=where, hint=f"Known: {', '.join(methods)}.")
     checked = dict(rule)
     checked["match"] = _compiled(rule.get("match", ""), where)
     return checked

@@ -27,6 +27,7 @@ from qcompiler.execute.ort import Session
 from qcompiler.graph.analysis import shared_groups
 from qcompiler.graph.channels import as_inputs, is_layer, scale_inputs, scale_outputs
 from qcompiler.graph.model import Graph
+from qcompiler.graph.normal import scale_normal
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
@@ -60,6 +61,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
             writer = value.producer()
             if writer is not None and writer.op_type in WRITERS:
                 _scale_writer(graph, writer, 1 / t)
+                scale_normal(value, 1 / t)
         for reader in readers:
             w = graph.const(reader.inputs[1])
             assert w is not None

@@ -10,6 +10,8 @@ them is one a, b. In order of preference:
 3. x of rank 3 or 4: a depthwise 1x1 Conv, which a target knows how to compute; of rank 2: Mul and Add.
 
 A run of nothing but scalars is left where only rule 3 would take it. A constant shared with other nodes is copied.
+The value that holds the output of a BatchNormalization from then on remembers mean and deviation of its channels, beta
+and |gamma| (`qcompiler.graph.normal`), for passes that correct quantized layers.
 Float output is equal up to float32 rounding. Run `recognize_activations` first: x * (x + 3) is not a shift.
 """
 
@@ -23,10 +25,13 @@ from numpy.typing import NDArray
 
 from qcompiler.context import Context
 from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.normal import mark_normal, scale_normal
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
+Normal = tuple[NDArray, NDArray] | None
+"""Mean and deviation by channel, float64 [C] each, of a value that a BatchNormalization made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +47,28 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         run_of = _run_from(graph, node)
         if run_of is None:
             continue
-        x, nodes, a, b = run_of
+        x, nodes, a, b, normal = run_of
         maker, reader = x.producer(), graph.sole_user(nodes[-1].outputs[0])
         if maker is not None and graph.sole_user(x) is node and _is_layer(graph, maker):
             _into_maker(graph, maker, a, b)
             _bypass(graph, nodes, x)
+            _remember(x, a, b, normal)
         elif reader is not None and _can_precede(graph, reader, nodes[-1].outputs[0], b):
             _into_reader(graph, reader, a, b)
             _bypass(graph, nodes, x)
         elif any(n.op_type == "BatchNormalization" for n in nodes) or _per_channel(graph, nodes):
-            _alone(graph, nodes, x, a, b, context)
+            _alone(graph, nodes, x, a, b, normal, context)
     graph.sweep()
     return graph
+
+
+def _remember(value: ir.Value, a: NDArray, b: NDArray, normal: Normal) -> None:
+    """What is known of a value that has become a x + b: by a BatchNormalization among the folded nodes, or else by one
+    that made x."""
+    if normal is not None:
+        mark_normal(value, *normal)
+    else:
+        scale_normal(value, a, b)
 
 
 def _bypass(graph: Graph, nodes: list[ir.Node], x: ir.Value) -> None:
@@ -64,20 +79,33 @@ def _bypass(graph: Graph, nodes: list[ir.Node], x: ir.Value) -> None:
 # -- reading scale and shift -----------------------------------------------------------------------------------
 
 
-def _run_from(graph: Graph, node: ir.Node) -> tuple[ir.Value, list[ir.Node], NDArray, NDArray] | None:
-    """The longest run of scales and shifts that starts at `node`: its input, nodes, a and b (float64 [C])."""
+def _run_from(graph: Graph, node: ir.Node) -> tuple[ir.Value, list[ir.Node], NDArray, NDArray, Normal] | None:
+    """The longest run of scales and shifts that starts at `node`: its input, nodes, a and b (float64 [C]), and what its
+    last BatchNormalization says of its output."""
     first = _scale_shift(graph, node)
     if first is None:
         return None
     x, a, b = first
-    nodes = [node]
+    nodes, normal = [node], _normal(graph, node)
     while (after := graph.sole_user(nodes[-1].outputs[0])) is not None:
         step = _scale_shift(graph, after)
         if step is None or step[0] is not nodes[-1].outputs[0]:
             break
         nodes.append(after)
         a, b = a * step[1], b * step[1] + step[2]
-    return x, nodes, a, b
+        if after.op_type == "BatchNormalization":
+            normal = _normal(graph, after)
+        elif normal is not None:
+            normal = normal[0] * step[1] + step[2], normal[1] * step[1]
+    return x, nodes, a, b, normal
+
+
+def _normal(graph: Graph, node: ir.Node) -> Normal:
+    """beta, and |gamma| less what epsilon takes from the deviation: sqrt(var / (var + epsilon))."""
+    if node.op_type != "BatchNormalization":
+        return None
+    gamma, beta, _, variance = (graph.const(value).astype(np.float64) for value in node.inputs[1:])  # type: ignore[union-attr]
+    return beta, gamma * np.sqrt(variance / (variance + attribute(node, "epsilon", 1e-5)))
 
 
 def _scale_shift(graph: Graph, node: ir.Node) -> tuple[ir.Value, NDArray, NDArray] | None:
@@ -183,7 +211,9 @@ def _into_reader(graph: Graph, reader: ir.Node, a: NDArray, b: NDArray) -> None:
     graph.set_input_const(reader, 2, (bias + (total * shift).sum(axis=1)).astype(np.float32))
 
 
-def _alone(graph: Graph, nodes: list[ir.Node], x: ir.Value, a: NDArray, b: NDArray, context: Context) -> None:
+def _alone(
+    graph: Graph, nodes: list[ir.Node], x: ir.Value, a: NDArray, b: NDArray, normal: Normal, context: Context
+) -> None:
     last = nodes[-1]
     shape, name = graph.shape(x), nodes[0].outputs[0].name
     rank = len(shape) - 2
@@ -206,3 +236,5 @@ def _alone(graph: Graph, nodes: list[ir.Node], x: ir.Value, a: NDArray, b: NDArr
         context.note(nodes[0], f"{nodes[0].op_type} stands alone: now Mul and Add")
     graph.replace_uses(last.outputs[0], new.outputs[0])
     graph.remove(*nodes)
+    if normal is not None:
+        mark_normal(new.outputs[0], *normal)

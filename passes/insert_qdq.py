@@ -24,6 +24,7 @@ from qcompiler.errors import RecipeError
 from qcompiler.formats import QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.normal import clear_normals
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.QDQ)
@@ -48,6 +49,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         )
     _name_nodes(graph)
     context.float_graph = graph.clone()
+    clear_normals(graph)
     weighted = [
         (node, weight, decisions.bias_add(graph, node))
         for node in graph.nodes(*decisions.WEIGHTED)

@@ -119,7 +119,7 @@ def find_channels(histogram: ChannelHistograms, spec: QuantSpec, *, shifts: bool
     shifts: whether every channel has a zero point of its own, any whole number; else all share one that the format
     holds (0 where the format is symmetric).
     """
-    fmt = spec.format
+    fmt = spec.format.integers
     ends = [(histogram.quantile(1 - share), histogram.quantile(share)) for share in LADDER]
     scales = [_floored((high - low) / (fmt.max - fmt.min)) for low, high in ends]
     zeros = [np.rint(-low / s) + fmt.min for (low, _), s in zip(ends, scales, strict=True)]
@@ -143,7 +143,7 @@ def _cover(low: NDArray, high: NDArray, up: float, down: float) -> NDArray:
 
 def layerwise(channels: Channelwise, spec: QuantSpec) -> QuantParams:
     """s~ and z~: the mean scale, and the mean zero point of live channels, rounded and within the format."""
-    fmt = spec.format
+    fmt = spec.format.integers
     scale = float(channels.scale.mean())
     if spec.scale_type == "power_of_two":
         scale = float(2.0 ** np.ceil(np.log2(scale)))

@@ -319,7 +319,7 @@ def search(graph: Graph, problem: Problem) -> QuantParams:
     for stage in (problem.ratios, SHIFTS, NEAR if problem.ratios is RATIOS else ()):
         base = best
         for step in stage:
-            trial = _moved(base, step) if stage is SHIFTS else _scaled(base, float(step))
+            trial = _moved(base, int(step)) if stage is SHIFTS else _scaled(base, float(step))
             if trial is None or trial == base or not _allowed(problem, trial):
                 continue
             found = error(trial)

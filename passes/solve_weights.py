@@ -32,6 +32,7 @@ from qcompiler.evaluate import take
 from qcompiler.execute.prefix import Prefix, workers
 from qcompiler.formats import QuantParams
 from qcompiler.graph import qdq
+from qcompiler.graph.analysis import by_depth
 from qcompiler.graph.given import given_params
 from qcompiler.graph.model import Graph, operand
 from qcompiler.graph.stages import Stage
@@ -173,15 +174,7 @@ def _float_bias(reference: Graph, node: ir.Node, weight: NDArray) -> NDArray[np.
 def _levels(graph: Graph, layers: list[Layer]) -> list[list[Layer]]:
     """Layers by depth: those of one level do not read each other."""
     of_node = {layer.node: layer for layer in layers}
-    depth: dict[ir.Value, int] = {}
-    levels: dict[int, list[Layer]] = {}
-    for node in graph.nodes():
-        at = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
-        if node in of_node:
-            levels.setdefault(at, []).append(of_node[node])
-            at += 1
-        depth.update(dict.fromkeys(node.outputs, at))
-    return [levels[key] for key in sorted(levels)]
+    return [[of_node[node] for node in level] for level in by_depth(graph, of_node)]
 
 
 def _measure(level: list[Layer], exact: Prefix, quantized: Prefix, options: Options) -> list[Moments]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +19,11 @@ class Histogram:
     When a value falls outside, neighbouring bins merge in pairs until everything fits. Bins are aligned to multiples
     of the width, so 0 is always an edge, merging is exact and the result does not depend on the order of samples.
     Exact zeros (most of what a ReLU writes) are counted apart: every quantizer keeps 0 exact.
+
+    One made by `weighted()` sums weights of elements instead of counting them, in float64.
     """
 
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    counts: NDArray[Any] = field(default_factory=lambda: np.zeros(BINS, np.int64))
     start: int = 0
     """Index k of the first bin."""
     exponent: int | None = None
@@ -30,13 +33,18 @@ class Histogram:
     total: int = 0
     zeros: int = 0
 
+    @classmethod
+    def weighted(cls) -> Histogram:
+        """A histogram for elements with weights."""
+        return cls(np.zeros(BINS, np.float64))
+
     @property
     def width(self) -> float:
         """Width of a bin."""
         return 0.0 if self.exponent is None else 2.0**self.exponent
 
-    def add(self, array: NDArray) -> None:
-        """Count all elements of `array` (float32, finite, any shape)."""
+    def add(self, array: NDArray, weights: NDArray | None = None) -> None:
+        """Count all elements of `array` (float32, finite, any shape); weights: float, as many, not negative."""
         flat = np.asarray(array).reshape(-1)
         if not flat.size:
             return
@@ -51,6 +59,9 @@ class Histogram:
         index = np.floor(flat * np.float32(1 / self.width)).astype(np.int32)
         index -= np.int32(self.start)
         np.clip(index, 0, BINS - 1, out=index)  # an element on the upper edge of a subnormal-width grid
+        if weights is not None:
+            self.counts += np.bincount(index, np.where(flat == 0, 0.0, np.asarray(weights).reshape(-1)), BINS)
+            return
         self.counts += np.bincount(index, minlength=BINS)
         self.counts[min(max(-self.start, 0), BINS - 1)] -= zeros
 
@@ -89,7 +100,7 @@ class Histogram:
         kept, absolute = self.counts[used], used + self.start
         absolute >>= target - self.exponent
         self.exponent, self.start = target, int(np.floor(first / 2.0**target))
-        self.counts = np.zeros(BINS, np.int64)
+        self.counts = np.zeros(BINS, self.counts.dtype)
         np.add.at(self.counts, absolute - self.start, kept)
 
     def _last(self) -> int:

@@ -18,6 +18,8 @@ from qcompiler.formats import Int, NumberFormat, QuantParams, QuantSpec
 
 Method = Literal["minmax", "percentile", "percentile_ladder", "mse", "entropy"]
 METHODS: tuple[str, ...] = get_args(Method)
+WEIGHTED_METHODS = ("fisher",)
+"""Methods of set_ranges that are `mse` on statistics whose elements have weights."""
 PERCENTILE = 99.99
 LADDER = (1.0, 0.99999, 0.9999, 0.999)
 """Shares of elements within the range that `percentile_ladder` tries (RepQ-ViT's three, and everything)."""
@@ -73,30 +75,38 @@ def away_from_ties(narrow: QuantParams, wide: QuantParams) -> QuantParams:
 
 
 def find_weight_range(
-    weight: NDArray, spec: QuantSpec, method: str, power: float = 2.4, ratios: int = 40
+    weight: NDArray,
+    spec: QuantSpec,
+    method: str,
+    power: float = 2.4,
+    ratios: int = 40,
+    importance: NDArray | None = None,
 ) -> QuantParams:
     """Parameters for a constant, symmetric or not, per tensor or per channel of `spec.granularity.axis`.
 
     weight: float32 [...]. `mse` searches the clip ratio in (0.2, 1] that minimises sum |w - w^|^power,
-    `percentile_ladder` the quantiles of LADDER, each row by itself; other methods take the full range.
+    `percentile_ladder` the quantiles of LADDER, each row by itself; other methods take the full range. importance:
+    float [...], not negative, weighs the terms of those sums (of a channel that has none at all, they weigh the same);
+    the method is then `mse`.
     """
     axis = spec.granularity.axis if spec.granularity.kind == "channel" else None
     rows = np.asarray(weight, np.float32)
     rows = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0).reshape(rows.shape[axis], -1)
+    weights = None if importance is None else _row_weights(importance, axis)
     fmt = _integers(spec.format)
     low, high = np.minimum(rows.min(1), 0.0).astype(np.float64), np.maximum(rows.max(1), 0.0).astype(np.float64)
     best_scale, best_zero = _row_params(low, high, spec)
     ends: list[tuple[NDArray, NDArray]] = []
-    if method == "mse":
+    if method == "mse" or weights is not None:
         ends = [(low * ratio, high * ratio) for ratio in np.linspace(0.2, 1.0, ratios, endpoint=False)[::-1]]
     elif method == "percentile_ladder":
         shares = [(np.quantile(rows, 1 - share, axis=1), np.quantile(rows, share, axis=1)) for share in LADDER[1:]]
         ends = [(np.minimum(a, 0.0).astype(np.float64), np.maximum(b, 0.0).astype(np.float64)) for a, b in shares]
     if ends:
-        best_error = _row_errors(rows, best_scale, best_zero, fmt, power)
+        best_error = _row_errors(rows, best_scale, best_zero, fmt, power, weights)
         for start, end in ends:
             scale, zero_point = _row_params(start, end, spec)
-            error = _row_errors(rows, scale, zero_point, fmt, power)
+            error = _row_errors(rows, scale, zero_point, fmt, power, weights)
             better = error < best_error
             best_error = np.where(better, error, best_error)
             best_scale, best_zero = np.where(better, scale, best_scale), np.where(better, zero_point, best_zero)
@@ -134,11 +144,22 @@ def _row_params(low: NDArray, high: NDArray, spec: QuantSpec) -> tuple[NDArray[n
     return scale, zero_point
 
 
-def _row_errors(rows: NDArray, scale: NDArray, zero_point: NDArray, fmt: Int, power: float) -> NDArray:
+def _row_weights(importance: NDArray, axis: int | None) -> NDArray[np.float64]:
+    """[channels, everything else], each channel with mean 1."""
+    rows = np.asarray(importance, np.float64)
+    rows = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0).reshape(rows.shape[axis], -1)
+    mean = rows.mean(1, keepdims=True)
+    return np.where(mean > 0, rows / np.where(mean > 0, mean, 1.0), 1.0)
+
+
+def _row_errors(
+    rows: NDArray, scale: NDArray, zero_point: NDArray, fmt: Int, power: float, weights: NDArray | None = None
+) -> NDArray:
     low, high = ((bound - zero_point)[:, None].astype(np.float32) for bound in (fmt.min, fmt.max))
     codes = np.clip(np.rint(rows / scale[:, None]), low, high)
     error = np.abs(rows - codes * scale[:, None])
-    return (error**power if power != 2 else error * error).sum(1, dtype=np.float64)
+    error = error**power if power != 2 else error * error
+    return (error if weights is None else error * weights).sum(1, dtype=np.float64)
 
 
 def _quantiles(histogram: Histogram, share: float) -> tuple[float, float]:

@@ -64,10 +64,13 @@ class Prefix:
         if self._folder is not None:
             self._folder.cleanup()
 
-    def walk(self, names: Sequence[str]) -> Iterator[list[NDArray]]:
-        """Run on to the values called `names`: their arrays, sample by sample in order. To be read to the end."""
-        wanted = [name for name in names if name not in self._kept]
-        session, feeds, kept = self._part(wanted) if wanted else (None, [], [])
+    def walk(self, names: Sequence[str], *, advance: bool = True) -> Iterator[list[NDArray]]:
+        """Run on to the values called `names`: their arrays, sample by sample in order. To be read to the end.
+
+        advance: without it nothing counts as having run: a look ahead, at values that are about to change.
+        """
+        wanted = [name for name in dict.fromkeys(names) if name not in self._kept]
+        session, feeds, kept = self._part(wanted, advance) if wanted else (None, [], [])
         stores: dict[str, NDArray] = {}
 
         def run(index: int) -> dict[str, NDArray]:
@@ -87,10 +90,11 @@ class Prefix:
                         stores[name] = self._store(found[name])
                     stores[name][index] = found[name]
                 yield [found[name] if name in found else self._kept[name][index] for name in names]
-        self._kept.update(stores)
-        self._forget()
+        if advance:
+            self._kept.update(stores)
+            self._forget()
 
-    def _part(self, names: Sequence[str]) -> tuple[Session, list[str], list[str]]:
+    def _part(self, names: Sequence[str], advance: bool) -> tuple[Session, list[str], list[str]]:
         """A session from kept values to `names` and to what is to be kept: (session, its inputs, values to keep)."""
         by_name = {str(value.name): value for value in self.graph.values()}
         part: dict[ir.Node, None] = {}
@@ -104,10 +108,11 @@ class Prefix:
             elif node is not None and node not in part:
                 part[node] = None
                 pending += [source for source in node.inputs if source is not None]
-        self._ran |= {node for node in part if node not in self._cheap}
+        if advance:
+            self._ran |= {node for node in part if node not in self._cheap}
         kept = [
             str(value.name)
-            for node in part
+            for node in (part if advance else ())
             for value in node.outputs
             if value.name and node not in self._cheap and self._needed(value)
         ]

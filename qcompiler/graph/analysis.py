@@ -59,6 +59,20 @@ def ties(graph: Graph, *, concat_single_reader: bool = True) -> list[tuple[str, 
     return found
 
 
+def by_depth(graph: Graph, nodes: Iterable[ir.Node]) -> list[list[ir.Node]]:
+    """These nodes by how many of them lie before each: those of one list do not read each other."""
+    chosen = set(nodes)
+    depth: dict[ir.Value, int] = {}
+    levels: dict[int, list[ir.Node]] = {}
+    for node in graph.nodes():
+        at = max((depth.get(value, 0) for value in node.inputs if value is not None), default=0)
+        if node in chosen:
+            levels.setdefault(at, []).append(node)
+            at += 1
+        depth.update(dict.fromkeys(node.outputs, at))
+    return [levels[key] for key in sorted(levels)]
+
+
 def moves_only(node: ir.Node) -> bool:
     """Whether the first output holds nothing but values of the first input."""
     if node.domain:

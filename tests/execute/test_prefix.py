@@ -59,6 +59,20 @@ def test_what_a_pass_changed_counts_from_then_on() -> None:
     assert any(a.any() for a in after)
 
 
+def test_a_look_ahead_counts_for_nothing() -> None:
+    model, data = graph(), samples()
+    with Prefix(model, data) as part:
+        list(part.walk(["r"]))
+        kept = set(part._kept)
+        before = [arrays[0] for arrays in part.walk(["s"], advance=False)]
+        assert set(part._kept) == kept
+        model.set_const(model.value("b"), np.zeros((6, 6), np.float32))
+        after = [arrays[0] for arrays in part.walk(["s"])]
+    want = [Session(with_outputs(model, ["s"])).run(sample)[0] for sample in data]
+    assert all(np.array_equal(a, b) for a, b in zip(after, want, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+
+
 def test_only_what_is_needed_is_kept() -> None:
     model = graph()
     with Prefix(model, samples()) as part:

@@ -103,3 +103,10 @@ def test_clear_errors():
         output_gradients(graph, samples(graph, 1), ["r"], "l1")  # type: ignore[arg-type]
     with pytest.raises(CalibrationError, match="`w` is a constant"):
         output_gradients(graph, samples(graph, 1), ["w"])
+    header = "float[1,5] x => int64[1,1] i"
+    graph = float_graph(header, f"{TEXT}  i = ArgMax<axis = 1>(z)", w=W, v=V)
+    with pytest.raises(CalibrationError, match="no output has a gradient"):
+        output_gradients(graph, samples(graph, 1), ["r"], "mse")
+    header = "float[1,5] x => int64[1,1] i, float[1,4] z"
+    graph = float_graph(header, f"{TEXT}  i = ArgMax<axis = 1>(z)", w=W, v=V)
+    assert (output_gradients(graph, samples(graph, 4), ["r"], "mse", draws=8)["r"] > 0).all()

@@ -15,7 +15,7 @@ except ImportError as error:
         "passes that learn need torch, which is not installed.", hint="Run: pip install 'qcompiler[learn]'"
     ) from error
 
-from qcompiler.execute.torch.fisher import output_gradients
+from qcompiler.execute.torch.fisher import output_gradients, value_gradients, weight_gradients
 from qcompiler.execute.torch.graph import TorchGraph
 from qcompiler.execute.torch.parts import float_weights
 from qcompiler.execute.torch.quantizer import Quantizer
@@ -24,4 +24,5 @@ from qcompiler.execute.torch.store import store
 
 __all__ = [
     "Quantizer", "TorchGraph", "float_weights", "output_gradients", "ste_ceil", "ste_floor", "ste_round", "store",
+    "value_gradients", "weight_gradients",
 ]  # fmt: skip

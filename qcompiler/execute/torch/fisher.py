@@ -13,7 +13,7 @@ Hutchinson 1990 for the signs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Literal
 
@@ -47,27 +47,115 @@ def output_gradients(
     its own; `mse` over all outputs otherwise. draws: random labels or signs for each sample; more is more exact.
     Raises CalibrationError without samples, RecipeError for an unknown loss.
     """
-    if loss not in ("kl", "mse"):
-        raise RecipeError(f"`{loss}` is no loss.", where="output_gradients", hint="Choose kl or mse.")
-    module, generator = TorchGraph(graph), torch.Generator().manual_seed(seed)
-    outputs = [_logits(graph)] if loss == "kl" else module.outputs
     axes = axes or {}
     sums: dict[str, NDArray[np.float64]] = {}
-    count, stream = 0, iter(samples if limit is None else islice(samples, limit))
-    while chunk := list(islice(stream, batch)):
-        given = {name: np.stack([sample[name] for sample in chunk]) for name in module.inputs}
-        found, leaves = _run(module, given, values, outputs)
-        for _ in range(draws):
-            seeds = [_label(z, generator) if loss == "kl" else _signs(z, generator) for z in found]
-            gradients = torch.autograd.grad(found, leaves, seeds, retain_graph=True, allow_unused=True)
-            for name, leaf, gradient in zip(values, leaves, gradients, strict=True):
-                one = torch.zeros_like(leaf) if gradient is None else gradient
-                square = _reduce(one.double() ** 2, axes.get(name)) / draws
-                sums[name] = sums[name] + square.numpy() if name in sums else square.numpy()
-        count += len(chunk)
+    count = 0
+    for number, _, squares in _chunks(graph, samples, values, loss, draws, batch, limit, seed):
+        for name, square in squares.items():
+            reduced = _reduce(square, axes.get(name)).numpy()
+            sums[name] = sums[name] + reduced if name in sums else reduced
+        count += number
     if not count:
         raise CalibrationError("there are no samples.", where="output_gradients")
     return {name: total / count for name, total in sums.items()}
+
+
+def value_gradients(
+    graph: Graph,
+    samples: Iterable[Mapping[str, NDArray]],
+    values: Sequence[str],
+    loss: Literal["kl", "mse"] = "kl",
+    *,
+    draws: int = 1,
+    batch: int = 8,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Iterator[dict[str, tuple[NDArray[np.float32], NDArray[np.float64]]]]:
+    """Values with their squared gradients, element by element, `batch` samples at a time: name -> two arrays
+    [n, *shape]. For what depends on values and gradients together; else see `output_gradients`, with its arguments.
+    """
+    for _, leaves, squares in _chunks(graph, samples, values, loss, draws, batch, limit, seed):
+        yield {name: (leaf.detach().float().numpy(), squares[name].numpy()) for name, leaf in leaves.items()}
+
+
+def weight_gradients(
+    graph: Graph,
+    samples: Iterable[Mapping[str, NDArray]],
+    weights: Sequence[str],
+    loss: Literal["kl", "mse"] = "kl",
+    *,
+    draws: int = 1,
+    limit: int | None = None,
+    seed: int = 0,
+) -> dict[str, NDArray[np.float64]]:
+    """Mean over samples of the squared gradient for each element of float constants, float64 of their shapes.
+
+    The diagonal of the Fisher information for weights: gradients of samples are squared one by one. Raises
+    CalibrationError without samples, RecipeError for an unknown loss, ModelError for names that are no constants.
+    """
+    _check(loss)
+    module, generator = TorchGraph(graph, trainable=weights), torch.Generator().manual_seed(seed)
+    outputs = [_logits(graph)] if loss == "kl" else module.outputs
+    parameters = [module.weights[name] for name in weights]
+    sums = [torch.zeros(parameter.shape, dtype=torch.float64) for parameter in parameters]
+    count = 0
+    for sample in samples if limit is None else islice(samples, limit):
+        with torch.enable_grad():
+            results = module({name: sample[name][None] for name in module.inputs}, outputs)
+        found = [results[name] for name in outputs]
+        for gradients in _draws(found, parameters, loss, draws, generator):
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient.double() ** 2 / draws
+        count += 1
+    if not count:
+        raise CalibrationError("there are no samples.", where="weight_gradients")
+    return {name: (total / count).numpy() for name, total in zip(weights, sums, strict=True)}
+
+
+def _check(loss: str) -> None:
+    if loss not in ("kl", "mse"):
+        raise RecipeError(f"`{loss}` is no loss.", where="output_gradients", hint="Choose kl or mse.")
+
+
+def _chunks(
+    graph: Graph,
+    samples: Iterable[Mapping[str, NDArray]],
+    values: Sequence[str],
+    loss: Literal["kl", "mse"],
+    draws: int,
+    batch: int,
+    limit: int | None,
+    seed: int,
+) -> Iterator[tuple[int, dict[str, Tensor], dict[str, Tensor]]]:
+    """n, values, and the mean over draws of their squared gradients (float64), [n, *shape] each, n samples a time."""
+    _check(loss)
+    module, generator = TorchGraph(graph), torch.Generator().manual_seed(seed)
+    outputs = [_logits(graph)] if loss == "kl" else module.outputs
+    stream = iter(samples if limit is None else islice(samples, limit))
+    while chunk := list(islice(stream, batch)):
+        given = {name: np.stack([sample[name] for sample in chunk]) for name in module.inputs}
+        found, leaves = _run(module, given, values, outputs)
+        squares = {name: torch.zeros_like(leaf, dtype=torch.float64) for name, leaf in zip(values, leaves, strict=True)}
+        for gradients in _draws(found, leaves, loss, draws, generator):
+            for name, gradient in zip(values, gradients, strict=True):
+                if gradient is not None:
+                    squares[name] += gradient.double() ** 2 / draws
+        yield len(chunk), dict(zip(values, leaves, strict=True)), squares
+
+
+def _draws(
+    found: list[Tensor], leaves: Sequence[Tensor], loss: str, draws: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Gradients for random labels or signs, one set of them a draw. Outputs without gradients (of ArgMax) count for
+    nothing; CalibrationError if none has one."""
+    found = [z for z in found if z.requires_grad]
+    if not found:
+        hint = "Cut the model before its ArgMax or TopK, or choose another method."
+        raise CalibrationError("no output has a gradient.", where="output_gradients", hint=hint)
+    for _ in range(draws):
+        seeds = [_label(z, generator) if loss == "kl" else _signs(z, generator) for z in found]
+        yield torch.autograd.grad(found, leaves, seeds, retain_graph=True, allow_unused=True)
 
 
 def _run(
