@@ -2,7 +2,7 @@
 
     python -m benchmarks.results FOLDER
 
-FOLDER holds accuracy.json, bit_exact.json (or several bit_exact*.json), latency.json, compile_time.json, startup.json,
+FOLDER holds accuracy.json, low_bits.json, bit_exact.json (or several bit_exact*.json), latency.json, compile_time.json, startup.json,
 determinism.json, mcu.json, c_models.json (or several), fit.json (of mcu_fit) and peers.json (of mcu_peers); one that is
 missing leaves its section as it was.
 """
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, c_models, latency, mcu, mcu_fit, mcu_peers
+from benchmarks import accuracy, c_models, latency, low_bits, mcu, mcu_fit, mcu_peers
 from benchmarks.assets import ROOT
 
 Document = dict[str, Any]
@@ -53,6 +53,20 @@ def accuracy_section(documents: Sequence[Document]) -> str:
         "top1 and agreement (with float): more is better; psnr in dB; mse against the input: less is better."
     )
     return section(TITLES["accuracy"], "accuracy", documents, text, markdown([*accuracy.HEADERS[:-1], "goals"], rows))
+
+
+def low_bits_section(documents: Sequence[Document]) -> str:
+    """One row a network and precision, over the draws."""
+    rows = [low_bits.line(row) for document in documents for row in document["rows"] if "seeds" in row]
+    text = (
+        "Recipe `auto`. Weights per output channel, activations per tensor and static, first and last layer 8 bits; aN\n"
+        "are the operands of products, values between them have 8 bits (16 where transformers add and normalize).\n"
+        "Means over calibration draws, `spread` between them; `bundle` runs on the CPU over the full test split, `gap` is\n"
+        "the largest difference of its metric from that of the QDQ file in onnxruntime (first 1,000 samples), `s` the\n"
+        "seconds of quantization on one busy core. Goals: the best of six other tools (ONNX Runtime, AIMET, Brevitas,\n"
+        "NNCF, Quark, esp-ppq) with a margin. w4a16 stands for weights alone."
+    )
+    return section(TITLES["low_bits"], "low_bits", documents, text, markdown(low_bits.HEADERS, rows))
 
 
 def bit_exact_section(documents: Sequence[Document]) -> str:
@@ -188,6 +202,7 @@ def _without_places(arguments: Sequence[str]) -> list[str]:
 
 SECTIONS = {
     "accuracy": accuracy_section,
+    "low_bits": low_bits_section,
     "bit_exact": bit_exact_section,
     "latency": latency_section,
     "sequence": sequence_section,
@@ -203,6 +218,7 @@ SECTIONS = {
 
 TITLES = {
     "accuracy": "Accuracy",
+    "low_bits": "Below 8 bits",
     "bit_exact": "Bit-exactness",
     "latency": "Latency",
     "sequence": "Transformers, language and diffusion",
