@@ -2,9 +2,9 @@
 
     python -m benchmarks.results FOLDER
 
-FOLDER holds accuracy.json, low_bits.json, bit_exact.json (or several bit_exact*.json), latency.json, compile_time.json, startup.json,
-determinism.json, mcu.json, c_models.json (or several), fit.json (of mcu_fit) and peers.json (of mcu_peers); one that is
-missing leaves its section as it was.
+FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), bit_exact.json, latency.json, compile_time.json,
+startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit) and peers.json (of mcu_peers); one that
+is missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ def low_bits_section(documents: Sequence[Document]) -> str:
     """One row a network and precision, over the draws."""
     rows = [low_bits.line(row) for document in documents for row in document["rows"] if "seeds" in row]
     text = (
-        "Recipe `auto`. Weights per output channel, activations per tensor and static, first and last layer 8 bits; aN\n"
-        "are the operands of products, values between them have 8 bits (16 where transformers add and normalize).\n"
-        "Means over calibration draws, `spread` between them; `bundle` runs on the CPU over the full test split, `gap` is\n"
-        "the largest difference of its metric from that of the QDQ file in onnxruntime (first 1,000 samples), `s` the\n"
-        "seconds of quantization on one busy core. Goals: the best of six other tools (ONNX Runtime, AIMET, Brevitas,\n"
-        "NNCF, Quark, esp-ppq) with a margin. w4a16 stands for weights alone."
+        "Recipe `auto`. Weights per output channel, activations per tensor and static, first and last layer 8 bits;\n"
+        "aN are the operands of products, values between them have 8 bits (16 where transformers add and normalize).\n"
+        "Means over calibration draws, `spread` between them. `bundle` runs on the CPU over the full test split, `gap`\n"
+        "is its largest distance from the QDQ file in onnxruntime (first 1,000 samples), `s` the seconds of\n"
+        "quantization on one busy core. Goals: the best of six other tools (ONNX Runtime, AIMET, Brevitas, NNCF, Quark,\n"
+        "esp-ppq) with a margin. w4a16 stands for weights alone."
     )
     return section(TITLES["low_bits"], "low_bits", documents, text, markdown(low_bits.HEADERS, rows))
 

@@ -69,7 +69,7 @@ class Options:
     """Clip ratios that are tried for the scale of each channel; 1 keeps the scale that was set."""
     sweeps: int = 4
     """Of coordinate descent behind the method; 0 for none."""
-    samples: int = 256
+    samples: int = 512
     """Calibration samples that are used, at most."""
     rows: int = 100_000
     """Positions (rows of a layer's input) that are used, about."""
