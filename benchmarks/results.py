@@ -61,10 +61,10 @@ def low_bits_section(documents: Sequence[Document]) -> str:
     text = (
         "Recipe `auto`. Weights per output channel, activations per tensor and static, first and last layer 8 bits;\n"
         "aN are the operands of products, values between them have 8 bits (16 where transformers add and normalize).\n"
-        "Means over calibration draws, `spread` between them. `bundle` runs on the CPU over the full test split, `gap`\n"
-        "is its largest distance from the QDQ file in onnxruntime (first 1,000 samples), `s` the seconds of\n"
-        "quantization on one busy core. Goals: the best of six other tools (ONNX Runtime, AIMET, Brevitas, NNCF, Quark,\n"
-        "esp-ppq) with a margin. w4a16 stands for weights alone."
+        "Means over calibration draws, `spread` between them. `bundle` runs on the CPU over the full test split,\n"
+        "`gap` is its largest distance from the QDQ file in onnxruntime (first 1,000 samples), `s` the seconds of\n"
+        "quantization on one busy core. Goals: the best of six other tools (ONNX Runtime, AIMET, Brevitas, NNCF,\n"
+        "Quark, esp-ppq) with a margin. w4a16 stands for weights alone."
     )
     return section(TITLES["low_bits"], "low_bits", documents, text, markdown(low_bits.HEADERS, rows))
 
