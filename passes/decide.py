@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
@@ -87,53 +87,23 @@ def activation_token(bits: int, symmetric: bool = False) -> str:
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """Leave `context.assignment`. Raises RecipeError (bad rule), UnsupportedError (bits that the target lacks)."""
-    weight_bits, activation_bits = parse_precision(options.precision)
     rules = [_checked(rule, i) for i, rule in enumerate(options.rules)]
     excluded = [_compiled(pattern, "exclude") for pattern in options.exclude]
-    weighted = [node for node in graph.nodes(*WEIGHTED) if decisions.weight_of(graph, node) is not None]
-    ends = {weighted[0], weighted[-1]} if weighted and options.keep_first_last else set()
-
-    weights: dict[str, str] = {}
-    activations: dict[str, str] = {}
-    result = Assignment()
-    scale_type: ScaleType = "power_of_two" if options.power_of_two else "float32"
-    saturating = not (options.symmetric or options.power_of_two)
-    names = decisions.activations(graph, saturating=saturating)
-    quantized = set(names)
-    for name in names:
-        activations[name] = activation_token(activation_bits, options.symmetric)
-    for node in weighted:
-        weights[_weight_name(graph, node)] = weight_token(weight_bits)
-    result.groups = decisions.shared_groups(graph)
-    centred = widths.centred_values(graph) & quantized
-    if activation_bits < options.inner_bits:
-        _keep_inner(graph, activations, centred, options, result, scale_type)
+    draft = _Draft(graph, options)
+    if draft.activation_bits < options.inner_bits:
+        draft.keep_inner()
     if options.wide and (context.capabilities is None or 16 in context.capabilities.activation_bits):
-        found = widths.wide_values(graph)
-        found = {name: token for name, token in found.items() if name in activations}
-        by_name, direct = {value.name: value for value in graph.values()}, widths.direct_values(graph)
-        for name, token in found.items():
-            if name in result.narrowed:
-                continue
-            if token.startswith("uint") and name not in direct and decisions.product_uses(graph, by_name[name]):
-                narrow = parse_format(activations[name])
-                result.narrowed[name] = QuantSpec(narrow, scale_type=scale_type, symmetric=options.symmetric)
-        activations.update({name: _wide_token(token, options) for name, token in found.items()})
-        centred |= {name for name, token in found.items() if token.startswith("int")}
-    for name in centred:
-        activations[name] = activation_token(parse_format(activations[name]).bits, symmetric=True)
-    for node in ends:
-        _widen(graph, node, weights, activations, quantized, 8, options.symmetric, result, outputs=False)
+        draft.give_wide()
+    for name in draft.centred:
+        draft.activations[name] = activation_token(parse_format(draft.activations[name]).bits, symmetric=True)
+    for node in {draft.weighted[0], draft.weighted[-1]} if draft.weighted and options.keep_first_last else ():
+        draft.widen(node, 8, outputs=False)
     subjects: list[ir.Node | ir.Value] = [*graph.inputs, *graph.nodes()]
     for subject in subjects:
-        _apply_rules(graph, subject, rules, weights, activations, quantized, result)
+        draft.apply_rules(subject, rules)
     for node in graph.nodes():
         if any(pattern.search(node.name or "") for pattern in excluded):
-            bits, symmetric = options.exclude_bits, options.symmetric
-            _widen(graph, node, weights, activations, quantized, bits, symmetric, result, outputs=True)
-            for value in node.inputs if options.exclude_bits > 8 else ():
-                result.narrowed.pop(str(value.name) if value is not None else "", None)
-
+            draft.widen(node, options.exclude_bits, outputs=True)
     for pattern in excluded:
         if not any(pattern.search(node.name or "") for node in graph.nodes()):
             raise RecipeError(
@@ -141,37 +111,137 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
                 where="exclude",
                 hint="`qcompile inspect` lists the names of all nodes.",
             )
-
-    for group in result.groups:
-        members = [name for name in group if name in activations]
-        tokens = [activations[name] for name in members]
-        widest = max(tokens, key=lambda token: parse_format(token).bits, default="")
-        if centred & set(members):
-            centred |= set(members)
-            widest = activation_token(parse_format(widest).bits, symmetric=True)
-        activations.update(dict.fromkeys(members, widest))
-    for name, token in activations.items():
-        fmt = parse_format(token)
-        result.activations[name] = QuantSpec(
-            fmt, scale_type=scale_type, symmetric=fmt.signed and (options.symmetric or name in centred)
-        )
-    for node in weighted:
+    result = draft.settle()
+    for node in draft.weighted:
         value = decisions.weight_of(graph, node)
         assert value is not None
         if _keep_grid(graph, value, decisions.channel_axis(node, len(graph.shape(value))), result, context):
             continue
-        spec = decisions.weight_spec(
-            node, len(graph.shape(value)), weights[value.name or ""], per_tensor=options.per_tensor
-        )
-        result.constants[value.name or ""] = QuantSpec(spec.format, spec.granularity, scale_type, symmetric=True)
-    _assign_operands(graph, weighted, result, context)
-    _check_capabilities(graph, weighted, result, context)
+        token, per_tensor = draft.weights[value.name or ""], options.per_tensor
+        spec = decisions.weight_spec(node, len(graph.shape(value)), token, per_tensor=per_tensor)
+        result.constants[value.name or ""] = QuantSpec(spec.format, spec.granularity, draft.scale_type, symmetric=True)
+    _assign_operands(graph, draft.weighted, result, context)
+    _check_capabilities(graph, draft.weighted, result, context)
     context.assignment = result
     return graph
 
 
-def _wide_token(token: str, options: Options) -> str:
-    return activation_token(parse_format(token).bits, options.symmetric or token.startswith("int"))
+class _Draft:
+    """Format tokens of values and weights by name, until they are settled."""
+
+    def __init__(self, graph: Graph, options: Options) -> None:
+        self.graph, self.options = graph, options
+        weight_bits, self.activation_bits = parse_precision(options.precision)
+        self.scale_type: ScaleType = "power_of_two" if options.power_of_two else "float32"
+        self.by_name = {str(value.name): value for value in graph.values()}
+        self.weighted = [node for node in graph.nodes(*WEIGHTED) if decisions.weight_of(graph, node) is not None]
+        self.weights = {_weight_name(graph, node): weight_token(weight_bits) for node in self.weighted}
+        saturating = not (options.symmetric or options.power_of_two)
+        names = decisions.activations(graph, saturating=saturating)
+        self.activations = dict.fromkeys(names, activation_token(self.activation_bits, options.symmetric))
+        self.centred = widths.centred_values(graph) & set(names)
+        self.result = Assignment(groups=decisions.shared_groups(graph))
+
+    def keep_inner(self) -> None:
+        """Rule 8."""
+        wanted = activation_token(self.options.inner_bits, self.options.symmetric)
+        for name, token in self.activations.items():
+            group = [self.by_name[member] for member in self.result.group_of(name)]
+            readers = {_reader(self.graph, use.node, use.idx) for value in group for use in value.uses()}
+            if "other" not in readers and not any(value.is_graph_output() for value in group):
+                continue
+            self.activations[name] = wanted
+            if "product" in readers and decisions.operand_uses(self.graph, self.by_name[name]):
+                symmetric = self.options.symmetric or name in self.centred
+                self._narrow(name, activation_token(parse_format(token).bits, symmetric), symmetric)
+
+    def give_wide(self) -> None:
+        """Rule 7."""
+        direct = widths.direct_values(self.graph)
+        for name, token in widths.wide_values(self.graph).items():
+            if name not in self.activations:
+                continue
+            products = decisions.product_uses(self.graph, self.by_name[name])
+            if name not in self.result.narrowed and token.startswith("uint") and name not in direct and products:
+                self._narrow(name, self.activations[name], self.options.symmetric)
+            symmetric = self.options.symmetric or token.startswith("int")
+            self.activations[name] = activation_token(parse_format(token).bits, symmetric)
+            if token.startswith("int"):
+                self.centred.add(name)
+
+    def widen(self, node: ir.Node, bits: int, *, outputs: bool) -> None:
+        """Give a node's weight at least 8 bits and the values it reads (and writes) at least `bits`."""
+        weight, symmetric = _weight_name(self.graph, node), self.options.symmetric
+        if weight in self.weights and parse_format(self.weights[weight]).bits < 8:
+            self.weights[weight] = weight_token(8)
+        read = [str(value.name) for value in node.inputs if value is not None and value.name in self.activations]
+        for name in [*read, *(self._written(node) if outputs else ())]:
+            if parse_format(self.activations[name]).bits < bits:
+                self.activations[name] = activation_token(bits, symmetric)
+        for name in read:
+            second = self.result.narrowed.get(name)
+            if second is None or second.format.bits >= bits:
+                continue
+            if parse_format(self.activations[name]).bits <= bits:
+                del self.result.narrowed[name]
+            else:
+                self._narrow(name, activation_token(bits, second.symmetric), second.symmetric)
+
+    def apply_rules(self, subject: ir.Node | ir.Value, rules: list[dict[str, Any]]) -> None:
+        """What the rules say of a node, or of a graph input."""
+        node = subject if isinstance(subject, ir.Node) else None
+        for rule in rules:
+            if "op_type" in rule and (node is None or node.op_type != rule["op_type"]):
+                continue
+            if not rule["match"].search(subject.name or ""):
+                continue
+            written = self._written(node) if node is not None else [subject.name or ""]
+            if "activation" in rule:
+                self.activations.update({name: rule["activation"] for name in written if name in self.activations})
+                for name in written:
+                    self.result.narrowed.pop(name, None)
+            if "method" in rule:
+                self.result.methods.update(dict.fromkeys(written, rule["method"]))
+            weight = _weight_name(self.graph, node) if node is not None else ""
+            if "weight" in rule and weight in self.weights:
+                self.weights[weight] = rule["weight"]
+
+    def settle(self) -> Assignment:
+        """The assignment with all activations: rule 5."""
+        for group in self.result.groups:
+            members = [name for name in group if name in self.activations]
+            tokens = [self.activations[name] for name in members]
+            widest = max(tokens, key=lambda token: parse_format(token).bits, default="")
+            if self.centred & set(members):
+                self.centred |= set(members)
+                widest = activation_token(parse_format(widest).bits, symmetric=True)
+            self.activations.update(dict.fromkeys(members, widest))
+        for name, token in self.activations.items():
+            fmt = parse_format(token)
+            symmetric = fmt.signed and (self.options.symmetric or name in self.centred)
+            self.result.activations[name] = QuantSpec(fmt, scale_type=self.scale_type, symmetric=symmetric)
+        return self.result
+
+    def _narrow(self, name: str, token: str, symmetric: bool) -> None:
+        spec = QuantSpec(parse_format(token), scale_type=self.scale_type, symmetric=symmetric)
+        self.result.narrowed[name] = spec
+
+    def _written(self, node: ir.Node) -> list[str]:
+        """Names of the quantized values that hold what `node` writes: behind its bias and fused clip."""
+        add = decisions.bias_add(self.graph, node)
+        node = add if add is not None else node
+        clip = decisions.fused_clip(self.graph, node)
+        names = [str(value.name) for value in (*node.outputs, *(clip.outputs[:1] if clip is not None else ()))]
+        return [name for name in names if name in self.activations]
+
+
+def _reader(graph: Graph, node: ir.Node, index: int) -> str:
+    """How a node reads a value: as operand of a product, only to move it, or otherwise."""
+    if decisions.is_product_of_activations(graph, node) or (
+        index == 0 and decisions.weight_of(graph, node) is not None
+    ):
+        return "product"
+    return "" if moves_only(node) or node.op_type == "Concat" else "other"
 
 
 def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
@@ -202,107 +272,6 @@ def _compiled(pattern: str, where: str) -> re.Pattern[str]:
 def _weight_name(graph: Graph, node: ir.Node) -> str:
     value = decisions.weight_of(graph, node)
     return (value.name or "") if value is not None else ""
-
-
-def _written(graph: Graph, node: ir.Node, quantized: set[str]) -> list[str]:
-    """Names of the quantized values that hold what `node` writes: behind its bias and fused clip."""
-    add = decisions.bias_add(graph, node)
-    node = add if add is not None else node
-    clip = decisions.fused_clip(graph, node)
-    names = [value.name or "" for value in node.outputs]
-    if clip is not None:
-        names.append(clip.outputs[0].name or "")
-    return [name for name in names if name in quantized]
-
-
-def _widen(
-    graph: Graph,
-    node: ir.Node,
-    weights: dict[str, str],
-    activations: dict[str, str],
-    quantized: set[str],
-    bits: int,
-    symmetric: bool,
-    result: Assignment,
-    *,
-    outputs: bool,
-) -> None:
-    """Give a node's weight at least 8 bits and the values it reads (and writes) at least `bits`."""
-    weight = _weight_name(graph, node)
-    if weight in weights and parse_format(weights[weight]).bits < 8:
-        weights[weight] = weight_token(8)
-    names = [value.name or "" for value in node.inputs if value is not None and value.name in quantized]
-    names += _written(graph, node, quantized) if outputs else []
-    for name in names:
-        if parse_format(activations[name]).bits < bits:
-            activations[name] = activation_token(bits, symmetric)
-        if not outputs and name in result.narrowed and result.narrowed[name].format.bits < bits:
-            if parse_format(activations[name]).bits <= bits:
-                del result.narrowed[name]
-            else:
-                fmt = parse_format(activation_token(bits, symmetric))
-                result.narrowed[name] = replace(result.narrowed[name], format=fmt)
-
-
-def _keep_inner(
-    graph: Graph,
-    activations: dict[str, str],
-    centred: set[str],
-    options: Options,
-    result: Assignment,
-    scale_type: ScaleType,
-) -> None:
-    """Rule 8."""
-    by_name = {str(value.name): value for value in graph.values()}
-    wanted = activation_token(options.inner_bits, options.symmetric)
-    for name in activations:
-        group = result.group_of(name)
-        readers = {_reader(graph, use.node, use.idx) for member in group for use in by_name[member].uses()}
-        output = any(by_name[member].is_graph_output() for member in group)
-        if "other" not in readers and not output:
-            continue
-        narrow = parse_format(activations[name])
-        activations[name] = wanted
-        if "product" in readers and decisions.operand_uses(graph, by_name[name]):
-            symmetric = options.symmetric or name in centred
-            fmt = parse_format(activation_token(narrow.bits, symmetric))
-            result.narrowed[name] = QuantSpec(fmt, scale_type=scale_type, symmetric=symmetric)
-
-
-def _reader(graph: Graph, node: ir.Node, index: int) -> str:
-    """How a node reads a value: as operand of a product, only to move it, or otherwise."""
-    if decisions.is_product_of_activations(graph, node) or (
-        index == 0 and decisions.weight_of(graph, node) is not None
-    ):
-        return "product"
-    return "" if moves_only(node) or node.op_type == "Concat" else "other"
-
-
-def _apply_rules(
-    graph: Graph,
-    subject: ir.Node | ir.Value,
-    rules: list[dict[str, Any]],
-    weights: dict[str, str],
-    activations: dict[str, str],
-    quantized: set[str],
-    result: Assignment,
-) -> None:
-    is_node = isinstance(subject, ir.Node)
-    for rule in rules:
-        if "op_type" in rule and (not is_node or subject.op_type != rule["op_type"]):  # type: ignore[union-attr]
-            continue
-        if not rule["match"].search(subject.name or ""):
-            continue
-        written = _written(graph, subject, quantized) if is_node else [subject.name or ""]  # type: ignore[arg-type]
-        if "activation" in rule:
-            activations.update({name: rule["activation"] for name in written if name in activations})
-            for name in written:
-                result.narrowed.pop(name, None)
-        if "method" in rule:
-            result.methods.update(dict.fromkeys(written, rule["method"]))
-        weight = _weight_name(graph, subject) if is_node else ""  # type: ignore[arg-type]
-        if "weight" in rule and weight in weights:
-            weights[weight] = rule["weight"]
 
 
 def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:

@@ -356,3 +356,11 @@ def test_last_layer_reads_8_bits_without_a_second_quantizer():
     decide.run(graph, decide.Options(precision="w4a4"), context)
     assert context.assignment.activations["f"].format.bits == 8
     assert "f" not in context.assignment.narrowed
+
+
+def test_excluded_nodes_read_no_narrow_copy():
+    graph = network()
+    context = Context()
+    decide.run(graph, decide.Options(precision="w4a4", keep_first_last=False, exclude=("c2",)), context)
+    assert context.assignment.activations["a1"].format.bits == 8
+    assert "a1" not in context.assignment.narrowed
