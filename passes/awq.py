@@ -39,6 +39,7 @@ from qcompiler.passes.set_ranges import constant_params
 from qcompiler.quantizer import fake_quantize
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
+FITS = True
 CLIPS = tuple(1 - 0.05 * i for i in range(10))
 SMALLEST = 1e-4
 

@@ -45,6 +45,7 @@ from qcompiler.passes.bias_correction import Layer, find_layers, float_name, out
 from qcompiler.passes.insert_qdq import BIAS_LIMIT
 
 STAGE = (Stage.QDQ, Stage.QDQ)
+FITS = True
 AFTER = {"solve_weights": "new weights have other statistics"}
 SOURCES = ("measured", "batchnorm")
 EPSILON = 1e-5

@@ -47,6 +47,7 @@ from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.QDQ, Stage.QDQ)
+FITS = True
 RATIOS = tuple(0.5 + 0.05 * i for i in range(13))
 NEAR = (0.9625, 0.975, 0.9875, 1.0125, 1.025, 1.0375)
 SHIFTS = (-2, -1, 1, 2)

@@ -47,6 +47,7 @@ from qcompiler.solve.layers import as_matrices, from_matrices, inputs, positions
 from qcompiler.solve.moments import Moments
 
 STAGE = (Stage.QDQ, Stage.QDQ)
+FITS = True
 AFTER = {"search_ranges": "weights are solved for the ranges of their inputs"}
 LEAST_RATIO = 0.45
 """Smallest clip ratio that is tried."""

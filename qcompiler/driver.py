@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,8 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     steps: list[tuple[str, Graph]] = field(default_factory=list)
     """The QDQ graph behind each pass that made or refined it."""
+    held_out: Samples | None = None
+    """Calibration samples that no pass saw, where passes fit their samples: quality is measured on these."""
 
     def save(self, path: str | Path, form: str = "standard") -> None:
         """Write the QDQ graph as an .onnx file. Raises RecipeError when the recipe did not make one.
@@ -166,9 +169,28 @@ def quantize(
     if plan.name == AUTO and bits is not None:
         plan, reasons = choose_passes(plan, facts_of(graph, *bits))
         context.notes += [Note(AUTO, name, why) for name, why in reasons]
+    held_out = None
+    if known is not None and any(getattr(pass_module(name), "FITS", False) for name in plan.passes):
+        context.samples, held_out = hold_out(known)
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
-    return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps)
+    return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps, held_out)
+
+
+def hold_out(samples: Samples) -> tuple[Samples, Samples | None]:
+    """Samples to calibrate on, and those that are kept for measuring: an eighth, at most QUALITY_SAMPLES; none where
+    there are fewer than 16."""
+    total = len(samples)
+    count = min(QUALITY_SAMPLES, total // 8) if total >= 16 else 0
+    if not count:
+        return samples, None
+    edge = total - count
+
+    def part(start: int, end: int) -> Samples:
+        digest = None if samples.digest is None else f"{samples.digest}[{start}:{end}]"
+        return Samples(samples.source, lambda: islice(iter(samples), start, end), digest, end - start)
+
+    return part(0, edge), part(edge, total)
 
 
 def _load(calibration: Any, graph: Graph, prepared: Preprocess | None, limit: int | None, seed: int) -> Samples:
@@ -344,18 +366,20 @@ def bundle_runner(bundle: Bundle, *, threads: int = 1) -> Runner:
 
 def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress) -> dict[str, Any]:
     """Quality on calibration samples: bit-exactness, SQNR and agreement of the outputs, SQNR of every layer."""
-    total = min(QUALITY_SAMPLES, len(result.samples))
+    samples = result.held_out or result.samples
+    total = min(QUALITY_SAMPLES, len(samples))
     reference = runner(result.float_graph)
-    want = predict(reference, take(result.samples, total), lambda i: progress("evaluate float", i, total))
+    want = predict(reference, take(samples, total), lambda i: progress("evaluate float", i, total))
     try:
         own: Runner | None = bundle_runner(bundle)
     except UnsupportedError:  # a bundle for elsewhere, and no tool here that could try it
         own = None
     run = own or oracle.run
-    got = predict(run, take(result.samples, total), lambda i: progress("evaluate bundle", i, total))
+    got = predict(run, take(samples, total), lambda i: progress("evaluate bundle", i, total))
     facts: dict[str, Any] = {
         "quality": {
             "samples": total,
+            "held_out": result.held_out is not None,
             "sqnr_db": round(sqnr(want, got), 3),
             "max_error": float(np.abs(want.astype(np.float64) - got).max()),
         }
@@ -371,7 +395,7 @@ def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress
         facts["verification"] = checked.document()
     from qcompiler.report.layers import layer_quality, step_quality
 
-    few = list(take(result.samples, LAYER_SAMPLES))
+    few = list(take(samples, LAYER_SAMPLES))
     facts["layers"] = layer_quality(result, few, progress)
     facts["passes"] = step_quality(result, few, facts["layers"])
     return facts

@@ -20,7 +20,8 @@ A recipe may start from another: `base = "default"`, `drop = ["bias_correction"]
 
 Everything is checked before any work is done: names of passes and options, types of values, that each pass gets the
 stage of graph that it wants, and what the passes say of each other: a pass may have `AFTER` (passes that must run
-before it, if they run at all) and `EXCLUDES` (passes that cannot run with it), both name -> reason.
+before it, if they run at all) and `EXCLUDES` (passes that cannot run with it), both name -> reason. `FITS = True` says
+that a pass fits its samples so closely that quality must be measured on others.
 """
 
 from __future__ import annotations

@@ -47,6 +47,17 @@ def test_parts_with_options_stay() -> None:
     assert ("solve_weights", "asked for") in reasons
 
 
+def test_quality_is_measured_on_samples_that_no_pass_saw() -> None:
+    with np.load(DIGITS / "digits.npz") as data:
+        x = data["x_calib"][:40]
+    result = qcompiler.quantize(DIGITS / "cnn.onnx", {"x": x}, "fast", dims={"N": 1})
+    seen, kept = list(result.context.samples), list(result.held_out)
+    assert (len(seen), len(kept), len(result.samples)) == (35, 5, 40)
+    assert all(np.array_equal(a["x"], b) for a, b in zip([*seen, *kept], x[:, None], strict=True))
+    assert qcompiler.quantize(DIGITS / "cnn.onnx", {"x": x[:8]}, "fast", dims={"N": 1}).held_out is None
+    assert qcompiler.quantize(DIGITS / "cnn.onnx", {"x": x}, "default", dims={"N": 1}).held_out is None
+
+
 def test_parts_are_passes_of_the_recipe() -> None:
     assert set(PARTS) <= set(pass_names())
     assert set(PARTS) <= set(load_recipe("auto").passes)
@@ -68,5 +79,6 @@ def test_below_8_bits_auto_is_the_default_and_explains_itself(tmp_path: Path) ->
     assert won["solve_weights"] > won["insert_qdq"]
     assert all("sqnr_db_rounded" in row for row in report["layers"])
     assert report["verification"]["bit_exact"]
+    assert report["quality"]["held_out"] and report["quality"]["samples"] == report["calibration"]["held_out"] == 3
     result = qcompiler.quantize(DIGITS / "cnn.onnx", recipe=None, **about)
     assert result.recipe.name == "default"

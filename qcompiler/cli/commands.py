@@ -166,10 +166,11 @@ def _pair(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
 def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> str:
     quality, sizes = report["quality"], report["size"]
     agreement = f", top-1 agreement {quality['top1_agreement']:.1%}" if "top1_agreement" in quality else ""
+    held = "held-out " if quality.get("held_out") else ""
     lines = [
         f"{report['verdict']}",
         f"  bundle   {report['bundle']}",
-        f"  quality  SQNR {quality['sqnr_db']:.1f} dB against float on {quality['samples']} samples{agreement}",
+        f"  quality  SQNR {quality['sqnr_db']:.1f} dB against float on {quality['samples']} {held}samples{agreement}",
         f"  size     weights {size(sizes['weight_bytes'])} (float {size(sizes['float_bytes'])}), arena "
         f"{size(sizes['arena_bytes'])}",
         *(f"  island   {_island(island)}" for island in report["islands"]),

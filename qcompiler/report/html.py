@@ -74,8 +74,9 @@ def render_html(report: Mapping[str, Any]) -> str:
 
 def _cards(report: Mapping[str, Any]) -> str:
     sizes, quality = report["size"], report["quality"]
+    held = "held-out " if quality.get("held_out") else ""
     cards = [
-        (f"{quality['sqnr_db']:.1f} dB", f"output SQNR on {quality['samples']} samples"),
+        (f"{quality['sqnr_db']:.1f} dB", f"output SQNR on {quality['samples']} {held}samples"),
         (report["precision"], f"{report['arithmetic']} requantization"),
         (_bytes(sizes["weight_bytes"]), f"weights, float {_bytes(sizes['float_bytes'])}"),
         (_bytes(sizes["arena_bytes"]), f"arena, lower bound {_bytes(sizes.get('arena_lower_bound', 0))}"),
