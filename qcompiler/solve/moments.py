@@ -40,6 +40,16 @@ class Moments:
         self.sum_quantized += quantized.sum(1, dtype=np.float64)
         self.count += x.shape[1]
 
+    def plus(self, other: Moments) -> Moments:
+        """Of both."""
+        return Moments(
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.sum_float + other.sum_float,
+            self.sum_quantized + other.sum_quantized,
+            self.count + other.count,
+        )
+
     def centred(self) -> Moments:
         """Moments around the means: what matters for W when a bias takes up the means."""
         a, b = self.sum_float / max(self.count, 1), self.sum_quantized / max(self.count, 1)

@@ -14,6 +14,7 @@ from qcompiler.graph import qdq
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 from qcompiler.passes import bias_correction, decide, insert_qdq, integerize, set_ranges, solve_weights
+from qcompiler.solve.moments import Moments
 
 TEXT = """<ir_version: 10, opset_import: ["": 21]>
 g (float[1,3,8,8] x, float[8,3,3,3] w1, float[8] b1, float[8,1,3,3] w2, float[8,4,1,1] w3, float[8] b3, float[128,6] w4,
@@ -96,6 +97,22 @@ def test_codes_stay_in_the_format_and_the_oracle_agrees() -> None:
     for sample in context.samples:
         got, want = oracle.run(sample)[0], session.run(sample)[0]
         assert np.abs(got - want).max() <= 2.5 * float(qdq.quantizer_of(graph, graph.outputs[0]).params.scale)
+
+
+def test_little_data_hold_the_weight() -> None:
+    """The fewer rows, the more the refit is held to the float weight."""
+    rng = np.random.default_rng(3)
+    weight = rng.standard_normal((1, 8, 30))
+    picked = {}
+    for rows in (20, 5000):
+        parts = (Moments.zeros(1, 30), Moments.zeros(1, 30))
+        for part in parts:
+            x = rng.standard_normal((1, rows, 30)).astype(np.float32)
+            part.add(x, x + 0.3 * rng.standard_normal(x.shape).astype(np.float32))
+        layer = solve_weights.Layer(None, "x", weight, weight.shape[1:], None, None, None)
+        picked[rows] = solve_weights.choose_ridge(layer, parts)
+    assert set(picked.values()) <= set(solve_weights.RIDGES)
+    assert picked[20] > picked[5000]
 
 
 def test_per_tensor_weights_keep_one_scale() -> None:
