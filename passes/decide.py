@@ -9,7 +9,8 @@
 5. Values that must share parameters get the widest format among them.
 6. Values with a quantizer that the model came with are not decided here, and constants on a given grid keep it.
 7. Before the rules, `wide` gives 16 bits to the values of `qcompiler.widths`, if the target has them.
-8. The precision is that of the operands of products. Below 8 bits, values that no product reads (what is added, pooled
+8. What rules, `exclude` and `keep_first_last` (at any precision) fix is marked, so that a search leaves it alone.
+9. The precision is that of the operands of products. Below 8 bits, values that no product reads (what is added, pooled
    or normalized) keep `inner_bits`; where a product reads such a value as well, it does so through a second quantizer.
 """
 
@@ -232,6 +233,7 @@ def _widen(
         weights[weight] = weight_token(8)
     names = [value.name or "" for value in node.inputs if value is not None and value.name in quantized]
     names += _written(graph, node, quantized) if outputs else []
+    result.pinned |= {weight, *names} - {""}
     for name in names:
         if parse_format(activations[name]).bits < bits:
             activations[name] = activation_token(bits, symmetric)
@@ -251,7 +253,7 @@ def _keep_inner(
     result: Assignment,
     scale_type: ScaleType,
 ) -> None:
-    """Rule 8."""
+    """Rule 9."""
     by_name = {str(value.name): value for value in graph.values()}
     wanted = activation_token(options.inner_bits, options.symmetric)
     for name in activations:
@@ -297,11 +299,13 @@ def _apply_rules(
             activations.update({name: rule["activation"] for name in written if name in activations})
             for name in written:
                 result.narrowed.pop(name, None)
+            result.pinned.update(written)
         if "method" in rule:
             result.methods.update(dict.fromkeys(written, rule["method"]))
         weight = _weight_name(graph, subject) if is_node else ""  # type: ignore[arg-type]
         if "weight" in rule and weight in weights:
             weights[weight] = rule["weight"]
+            result.pinned.add(weight)
 
 
 def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -118,11 +119,11 @@ def project_psd(scores: Sequence[NDArray], pairs: Pairs) -> tuple[list[NDArray],
     values, vectors = np.linalg.eigh(matrix)
     matrix = (vectors * np.maximum(values, 0)) @ vectors.T
     diagonal = np.diag(matrix) / 2
-    new = {
-        (i, j): matrix[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
-        for i in range(len(scores))
-        for j in range(i + 1, len(scores))
-    }
+    new = {}
+    for i, j in combinations(range(len(scores)), 2):
+        block = matrix[starts[i] : starts[i + 1], starts[j] : starts[j + 1]]
+        if np.abs(block).max() > 1e-12 * np.abs(matrix).max():  # what no pair links stays unlinked
+            new[i, j] = block
     return [diagonal[a:b] for a, b in zip(starts[:-1], starts[1:], strict=True)], new
 
 
