@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from qcompiler.assignment import Assignment
 from qcompiler.calibrate.statistics import require
 from qcompiler.context import Context
-from qcompiler.errors import RecipeError
+from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.graph.blocks import blocks
 from qcompiler.graph.model import Graph
 from qcompiler.passes import solve_weights
@@ -86,16 +86,22 @@ def study(
     """Ranges, changes and probes of the items of a FLOAT graph behind `decide`.
 
     base: what the rest of the network is in a probe: `float`, or `decided` (the widths that were decided, all values
-    quantized). final_solver: weights by solve_weights instead of rounding. draws: of random vectors, for traces. Raises
+    quantized). final_solver: weights by solve_weights instead of rounding, on other samples than the probes'
+    (where there are enough). draws: of random vectors, for traces. Raises
     RecipeError, CalibrationError.
     """
     if base not in ("float", "decided"):
         raise RecipeError(f"`{base}` is no base of probes.", where="assign_bits", hint="Choose float or decided.")
     found = weights.ranges(graph, assignment, items, context)
     changes = weights.rounded(graph, items, found)
-    options = solve_weights.Options(samples=samples, rows=20_000)
+    options = solve_weights.Options(rows=50_000)
     if final_solver:
-        changes = weights.solved(graph, items, found, changes, context, options)
+        if context.samples is None:
+            raise CalibrationError("weights are solved on calibration data.", where="assign_bits")
+        pool = list(islice(context.samples, samples + weights.SOLVED_ON))
+        if len(pool) < samples + samples // 2:
+            context.note("assign_bits", "few samples: weights are solved on those that measure them, too")
+        changes = weights.solved(graph, items, found, changes, pool[min(samples, len(pool) // 2) :], context, options)
     choice, extra = None, None
     if base == "decided":
         decided = [width(assignment, item) for item in items]
@@ -260,7 +266,7 @@ def local_sqnr(one: Study) -> Scores:
             power = max(float((np.asarray(weight, np.float64) ** 2).sum()), 1e-300)
             found[i] = np.array([(one.error(i, k) ** 2).sum() / power for k in range(len(item.bits))])
     of_items = weights.layers(one.graph, one.items)
-    for i, layer, own in weights.moments(one.graph, of_items, one.context, one.options):
+    for i, layer, own in weights.moments(one.graph, of_items, one.probes.samples, one.context, one.options):
         around = own.centred() if layer.bias is not None else own
         def power_of(matrix: NDArray, gram: NDArray = around.gram) -> float:
             return float(np.einsum("gmk,gkl,gml->", matrix, gram, matrix, optimize=True))
