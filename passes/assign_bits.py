@@ -7,6 +7,8 @@ chosen widths go into the assignment; scores, costs, choice, gap and the curve o
 from which `qcompiler.passes.mixed_precision.facts.resolve` solves other budgets without new probes.
 
 score     gauss_newton, swap, hessian, fisher, local, pushdown, combined: see mixed_precision/sensitivity.py
+rounds    probe the whole choice, and solve anew around it: never worse on these samples than the solver's choice or a
+          uniform one that fits
 solver    ilp (optimal for the sum of scores), pairwise (with what pairs of items lose together), greedy, or bisection
           (as few bits as `max_loss` allows, measured)
 
@@ -33,6 +35,7 @@ from qcompiler.passes.mixed_precision import facts, sensitivity
 from qcompiler.passes.mixed_precision.candidates import Item, change, costs, find_items
 from qcompiler.passes.mixed_precision.greedy import solve_bisection
 from qcompiler.passes.mixed_precision.problem import Problem, Solution
+from qcompiler.passes.mixed_precision.refine import refine
 from qcompiler.passes.mixed_precision.sensitivity import Pairs, Scores, Study, study
 from qcompiler.passes.mixed_precision.solve import project_psd
 
@@ -95,6 +98,8 @@ class Options:
     """Of solver bisection: largest loss of the whole choice against the float network."""
     executor: str = "serial"
     """serial, processes, processes:N, or the address of a Dask scheduler."""
+    rounds: int = 0
+    """Solve anew around the choice so many times, with probes of the whole; see mixed_precision/refine.py."""
     points: int = 12
     """Of the curve over the first budget; 0 for none."""
     time_limit: float = 60.0
@@ -135,7 +140,14 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         solution = _bisect(one, problem, options.max_loss)
     else:
         solution = facts.run_solver(problem, options.solver, time_limit=options.time_limit)
+    measured = None
+    if options.rounds > 0 and options.solver != "bisection":
+        choice, measured = refine(one.probes, items, problem, solution.choice, options.rounds, options.time_limit)
+        if choice != solution.choice:
+            solution = Solution(choice, problem.score(choice, linear=not pairs), problem.cost(choice), solution.bound,
+                                np.inf, "refined")  # fmt: skip
     about = {
+        **({"measured": measured} if measured else {}),
         "score_name": options.score, "pairs_name": options.pairs if pairs else "", "samples": len(one.probes.samples),
         "loss": one.probes.loss.kind, "base": options.base, "final_solver": options.final_solver,
     }  # fmt: skip

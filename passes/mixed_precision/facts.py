@@ -12,6 +12,7 @@ from qcompiler.errors import BudgetError, RecipeError
 from qcompiler.passes.mixed_precision.candidates import Item, budget_rows
 from qcompiler.passes.mixed_precision.greedy import solve_greedy
 from qcompiler.passes.mixed_precision.problem import Problem, Solution
+from qcompiler.passes.mixed_precision.refine import uniform_choices
 from qcompiler.passes.mixed_precision.solve import pareto, solve_linear, solve_pairwise
 
 SOLVERS = ("ilp", "pairwise", "greedy")
@@ -139,16 +140,11 @@ def with_budgets(problem: Problem, budgets: Mapping[str, float]) -> Problem:
 
 
 def _uniform(items: Sequence[Item], problem: Problem, linear: bool) -> list[dict[str, Any]]:
-    found = []
-    for bits in sorted({b for item in items if not item.pinned for b in item.bits}):
-        if any(bits not in item.bits for item in items if not item.pinned and item.kind == "weight"):
-            continue
-        choice = [item.bits.index(bits) if bits in item.bits else len(item.bits) - 1 for item in items]
-        found.append({
-            "bits": bits, "total": problem.cost(choice), "score": problem.score(choice, linear=linear),
-            "fits": problem.fits(choice),
-        })  # fmt: skip
-    return found
+    return [
+        {"bits": bits, "total": problem.cost(choice), "score": problem.score(choice, linear=linear),
+         "fits": problem.fits(choice)}
+        for bits, choice in uniform_choices(items).items()
+    ]  # fmt: skip
 
 
 def _curve(

@@ -92,7 +92,7 @@ class Probes:
         check_executor(executor)
         if context.samples is None:
             raise CalibrationError("sensitivity is measured on calibration data.", where="assign_bits",
-                                   hint="Pass --calib, or choose the score `pushdown`, which needs none.")  # fmt: skip
+                                   hint="Pass --calib DATA, or --calib random.")  # fmt: skip
         if graph.is_large():
             hint = "Choose another score, such as local."
             raise UnsupportedError("the model is too large to be copied for probes.", where=graph.path, hint=hint)

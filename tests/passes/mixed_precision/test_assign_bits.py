@@ -153,6 +153,22 @@ def test_bisection_takes_as_few_bits_as_the_loss_allows() -> None:
         assign({**options, "max_loss": 1e-9})
 
 
+@pytest.mark.parametrize("activations", [False, True])
+def test_rounds_only_lower_the_measured_loss(activations: bool) -> None:
+    options = {"budget_size": 560, "points": 0, "score": "local", "activations": activations, "base": "decided"}
+    if activations:
+        options["budget_bops"] = "0.4x"
+    first = assign(options)[2]
+    found = assign({**options, "rounds": 3})[2]
+    about = found["measured"]
+    assert "measured" not in first
+    assert about["loss"] <= min([about["first"], *about["uniform"].values()])
+    assert about["loss"] < about["first"] and found["status"] == "refined"  # local scores do not know it
+    steps = [about["first"], *about["rounds"]]
+    assert steps == sorted(steps, reverse=True)
+    assert all(found["total"][name] <= budget for name, budget in found["budgets"].items())
+
+
 def test_the_same_twice_and_from_several_processes() -> None:
     options = {"budget_size": 600, "points": 3, "final_solver": True}
     first = assign(options)[2]
