@@ -9,7 +9,8 @@
 5. Values that must share parameters get the widest format among them.
 6. Values with a quantizer that the model came with are not decided here, and constants on a given grid keep it.
 7. Before the rules, `wide` gives 16 bits to the values of `qcompiler.widths`, if the target has them.
-8. The precision is that of the operands of products. Below 8 bits, values that no product reads (what is added, pooled
+8. What rules, `exclude` and `keep_first_last` (at any precision) fix is marked, so that a search leaves it alone.
+9. The precision is that of the operands of products. Below 8 bits, values that no product reads (what is added, pooled
    or normalized) keep `inner_bits`; where a product reads such a value as well, it does so through a second quantizer.
 """
 
@@ -143,7 +144,7 @@ class _Draft:
         self.result = Assignment(groups=decisions.shared_groups(graph))
 
     def keep_inner(self) -> None:
-        """Rule 8."""
+        """Rule 9."""
         wanted = activation_token(self.options.inner_bits, self.options.symmetric)
         for name, token in self.activations.items():
             group = [self.by_name[member] for member in self.result.group_of(name)]
@@ -175,7 +176,9 @@ class _Draft:
         if weight in self.weights and parse_format(self.weights[weight]).bits < 8:
             self.weights[weight] = weight_token(8)
         read = [str(value.name) for value in node.inputs if value is not None and value.name in self.activations]
-        for name in [*read, *(self._written(node) if outputs else ())]:
+        names = [*read, *(self._written(node) if outputs else ())]
+        self.result.pinned |= {weight, *names} - {""}
+        for name in names:
             if parse_format(self.activations[name]).bits < bits:
                 self.activations[name] = activation_token(bits, symmetric)
         for name in read:
@@ -200,11 +203,13 @@ class _Draft:
                 self.activations.update({name: rule["activation"] for name in written if name in self.activations})
                 for name in written:
                     self.result.narrowed.pop(name, None)
+                self.result.pinned.update(written)
             if "method" in rule:
                 self.result.methods.update(dict.fromkeys(written, rule["method"]))
             weight = _weight_name(self.graph, node) if node is not None else ""
             if "weight" in rule and weight in self.weights:
                 self.weights[weight] = rule["weight"]
+                self.result.pinned.add(weight)
 
     def settle(self) -> Assignment:
         """The assignment with all activations: rule 5."""

@@ -59,7 +59,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     for node in given:
         _respell(graph, node)
     for name in assignment.activations:
-        _quantize_activation(graph, by_name[name], assignment.params[name], assignment.narrowed_params.get(name))
+        quantize_activation(graph, by_name[name], assignment.params[name], assignment.narrowed_params.get(name))
     for node, weight, add in weighted:
         _quantize_layer(graph, node, weight, add, assignment, context)
     weights = {weight.name for _, weight, _ in weighted}
@@ -82,8 +82,9 @@ def _name_nodes(graph: Graph) -> None:
         node.name = name
 
 
-def _quantize_activation(graph: Graph, value: ir.Value, params: QuantParams, narrow: QuantParams | None) -> None:
-    """narrow: of a second quantizer, through which products read the value."""
+def quantize_activation(graph: Graph, value: ir.Value, params: QuantParams, narrow: QuantParams | None) -> None:
+    """Let a quantizer come behind `value` for all its readers; narrow: of a second one, through which products read it.
+    """
     users, products = list(value.uses()), decisions.operand_uses(graph, value)
     name = value.name or "value"
     dequantized = qdq.write_quantizer(graph, value, params, name=name)

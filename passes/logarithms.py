@@ -38,7 +38,10 @@ from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import FUNCTIONS
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
-AFTER = {"decide": "it changes the formats that were chosen"}
+AFTER = {
+    "decide": "it changes the formats that were chosen",
+    "assign_bits": "logarithms are for the widths that it chooses",
+}
 KINDS = ("int", "log2", "logsqrt2", "adalog")
 MOST_BITS = 6
 PROBABILITIES = ("Softmax", "CacheSoftmax")

@@ -45,7 +45,11 @@ from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
-AFTER = {"logarithms": "formats come before ranges", "awq": "weights come before their ranges"}
+AFTER = {
+    "assign_bits": "widths come before ranges",
+    "logarithms": "formats come before ranges",
+    "awq": "weights come before their ranges",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

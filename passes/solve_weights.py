@@ -122,7 +122,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         ThreadPoolExecutor(workers()) as pool,
     ):
         for level in _levels(graph, layers):
-            moments = _measure(level, exact, quantized, options)
+            moments = measure(level, exact, quantized, options)
             solved = pool.map(lambda pair: solve(pair[0], pair[1], options, context), zip(level, moments, strict=True))
             for layer, (levels, scale, bias, about) in zip(level, solved, strict=True):
                 _write(graph, layer, levels, scale, bias)
@@ -183,11 +183,14 @@ def _levels(graph: Graph, layers: list[Layer]) -> list[list[Layer]]:
     return [[of_node[node] for node in level] for level in by_depth(graph, of_node)]
 
 
-def _measure(
+def measure(
     level: list[Layer], exact: Prefix, quantized: Prefix, options: Options
 ) -> list[tuple[Moments, Moments]]:
     """Moments of the inputs of all layers of a level, in one run over the samples: of most samples, and of those that
-    decide between ridges."""
+    decide between ridges.
+
+    exact, quantized: of the float network and of the one that the layers' nodes are of.
+    """
     sums = [
         (Moments.zeros(layer.weight.shape[0], layer.weight.shape[2]), Moments.zeros(*layer.weight.shape[::2]))
         for layer in level

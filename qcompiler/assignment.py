@@ -33,6 +33,7 @@ class Assignment:
 
     groups: names that must share parameters (each name is in at most one). methods: range method of a value, when it
     differs from the default. narrowed: a second, narrower quantizer of a value, through which products read it.
+    pinned: names of values and weights whose format the user fixed; a search leaves them alone.
     weight_method, weight_power: how ranges of constants are found; passes that change a weight after set_ranges find
     its range in the same way.
     """
@@ -44,6 +45,7 @@ class Assignment:
     narrowed: dict[str, QuantSpec] = field(default_factory=dict)
     narrowed_params: dict[str, QuantParams] = field(default_factory=dict)
     params: dict[str, QuantParams] = field(default_factory=dict)
+    pinned: set[str] = field(default_factory=set)
     weight_method: str = "auto"
     weight_power: float = 2.4
 

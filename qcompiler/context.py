@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,9 @@ class Context:
     notes: list[Note] = field(default_factory=list)
     source: str = ""
     """Name of the pass that runs; set by the pipeline."""
+    node_cost: Callable[[ir.Node, int, int], Mapping[str, float]] | None = None
+    """The target's cost of a product: (node of the float graph, bits of its weight or second operand, bits of its first
+    operand) -> cost by name. `ram` holds while the node runs, others (latency, energy, ...) add up."""
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON-able measurements that passes leave for the report."""
 

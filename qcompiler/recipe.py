@@ -173,9 +173,14 @@ def _edited(head: Mapping[str, Any], base: Recipe | None, where: str) -> tuple[s
 
 
 def pass_names() -> list[str]:
-    """Names of all passes: the modules in `passes/`."""
+    """Names of all passes: the modules in `passes/`, less packages without a `run`, which are parts of passes."""
     package = import_module("qcompiler.passes")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_"))
+    found = [module for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    return sorted(
+        module.name
+        for module in found
+        if not module.ispkg or hasattr(import_module(f"qcompiler.passes.{module.name}"), "run")
+    )
 
 
 def pass_module(name: str) -> ModuleType:

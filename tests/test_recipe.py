@@ -127,3 +127,9 @@ def test_a_recipe_edits_its_base():
 def test_wrong_edits_are_named(lines, said):
     with pytest.raises(RecipeError, match=said):
         parse_recipe(f'[recipe]\nname = "mine"\nbase = "default"\n{lines}\n')
+
+
+def test_packages_that_are_parts_of_passes_are_no_passes():
+    assert {"integerize", "spell_out"} <= set(pass_names()) and "mixed_precision" not in pass_names()
+    with pytest.raises(RecipeError, match="no pass `mixed_precision`"):
+        parse_recipe('[recipe]\npasses = ["mixed_precision"]')

@@ -1,0 +1,244 @@
+"""Choose the width of every weight (and of what products read) by an integer program on sensitivities and costs.
+
+Each weight, and with `activations` each operand of products, is an item with the target's widths as options. A score
+estimates what each option loses, on calibration data and without labels; the solver finds the options with the least
+sum of scores within the budgets. What rules, `exclude` and `keep_first_last` of `decide` fixed stays as it is. The
+chosen widths go into the assignment; scores, costs, choice, gap and the curve over the first budget into the facts,
+from which `qcompiler.passes.mixed_precision.facts.resolve` solves other budgets without new probes.
+
+score     gauss_newton, swap, hessian, fisher, local, pushdown, combined: see mixed_precision/sensitivity.py
+rounds    probe the whole choice, and solve anew around it: never worse on these samples than the solver's choice or a
+          uniform one that fits
+solver    ilp (optimal for the sum of scores), pairwise (with what pairs of items lose together), greedy, or bisection
+          (as few bits as `max_loss` allows, measured)
+
+Decide on w8a8: `decided` probes then have 8 bits around the item. Sources: Hubara et al. 2020 (CalibTIP), Yao et al.
+2021 (HAWQ-V3), Deng et al. 2023 (CLADO), Schaefer et al. 2023 (bisection; pairs with Hessians).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qcompiler.assignment import Assignment
+from qcompiler.context import Context
+from qcompiler.errors import RecipeError
+from qcompiler.execute.tasks import check_executor
+from qcompiler.graph.model import Graph
+from qcompiler.graph.stages import Stage
+from qcompiler.passes.mixed_precision import facts, sensitivity
+from qcompiler.passes.mixed_precision.candidates import Item, change, costs, find_items
+from qcompiler.passes.mixed_precision.greedy import solve_bisection
+from qcompiler.passes.mixed_precision.problem import Problem, Solution
+from qcompiler.passes.mixed_precision.refine import refine
+from qcompiler.passes.mixed_precision.sensitivity import Pairs, Scores, Study, study
+from qcompiler.passes.mixed_precision.solve import project_psd
+
+STAGE = (Stage.FLOAT, Stage.FLOAT)
+AFTER = {"decide": "it narrows the widths that were decided, and leaves alone what was fixed there"}
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+SCORES: dict[str, Callable[[Study], Scores]] = {
+    "gauss_newton": sensitivity.gauss_newton,
+    "swap": sensitivity.swap_loss,
+    "hessian": sensitivity.hessian_trace,
+    "fisher": sensitivity.fisher,
+    "local": sensitivity.local_sqnr,
+    "pushdown": sensitivity.adapt_pushdown,
+    "combined": lambda one: sensitivity.combine(
+        sensitivity.hessian_trace(one), sensitivity.swap_loss(one), sensitivity.pairwise(one, options="lowest")
+    ),
+}
+PAIRS: dict[str, Callable[[Study], Pairs]] = {
+    "gauss_newton": sensitivity.gauss_newton_pairs,
+    "block": lambda one: sensitivity.pairwise(one, "block"),
+    "all": lambda one: sensitivity.pairwise(one, "all"),
+    "block_lowest": lambda one: sensitivity.pairwise(one, "block", "lowest"),
+    "all_lowest": lambda one: sensitivity.pairwise(one, "all", "lowest"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    budget_size: Any = None
+    """Bytes of packed weight codes: a number, `180KiB`, or `0.5x` of the widest options'."""
+    budget_bops: Any = None
+    """Multiply-accumulates times the bits of both operands: a number, `3G` or `0.5x`."""
+    budget_latency: Any = None
+    """Seconds by the target's cost model: a number, `12ms` or `0.6x`."""
+    budget_ram: Any = None
+    """Bytes at each node by the target's cost model: a number, `64KiB` or `0.6x`."""
+    score: str = "gauss_newton"
+    """gauss_newton, swap, hessian, fisher, local, pushdown or combined."""
+    solver: str = "ilp"
+    """ilp, pairwise, greedy or bisection."""
+    pairs: str = "gauss_newton"
+    """Of solver pairwise: gauss_newton (no further probes), or measured: block, all, block_lowest, all_lowest."""
+    project: bool = True
+    """Of solver pairwise: make measured pairs a positive semidefinite form."""
+    widths: tuple[int, ...] = WIDTHS
+    """Bits of weights on offer, as far as the target has them."""
+    activations: bool = False
+    """Choose the bits of what products read, too."""
+    activation_widths: tuple[int, ...] = (3, 4, 5, 6, 8)
+    """Bits of activations on offer, as far as the target has them."""
+    final_solver: bool = False
+    """Score weights as solve_weights would round them."""
+    base: str = "float"
+    """The rest of the network in a probe: float, or decided (every value quantized as decided)."""
+    loss: str = "auto"
+    """kl, mse, or auto: kl for the logits of a classifier."""
+    samples: int = 64
+    """Calibration samples that probes use, at most."""
+    max_loss: float = 0.0
+    """Of solver bisection: largest loss of the whole choice against the float network."""
+    executor: str = "serial"
+    """serial, processes, processes:N, or the address of a Dask scheduler."""
+    rounds: int = 0
+    """Solve anew around the choice so many times, with probes of the whole; see mixed_precision/refine.py."""
+    points: int = 12
+    """Of the curve over the first budget; 0 for none."""
+    time_limit: float = 60.0
+    """Seconds for the solver; where it ends the search, the gap says how far from the optimum it may be."""
+    choice: tuple[str, ...] = ()
+    """`name=bits` of items: taken as they are, nothing is measured; other items keep what was decided."""
+
+
+def run(graph: Graph, options: Options, context: Context) -> Graph:
+    """Change `context.assignment`. Raises RecipeError (bad options, no budget), BudgetError (nothing fits),
+    CalibrationError without data."""
+    assignment = context.assignment
+    if assignment is None:
+        raise RecipeError("no formats were chosen yet.", where="assign_bits", hint="Run the pass `decide` before it.")
+    items = _items(graph, assignment, options, context)
+    if options.choice:
+        context.assignment = change(assignment, *_given(items, assignment, options.choice))
+        return graph
+    budgets = _check(options)
+    if not any(not item.pinned for item in items):
+        hint = "Exclude less, or offer more widths."
+        raise RecipeError("there is nothing to choose.", where="assign_bits", hint=hint)
+    one = study(
+        graph, assignment, items, context, samples=options.samples, loss=options.loss, base=options.base,
+        final_solver=options.final_solver, executor=options.executor,
+    )  # fmt: skip
+    scores = [monotone(row) for row in SCORES[options.score](one)]
+    pairs: Pairs = {}
+    if options.solver == "pairwise":
+        pairs = PAIRS[options.pairs](one)
+        if options.project and options.pairs != "gauss_newton":
+            scores, pairs = project_psd(scores, pairs)
+    linear, crossed = costs(graph, items, context.node_cost)
+    problem = Problem(scores, linear, {}, pairs, crossed, [item.name for item in items])
+    limits = {name: facts.parse_budget(name, value, problem, items) for name, value in budgets.items()}
+    problem = facts.with_budgets(problem, limits)
+    if options.solver == "bisection":
+        solution = _bisect(one, problem, options.max_loss)
+    else:
+        solution = facts.run_solver(problem, options.solver, time_limit=options.time_limit)
+    measured = None
+    if options.rounds > 0 and options.solver != "bisection":
+        choice, measured = refine(one.probes, items, problem, solution.choice, options.rounds, options.time_limit)
+        if choice != solution.choice:
+            solution = Solution(choice, problem.score(choice, linear=not pairs), problem.cost(choice), solution.bound,
+                                np.inf, "refined")  # fmt: skip
+    about = {
+        **({"measured": measured} if measured else {}),
+        "score_name": options.score, "pairs_name": options.pairs if pairs else "", "samples": len(one.probes.samples),
+        "loss": one.probes.loss.kind, "base": options.base, "final_solver": options.final_solver,
+    }  # fmt: skip
+    solver = options.solver if options.solver in facts.SOLVERS else "ilp"
+    context.facts["assign_bits"] = facts.describe(
+        items, problem, limits, solution, solver=solver, points=options.points, time_limit=options.time_limit,
+        about=about,
+    )  # fmt: skip
+    context.assignment = change(assignment, items, solution.choice)
+    if solution.status == "time limit":
+        context.note("assign_bits", f"the time limit ended the search: at most {solution.gap:.2%} from the optimum")
+    return graph
+
+
+def monotone(scores: NDArray) -> NDArray[np.float64]:
+    """Fewer bits never lose less: the largest score of all wider options, [K]. Noise of probes says otherwise at times.
+
+    Source: Sony's MCT.
+    """
+    return np.asarray(np.maximum.accumulate(np.asarray(scores, np.float64)[::-1])[::-1])
+
+
+def _items(graph: Graph, assignment: Assignment, options: Options, context: Context) -> list[Item]:
+    target = context.capabilities
+    offered = []
+    for what, given, has in (
+        ("weights", options.widths, target.weight_bits if target else WIDTHS),
+        ("activations", options.activation_widths if options.activations else (), target.activation_bits if target
+         else WIDTHS),
+    ):  # fmt: skip
+        wrong = [bits for bits in given if bits not in WIDTHS]
+        found = tuple(bits for bits in given if bits in has)
+        if wrong or (given and not found):
+            hint = f"Choose from 2 to 8; the target offers {', '.join(map(str, has))}."
+            raise RecipeError(f"{what} cannot have {wrong or list(given)} bits.", where="assign_bits", hint=hint)
+        offered.append(found)
+    return find_items(graph, assignment, *offered)
+
+
+def _check(options: Options) -> dict[str, Any]:
+    """Budgets by name. Raises RecipeError."""
+    for what, given, known in (
+        ("score", options.score, SCORES), ("solver", options.solver, (*facts.SOLVERS, "bisection")),
+        ("pairs", options.pairs, PAIRS),
+    ):  # fmt: skip
+        if given not in known:
+            raise RecipeError(f"`{given}` is no {what}.", where="assign_bits", hint=f"Known: {', '.join(known)}.")
+    check_executor(options.executor)
+    budgets = {
+        "size": options.budget_size, "bops": options.budget_bops, "latency": options.budget_latency,
+        "ram": options.budget_ram,
+    }  # fmt: skip
+    budgets = {name: value for name, value in budgets.items() if value is not None}
+    if options.solver == "bisection":
+        if budgets or options.max_loss <= 0:
+            hint = "Give `max_loss`, or choose another solver for a budget."
+            raise RecipeError("bisection takes a loss and no budget.", where="assign_bits", hint=hint)
+    elif not budgets:
+        hint = 'Set budget_size (for example "180KiB" or "0.5x"), budget_bops, budget_latency or budget_ram.'
+        raise RecipeError("it needs a budget.", where="assign_bits", hint=hint)
+    return budgets
+
+
+def _bisect(one: Study, problem: Problem, max_loss: float) -> Solution:
+    free = [i for i, item in enumerate(one.items) if not item.pinned]
+
+    def whole(part: tuple[int, ...]) -> list[int]:
+        choice = [0] * len(one.items)
+        for i, k in zip(free, part, strict=True):
+            choice[i] = k
+        return choice
+
+    found, _ = solve_bisection(
+        [problem.scores[i] for i in free], lambda part: -one.probes.evaluate(whole(part)), -max_loss
+    )
+    choice = tuple(whole(found))
+    return Solution(choice, problem.score(choice), problem.cost(choice), -np.inf, np.inf, "bisection")
+
+
+def _given(
+    items: list[Item], assignment: Assignment, choice: tuple[str, ...]
+) -> tuple[list[Item], list[int]]:
+    """Items and options that the user names."""
+    by_name = {item.name: item for item in items if not item.pinned}
+    chosen: dict[str, int] = {}
+    for text in choice:
+        name, _, bits = str(text).rpartition("=")
+        item = by_name.get(name)
+        if item is None or not bits.isdigit() or int(bits) not in item.bits:
+            options = f"It can have {', '.join(map(str, item.bits))} bits." if item else "No free item has that name."
+            raise RecipeError(f"`{text}` cannot be chosen.", where="assign_bits.choice", hint=options)
+        chosen[name] = int(bits)
+    taken = [by_name[name] for name in chosen]
+    return taken, [item.bits.index(chosen[item.name]) for item in taken]

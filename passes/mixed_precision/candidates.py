@@ -1,0 +1,247 @@
+"""What there is to choose between: a width for each weight, and for what each product reads.
+
+An item is a weight (of one node, or of several that share it) or the values that must share parameters, as operands of
+products. What rules, `exclude` and `keep_first_last` fixed, grids that the model came with, and operands that have more
+than 8 bits on purpose are items with one option: they cost what they cost. Values that no product reads keep their
+format; where a product reads such a value as well, the width is that of the second quantizer (rule 9 of `decide`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from qcompiler import assignment as decisions
+from qcompiler.assignment import WEIGHTED, Assignment
+from qcompiler.errors import RecipeError
+from qcompiler.formats import Int, QuantSpec, parse_format
+from qcompiler.graph import qdq
+from qcompiler.graph.analysis import moves_only
+from qcompiler.graph.model import Graph
+from qcompiler.ops.macs import float_macs
+from qcompiler.passes.decide import weight_token
+
+NodeCost = Callable[[ir.Node, int, int], Mapping[str, float]]
+"""(node of the float graph, bits of its weight or second operand, bits of its first operand) -> cost by name."""
+PEAKS = ("ram",)
+"""Costs of a node that hold while it runs: each node has a row of its own. Others add up."""
+FLOAT_BITS = 32
+
+
+@dataclass(frozen=True)
+class Item:
+    """One choice. kind: weight or activation. values: the weight's name, or the names of a group's members.
+    bits: its options, rising. inner: products read these values through a second quantizer where the width is below
+    their own. pinned: it has one option, since somebody fixed it."""
+
+    name: str
+    kind: str
+    values: tuple[str, ...]
+    bits: tuple[int, ...]
+    inner: bool = False
+    pinned: bool = False
+
+
+def find_items(
+    graph: Graph, assignment: Assignment, weights: Sequence[int], activations: Sequence[int] = ()
+) -> list[Item]:
+    """Items of a FLOAT graph behind `decide`, in topological order.
+
+    weights, activations: widths on offer; without any, the widths that were decided are the only options. Raises
+    RecipeError where none is left.
+    """
+    items: dict[str, Item] = {}
+    seen: set[str] = set()
+    by_name = {str(value.name): value for value in graph.values()}
+    for node in graph.nodes():
+        for index, value in enumerate(node.inputs[:2]):
+            name = str(value.name) if value is not None else ""
+            if (node, index) in _operands(graph, node) and name in assignment.activations and name not in seen:
+                group = tuple(n for n in assignment.group_of(name) if n in assignment.activations)
+                seen.update(group)
+                items[name] = _activation(graph, assignment, by_name, name, group, activations)
+        weight = decisions.weight_of(graph, node)
+        name = str(weight.name) if weight is not None else ""
+        if name in assignment.constants and name not in items:
+            fixed = name in assignment.pinned or name in assignment.params
+            bits = assignment.constants[name].format.bits
+            items[name] = _item(name, "weight", (name,), weights, bits, fixed)
+    return list(items.values())
+
+
+def change(assignment: Assignment, items: Sequence[Item], choice: Sequence[int]) -> Assignment:
+    """A copy of the assignment in which each item has the width that was chosen: an index into its `bits`."""
+    new = copy.copy(assignment)
+    new.activations, new.constants = dict(assignment.activations), dict(assignment.constants)
+    new.narrowed, new.params = dict(assignment.narrowed), dict(assignment.params)
+    new.narrowed_params = dict(assignment.narrowed_params)
+    for item, index in zip(items, choice, strict=True):
+        bits = item.bits[index]
+        for name in () if item.pinned else item.values:
+            if item.kind == "weight":
+                new.constants[name] = replace(new.constants[name], format=parse_format(weight_token(bits)))
+            elif item.inner:
+                _narrow(new, name, bits)
+            else:
+                spec = new.activations[name]
+                new.activations[name] = replace(spec, format=Int(bits, signed=spec.format.signed))
+    return new
+
+
+def width(assignment: Assignment, item: Item) -> int:
+    """Bits that the assignment gives to an item."""
+    if item.kind == "weight":
+        return assignment.constants[item.values[0]].format.bits
+    return min(_operand_bits(assignment, name) for name in item.values)
+
+
+def products(graph: Graph, items: Sequence[Item]) -> list[tuple[ir.Node, Any, Any]]:
+    """(node, first operand, second operand) of every product; an operand is the index of its item, or, where it has
+    none, its bits as a float."""
+    places = {name: i for i, item in enumerate(items) for name in item.values}
+
+    def operand(value: ir.Value | None) -> int | float:
+        name = str(value.name) if value is not None else ""
+        if name in places:
+            return places[name]
+        given = qdq.quantizer_of(graph, value)
+        return float(given.params.format.bits if given is not None else FLOAT_BITS)
+
+    found = []
+    for node in graph.nodes(*WEIGHTED):
+        if decisions.weight_of(graph, node) is not None or decisions.is_product_of_activations(graph, node):
+            found.append((node, operand(node.inputs[0]), operand(node.inputs[1])))
+    return found
+
+
+def costs(
+    graph: Graph, items: Sequence[Item], node_cost: NodeCost | None = None
+) -> tuple[dict[str, list[NDArray]], dict[str, dict[tuple[int, int], NDArray]]]:
+    """Costs [K] of every item by name, and costs [K_i, K_j] of pairs: see Problem.
+
+    size: bytes of packed weight codes. bops: multiply-accumulates times the bits of both operands. Others are those of
+    `node_cost`; `ram` becomes rows `ram:NODE`, each of which a budget for `ram` must hold for.
+    """
+    linear = {"size": [np.zeros(len(item.bits)) for item in items]}
+    crossed: dict[str, dict[tuple[int, int], NDArray]] = {}
+    for i, item in enumerate(items):
+        if item.kind == "weight":
+            count = int(np.prod(graph.shape(graph.ir.initializers[item.values[0]])))
+            linear["size"][i] = np.array([(count * bits + 7) // 8 for bits in item.bits], float)
+    for node, first, second in products(graph, items):
+        macs = float_macs(graph, node)
+        tables = {"bops": _table(items, first, second, partial(_bops, macs))}
+        if node_cost is not None:
+            for name in node_cost(node, 8, 8):
+                key = f"{name}:{node.name or node.outputs[0].name}" if name in PEAKS else name
+                tables[key] = _table(items, first, second, partial(_one_cost, node_cost, node, name))
+        for name, table in tables.items():
+            rows = linear.setdefault(name, [np.zeros(len(item.bits)) for item in items])
+            _add(rows, crossed.setdefault(name, {}), first, second, table, len(items))
+    return linear, {name: pairs for name, pairs in crossed.items() if pairs}
+
+
+def _bops(macs: int, weight_bits: int, activation_bits: int) -> float:
+    return float(macs) * weight_bits * activation_bits
+
+
+def _one_cost(node_cost: NodeCost, node: ir.Node, name: str, weight_bits: int, activation_bits: int) -> float:
+    return float(node_cost(node, weight_bits, activation_bits)[name])
+
+
+def budget_rows(name: str, budget: float, linear: Mapping[str, Any]) -> dict[str, float]:
+    """Rows of a problem that a budget means: its own, or one a node for what holds while a node runs.
+
+    Raises RecipeError when nothing has such a cost.
+    """
+    rows = [row for row in linear if row == name or row.startswith(f"{name}:")]
+    if not rows:
+        known = ", ".join(sorted({row.partition(":")[0] for row in linear}))
+        hint = f"There are budgets for {known}; others need a cost model of the target (context.node_cost)."
+        raise RecipeError(f"nothing says what `{name}` costs.", where="budget", hint=hint)
+    return dict.fromkeys(rows, budget)
+
+
+def _item(
+    name: str, kind: str, values: tuple[str, ...], offered: Sequence[int], bits: int, fixed: bool, inner: bool = False
+) -> Item:
+    if fixed or not offered:
+        return Item(name, kind, values, (bits,), inner, True)
+    return Item(name, kind, values, tuple(sorted(set(offered))), inner)
+
+
+def _activation(
+    graph: Graph,
+    assignment: Assignment,
+    by_name: Mapping[str, ir.Value],
+    name: str,
+    group: tuple[str, ...],
+    offered: Sequence[int],
+) -> Item:
+    inner = any(_reads_otherwise(graph, by_name[member]) for member in assignment.group_of(name))
+    bits = _operand_bits(assignment, name)
+    fixed = bits > 8 or bool(assignment.pinned.intersection(group)) or name in assignment.params
+    inner = inner or bool(assignment.narrowed.keys() & {*group})
+    read = tuple(member for member in group if not inner or decisions.operand_uses(graph, by_name[member]))
+    return _item(name, "activation", read, offered, bits, fixed, inner)
+
+
+def _operand_bits(assignment: Assignment, name: str) -> int:
+    spec = assignment.narrowed.get(name) or assignment.activations[name]
+    return spec.format.bits
+
+
+def _operands(graph: Graph, node: ir.Node) -> list[tuple[ir.Node, int]]:
+    """Inputs of a product that are activations."""
+    if decisions.weight_of(graph, node) is not None:
+        return [(node, 0)]
+    return [(node, 0), (node, 1)] if decisions.is_product_of_activations(graph, node) else []
+
+
+def _reads_otherwise(graph: Graph, value: ir.Value) -> bool:
+    """Whether something but products (and what only moves it) reads a value, or it is an output."""
+    readers = [
+        use
+        for use in value.uses()
+        if (use.node, use.idx) not in _operands(graph, use.node) and not moves_only(use.node)
+        and use.node.op_type != "Concat"
+    ]  # fmt: skip
+    return bool(readers) or value.is_graph_output()
+
+
+def _narrow(assignment: Assignment, name: str, bits: int) -> None:
+    own = assignment.activations[name]
+    before = assignment.narrowed.pop(name, own)
+    if bits < own.format.bits:
+        fmt = Int(bits, signed=before.format.signed)
+        assignment.narrowed[name] = QuantSpec(fmt, scale_type=own.scale_type, symmetric=before.symmetric)
+
+
+def _table(items: Sequence[Item], first: Any, second: Any, cost: Callable[[int, int], float]) -> NDArray[np.float64]:
+    """cost(bits of the second operand, bits of the first), [K_first, K_second]."""
+    widths = [items[one].bits if isinstance(one, int) else (int(one),) for one in (first, second)]
+    return np.array([[cost(w, a) for w in widths[1]] for a in widths[0]])
+
+
+def _add(
+    rows: list[NDArray], pairs: dict[tuple[int, int], NDArray], first: Any, second: Any, table: NDArray, count: int
+) -> None:
+    """Put a product's costs where they belong: an operand with one option leaves a cost of the other alone."""
+    if isinstance(first, int) and first == second:
+        rows[first] = rows[first] + np.diag(table)
+    elif isinstance(first, int) and table.shape[1] == 1:
+        rows[first] = rows[first] + table[:, 0]
+    elif isinstance(second, int) and table.shape[0] == 1:
+        rows[second] = rows[second] + table[0]
+    elif isinstance(first, int) and isinstance(second, int):
+        key, one = ((first, second), table) if first < second else ((second, first), table.T)
+        pairs[key] = pairs[key] + one if key in pairs else one
+    elif count:
+        rows[0] = rows[0] + table.item()  # two operands that nobody chooses: a constant

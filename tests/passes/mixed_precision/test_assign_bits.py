@@ -1,0 +1,224 @@
+"""The pass assign_bits: budgets hold, the choice arrives in the graph, other budgets need no probes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.context import Context
+from qcompiler.errors import BudgetError, QCompilerError, RecipeError
+from qcompiler.graph import qdq
+from qcompiler.graph.model import Graph
+from qcompiler.passes import assign_bits, insert_qdq, set_ranges
+from qcompiler.passes.mixed_precision import facts
+from qcompiler.passes.mixed_precision.probe import Probes
+from qcompiler.recipe import parse_recipe
+from tests.passes.mixed_precision.networks import residual
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path))
+
+
+def assign(options: dict, precision: str = "w8a8", **decided) -> tuple[Graph, Context, dict]:
+    graph, context = residual(precision, **decided)
+    graph = assign_bits.run(graph, assign_bits.Options(**options), context)
+    return graph, context, context.facts.get("assign_bits", {})
+
+
+def weight_bytes(graph: Graph, context: Context) -> int:
+    """Packed codes of the weights of the QDQ graph."""
+    graph = insert_qdq.run(set_ranges.run(graph, set_ranges.Options(), context), insert_qdq.Options(), context)
+    total = 0
+    for node in graph.nodes("Conv", "MatMul"):
+        read = qdq.quantizer_of(graph, node.inputs[1])
+        assert read is not None and read.codes is not None
+        total += (read.codes.size * read.params.format.bits + 7) // 8
+    return total
+
+
+def chosen(document: dict) -> dict[str, int]:
+    return {item["name"]: item["chosen"] for item in document["items"]}
+
+
+@pytest.mark.parametrize("score", list(assign_bits.SCORES))
+def test_every_score_meets_its_budget(score: str) -> None:
+    if score in ("hessian", "fisher", "combined"):
+        pytest.importorskip("torch", reason="torch is not installed: pip install 'qcompiler[learn]'")
+    graph, context, found = assign({"score": score, "budget_size": 600, "points": 5, "widths": (2, 3, 4, 6, 8)})
+    assert found["total"]["size"] <= 600 and found["status"] == "optimal" and found["gap"] <= 1e-6
+    assert weight_bytes(graph, context) == found["total"]["size"]
+    assert found == json.loads(json.dumps(found, allow_nan=False))
+    sizes = [point["total"]["size"] for point in found["curve"]]
+    scores = [point["score"] for point in found["curve"]]
+    assert sizes == sorted(sizes) and scores == sorted(scores, reverse=True) and len(sizes) > 2
+    for one in found["uniform"]:
+        assert not one["fits"] or one["score"] >= found["score"] * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("solver", facts.SOLVERS)
+def test_weights_and_activations_within_two_budgets(solver: str) -> None:
+    options = {"activations": True, "activation_widths": (4, 6, 8), "widths": (2, 4, 8), "solver": solver, "points": 0}
+    _, context, found = assign({**options, "budget_size": "0.5x", "budget_bops": "0.4x"})
+    widest = facts.problem_of(found)[1].cost([len(item["bits"]) - 1 for item in found["items"]])
+    assert found["total"]["size"] <= 0.5 * widest["size"] and found["total"]["bops"] <= 0.4 * widest["bops"]
+    assert found["budgets"] == {"size": 0.5 * widest["size"], "bops": 0.4 * widest["bops"]}
+    formats = {name: spec.format.bits for name, spec in context.assignment.constants.items()}
+    assert formats == {name: bits for name, bits in chosen(found).items() if name.startswith("w")}
+
+
+def test_solvers_rank_as_they_should() -> None:
+    options = {"budget_size": 560, "points": 0, "activations": True}
+    scores = {s: assign({**options, "solver": s})[2]["score"] for s in ("ilp", "greedy")}
+    assert scores["ilp"] <= scores["greedy"] * (1 + 1e-9)
+    pairwise = assign({**options, "solver": "pairwise"})[2]
+    linear = assign({**options, "solver": "ilp"})[2]
+    items, problem = facts.problem_of(pairwise)
+    other = [item.bits.index(bits) for item, bits in zip(items, chosen(linear).values(), strict=True)]
+    assert pairwise["score"] <= problem.score(other) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("pairs", ["block", "block_lowest"])
+def test_measured_pairs(pairs: str) -> None:
+    found = assign({"budget_size": 560, "points": 0, "solver": "pairwise", "pairs": pairs, "widths": (2, 4, 8)})[2]
+    assert found["pairs"] and found["pairs_name"] == pairs and found["total"]["size"] <= 560
+
+
+def test_other_budgets_without_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"points": 4, "activations": True}
+    first = assign({**options, "budget_size": 700})[2]
+    direct = assign({**options, "budget_size": "0.45x", "budget_bops": "0.5x"})[2]
+    monkeypatch.setattr(Probes, "outputs", None)
+    stored = json.loads(json.dumps(first))
+    assert facts.resolve(stored, {"size": 700}) == first
+    again = facts.resolve(stored, {"size": "0.45x", "bops": "0.5x"})
+    assert again == direct
+    graph, context, told = assign({**options, "choice": facts.choice_of(again)})
+    assert not told and weight_bytes(graph, context) == again["total"]["size"]
+    assert context.assignment.narrowed.keys() == {
+        name for item in again["items"] if item["inner"] and item["chosen"] < 8 for name in item["values"]
+    }
+    with pytest.raises(BudgetError, match="size needs at least"):
+        facts.resolve(stored, {"size": 10})
+    with pytest.raises(RecipeError, match="no solved assignment"):
+        facts.resolve({"solver": "ilp"}, {"size": 1})
+
+
+def test_what_was_fixed_stays() -> None:
+    rules = ({"match": "^c2$", "weight": "int5"},)
+    found = assign({"budget_size": 700, "points": 0}, rules=rules, keep_first_last=True)[2]
+    assert {name: bits for name, bits in chosen(found).items() if name in ("w1", "w2", "w5")} == {
+        "w1": 8, "w2": 5, "w5": 8,
+    }  # fmt: skip
+    with pytest.raises(BudgetError, match="`w2` 360"):
+        assign({"budget_size": 500}, rules=rules, keep_first_last=True)
+
+
+def test_a_target_that_lacks_widths_is_asked_first() -> None:
+    graph, context = residual()
+    from qcompiler.target import Capabilities
+
+    context.capabilities = Capabilities((4, 8), (8, 16), ("float",), True)
+    assign_bits.run(graph, assign_bits.Options(budget_size="0.7x"), context)
+    assert {spec.format.bits for spec in context.assignment.constants.values()} <= {4, 8}
+    with pytest.raises(RecipeError, match="activations cannot have"):
+        options = assign_bits.Options(budget_size="0.7x", activations=True, activation_widths=(4,))
+        assign_bits.run(graph, options, context)
+
+
+def test_costs_of_the_target_are_budgets() -> None:
+    graph, context = residual()
+    context.node_cost = lambda node, weight, activation: {"latency": weight * 1e-3, "ram": 64.0 * activation}
+    options = assign_bits.Options(budget_latency="20ms", budget_ram=64 * 6, activations=True, points=0)
+    assign_bits.run(graph, options, context)
+    found = context.facts["assign_bits"]
+    assert found["total"]["latency"] <= 0.020
+    assert all(bits <= 6 for name, bits in chosen(found).items() if not name.startswith("w"))
+    context.node_cost = None
+    with pytest.raises(RecipeError, match="nothing says what `latency` costs"):
+        assign_bits.run(residual()[0], options, residual()[1])
+
+
+def test_bisection_takes_as_few_bits_as_the_loss_allows() -> None:
+    options = {"solver": "bisection", "widths": (3, 4, 6, 8), "score": "swap", "base": "decided", "points": 0}
+    _, _, loose = assign({**options, "max_loss": 0.3})
+    _, _, tight = assign({**options, "max_loss": 0.003})
+    assert loose["total"]["size"] < tight["total"]["size"]
+    with pytest.raises(BudgetError, match="widest precision"):
+        assign({**options, "max_loss": 1e-9})
+
+
+@pytest.mark.parametrize("activations", [False, True])
+def test_rounds_only_lower_the_measured_loss(activations: bool) -> None:
+    options = {"budget_size": 560, "points": 0, "score": "local", "activations": activations, "base": "decided"}
+    if activations:
+        options["budget_bops"] = "0.4x"
+    first = assign(options)[2]
+    found = assign({**options, "rounds": 3})[2]
+    about = found["measured"]
+    assert "measured" not in first
+    assert about["loss"] <= min([about["first"], *about["uniform"].values()])
+    assert about["loss"] < about["first"] and found["status"] == "refined"  # local scores do not know it
+    steps = [about["first"], *about["rounds"]]
+    assert steps == sorted(steps, reverse=True)
+    assert all(found["total"][name] <= budget for name, budget in found["budgets"].items())
+
+
+def test_the_same_twice_and_from_several_processes() -> None:
+    options = {"budget_size": 600, "points": 3, "final_solver": True}
+    first = assign(options)[2]
+    assert assign(options)[2] == first
+    assert assign({**options, "executor": "processes:2"})[2] == first
+
+
+BAD = [
+    ({}, "needs a budget"), ({"budget_size": "lots"}, "no budget for size"), ({"budget_size": -3}, "no budget"),
+    ({"budget_size": "3 furlongs"}, "no budget"), ({"budget_size": 600, "score": "x"}, "no score"),
+    ({"budget_size": 600, "solver": "x"}, "no solver"), ({"budget_size": 600, "pairs": "x"}, "no pairs"),
+    ({"budget_size": 600, "widths": (1, 2)}, "cannot have"), ({"budget_size": 600, "base": "x"}, "no base"),
+    ({"budget_size": 600, "loss": "x"}, "no loss"), ({"budget_size": 600, "executor": "x"}, "no executor"),
+    ({"budget_size": 600, "solver": "bisection"}, "takes a loss"), ({"budget_latency": 1.0}, "nothing says"),
+    ({"choice": ("w1=9",)}, "can have"), ({"choice": ("zz=4",)}, "No free item"), ({"choice": ("w1",)}, "No free"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "match"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_bad_options(options: dict, match: str) -> None:
+    with pytest.raises(QCompilerError, match=match):
+        assign(options)
+
+
+def test_nothing_to_do_and_nothing_decided() -> None:
+    with pytest.raises(RecipeError, match="nothing to choose"):
+        assign({"budget_size": 600}, exclude=(".",))
+    graph, context = residual()
+    with pytest.raises(RecipeError, match="Run the pass `decide`"):
+        assign_bits.run(graph, assign_bits.Options(budget_size=1), dataclasses.replace(context, assignment=None))
+
+
+def test_budgets_as_text() -> None:
+    found = assign({"budget_size": 700, "points": 0})[2]
+    items, problem = facts.problem_of(found)
+    for text, want in (("1KiB", 1024), ("0.5 kB", 500), ("2MiB", 2**21), ("3e2", 300), (12, 12.0), ("12ms", 0.012)):
+        assert facts.parse_budget("size", text, problem, items) == want
+    assert facts.parse_budget("size", "0.25x", problem, items) == pytest.approx(
+        0.25 * sum(max(row) for row in found["costs"]["size"])
+    )
+
+
+def test_recipe() -> None:
+    text = '[recipe]\nbase = "default"\n[recipe.after]\ndecide = ["assign_bits"]\n[pass.assign_bits]\n'
+    recipe = parse_recipe(text + 'budget_size = "180KiB"\nwidths = [2, 4, 8]\n')
+    assert recipe.options_of("assign_bits").budget_size == "180KiB"
+    assert parse_recipe(recipe.to_toml()) == recipe
+    with pytest.raises(RecipeError, match="must run behind `assign_bits`|must run behind `decide`"):
+        parse_recipe(text.replace("decide =", "set_ranges ="))
+
+
+def test_scores_of_more_bits_are_never_worse() -> None:
+    np.testing.assert_array_equal(assign_bits.monotone(np.array([5.0, 2, 3, 1, 1.5])), [5, 3, 3, 1.5, 1.5])
