@@ -46,6 +46,7 @@ def _low(facts: Facts) -> bool:
 
 
 PARTS: dict[str, Part] = {
+    "assign_bits": Part(lambda facts: False, "a budget: the integer program chooses the bits of every weight"),
     # Below 8 bits this one costs more in the weights than it wins (kws W4A4: 14.4 dB without, 11.7 dB with).
     "cross_layer_equalization": Part(
         lambda facts: facts.depthwise and not _low(facts), "depthwise convolutions, whose channels differ in range"
@@ -85,5 +86,10 @@ def choose_passes(recipe: Recipe, facts: Facts) -> tuple[Recipe, list[tuple[str,
     Parts for which the user gave options stay whatever the facts.
     """
     kept = [name for name in recipe.passes if name not in PARTS or name in recipe.options or PARTS[name].serves(facts)]
-    reasons = [(name, PARTS[name].why if PARTS[name].serves(facts) else "asked for") for name in kept if name in PARTS]
+    asked = {"assign_bits"}  # runs for its options alone
+    reasons = [
+        (name, PARTS[name].why if name in asked or PARTS[name].serves(facts) else "asked for")
+        for name in kept
+        if name in PARTS
+    ]
     return dataclasses.replace(recipe, passes=tuple(kept)), reasons

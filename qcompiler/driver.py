@@ -113,6 +113,7 @@ def quantize(
     select: str | None = None,
     arithmetic: str | None = None,
     options: Mapping[str, Any] | None = None,
+    budget: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress = _silent,
 ) -> Result:
@@ -123,14 +124,16 @@ def quantize(
     that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
     [n, steps, ...] of the other inputs. position: the input that counts steps. recipe: preset, file or value; by
     default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
-    exclude, ...). constants: inputs that always have one value.
+    exclude, ...). budget: name (size, bops, latency, ram) -> number or text such as 180KiB or 0.5x: an integer program
+    then chooses the bits of every weight. constants: inputs that always have one value.
     samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
     (qcompiler/calibrate/select). Raises QCompilerError.
     """
     watch = Stopwatch()
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
-    plan = _recipe(recipe, options).override(options or {})
+    options = with_budget(options, budget)
+    plan = _recipe(recipe, options).override(options)
     bits = _check_precision(plan, chosen)
     if select is not None:
         check_selection(select, samples, calibration)
@@ -167,7 +170,8 @@ def quantize(
     if known is None:
         context.notes.append(Note("load", "graph", "no calibration data: the model's own quantizers, quality on noise"))
     if plan.name == AUTO and bits is not None:
-        plan, reasons = choose_passes(plan, facts_of(graph, *bits))
+        fewest = (LEAST_BITS, bits[1]) if "assign_bits" in plan.options else bits
+        plan, reasons = choose_passes(plan, facts_of(graph, *fewest))
         context.notes += [Note(AUTO, name, why) for name, why in reasons]
     held_out = None
     if known is not None and any(getattr(pass_module(name), "FITS", False) for name in plan.passes):
@@ -238,7 +242,7 @@ def compile(  # noqa: A001 (the product's verb)
         hint = f"Forms: {', '.join(forms)}."
         raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=hint)
     arithmetic = _arithmetic(quantization.get("arithmetic"), chosen)
-    plan = _recipe(recipe, quantization.get("options"))
+    plan = _recipe(recipe, with_budget(quantization.get("options"), quantization.get("budget")))
     if pass_module(plan.passes[-1]).STAGE[1] is not Stage.INTEGER:
         raise RecipeError(
             "it makes no integer graph.", where=f"recipe `{plan.name}`", hint="Let it end with integerize."
@@ -307,9 +311,36 @@ def _arithmetic(name: str | None, target: Target) -> str:
     return name
 
 
+BUDGETS = ("size", "bops", "latency", "ram")
+LEAST_BITS = 2
+"""Of weights, where a budget chooses them: what `auto` prepares for."""
+BUDGET_BASE = "w8a8"
+"""Widths that the integer program starts from, where a budget chooses them."""
+
+
+def with_budget(options: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a recipe for a budget (name -> number or text, see passes/assign_bits.py). Raises RecipeError."""
+    found = dict(options or {})
+    automatic = found.get("precision") == "auto"
+    if not budget:
+        if automatic:
+            hint = "Pass a budget, as --budget size=180KiB."
+            raise RecipeError("`auto` needs to know what is to be kept to.", where="precision", hint=hint)
+        return found
+    for name, value in budget.items():
+        if name not in BUDGETS:
+            raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(BUDGETS)}.")
+        found[f"assign_bits.budget_{name}"] = value
+    if automatic or found.get("precision") is None:
+        found["precision"] = BUDGET_BASE
+    return found
+
+
 def _recipe(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | None) -> Recipe:
     if recipe is not None:
         return load_recipe(recipe)
+    if any(key.startswith("assign_bits.") for key in options or {}):
+        return load_recipe(AUTO)
     default = load_recipe("default")
     precision = default.override(options or {}).options_of(DECIDE).precision
     return load_recipe(AUTO) if min(pass_module(DECIDE).parse_precision(precision)) < 8 else default

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from qcompiler import __version__
 from qcompiler.cli.console import Console
-from qcompiler.cli.options import Common, Firmware, Flag, Images, Shapes, State, Texts, ints
+from qcompiler.cli.options import Common, Firmware, Flag, Images, Shapes, State, Texts, ints, pairs
 from qcompiler.errors import QCompilerError
 
 GOAL_MISSED, TOO_SLOW, INTERRUPTED = 4, 5, 130
@@ -45,6 +45,7 @@ def compile_command(
     calib: str | None = None,
     recipe: str | None = None,
     precision: str | None = None,
+    budget: Texts = (),
     nonlinear: str | None = None,
     exclude: Texts = (),
     arithmetic: str | None = None,
@@ -82,7 +83,9 @@ def compile_command(
     recipe
         A preset (see docs/recipes.md) or a .toml file; by default `auto` below 8 bits, else `default`.
     precision
-        Bits of weights and activations, as w8a8, w4a8 or w8a16.
+        Bits of weights and activations, as w8a8, w4a8 or w8a16; `auto`: chosen for --budget.
+    budget
+        What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, or a share as size=0.5x.
     nonlinear
         integer, or float: operators without an integer form and non-linear ones run in float32 between the others.
     exclude
@@ -127,6 +130,7 @@ def compile_command(
             calib=calib,
             recipe=recipe,
             precision=precision,
+            budget=dict(pairs(budget, "--budget size=180KiB")),
             nonlinear=nonlinear,
             exclude=exclude,
             arithmetic=arithmetic,
@@ -234,6 +238,32 @@ def eval_command(
             images.table(),
             console,
         )
+
+
+@app.command(name="resolve")
+def resolve_command(
+    bundle: Path,
+    /,
+    *,
+    budget: Texts,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    common: Common = _COMMON,
+) -> int:
+    """Choose the bits of BUNDLE's weights anew, for another budget, from the scores in its report: no data, no probes.
+
+    Parameters
+    ----------
+    bundle
+        The directory that qcompile wrote with --budget.
+    budget
+        As of the compiler: size=150KiB, bops=2G, size=0.5x; repeatable.
+    output
+        Write the recipe (.toml) that compiles the model with these bits.
+    """
+    with Console(as_json=common.json, quiet=common.quiet) as console:
+        from qcompiler.cli.resolve import run_resolve
+
+        return run_resolve(bundle, dict(pairs(budget, "--budget size=180KiB")), output, console)
 
 
 @app.command(name="bench")

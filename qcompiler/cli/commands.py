@@ -35,6 +35,7 @@ class CompileRequest:
     calib: str | None
     recipe: str | None
     precision: str | None
+    budget: Mapping[str, str]
     nonlinear: str | None
     exclude: tuple[str, ...]
     arithmetic: str | None
@@ -89,6 +90,7 @@ def run_compile(request: CompileRequest, console: Console) -> int:
         select=request.select,
         arithmetic=request.arithmetic,
         options=overrides,
+        budget=request.budget,
         seed=request.seed,
         qdq_form=request.qdq_form,
     )
