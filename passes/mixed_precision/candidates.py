@@ -136,13 +136,11 @@ def costs(
             linear["size"][i] = np.array([(count * bits + 7) // 8 for bits in item.bits], float)
     for node, first, second in products(graph, items):
         macs = float_macs(graph, node)
-        tables = {"bops": _table(items, first, second, lambda w, a, macs=macs: float(macs) * w * a)}
+        tables = {"bops": _table(items, first, second, _bops(macs))}
         if node_cost is not None:
             for name in node_cost(node, 8, 8):
                 key = f"{name}:{node.name or node.outputs[0].name}" if name in PEAKS else name
-                tables[key] = _table(
-                    items, first, second, lambda w, a, node=node, name=name: float(node_cost(node, w, a)[name])
-                )
+                tables[key] = _table(items, first, second, _of_target(node_cost, node, name))
         for name, table in tables.items():
             rows = linear.setdefault(name, [np.zeros(len(item.bits)) for item in items])
             _add(rows, crossed.setdefault(name, {}), first, second, table, len(items))
@@ -160,6 +158,14 @@ def budget_rows(name: str, budget: float, linear: Mapping[str, Any]) -> dict[str
         hint = f"There are budgets for {known}; others need a cost model of the target (context.node_cost)."
         raise RecipeError(f"nothing says what `{name}` costs.", where="budget", hint=hint)
     return dict.fromkeys(rows, budget)
+
+
+def _bops(macs: int) -> Callable[[int, int], float]:
+    return lambda weight, activation: float(macs) * weight * activation
+
+
+def _of_target(node_cost: NodeCost, node: ir.Node, name: str) -> Callable[[int, int], float]:
+    return lambda weight, activation: float(node_cost(node, weight, activation)[name])
 
 
 def _item(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +130,7 @@ def _sum(linear: Sequence[NDArray], pairs: Pairs, choice: Sequence[int]) -> floa
     return total + sum(float(one[choice[i], choice[j]]) for (i, j), one in pairs.items())
 
 
-def _finite(what: str, arrays: Mapping[object, NDArray]) -> None:
+def _finite(what: str, arrays: Mapping[Any, NDArray]) -> None:
     for key, one in arrays.items():
         if not np.isfinite(one).all():
             raise RecipeError(f"`{what}` of {key} hold NaN or infinity.", where="bits",

@@ -143,7 +143,7 @@ def _features(one: Study) -> list[NDArray[np.float64]]:
     base = probes.exact() if probes.float_base else probes.outputs([()])[0]
     rows = [features(probes.loss, base, found) for found in probes.outputs(tasks)]
     sizes = np.cumsum([len(item.bits) for item in one.items])[:-1]
-    return [np.stack(part) for part in np.split(np.array(rows, dtype=np.float64), sizes)]
+    return np.split(np.array(rows, dtype=np.float64), sizes)
 
 
 def pairwise(one: Study, pairs: str = "block", options: str = "all") -> Pairs:
@@ -183,7 +183,7 @@ def pairwise(one: Study, pairs: str = "block", options: str = "all") -> Pairs:
 def neighbours(graph: Graph, items: Sequence[Item]) -> list[tuple[int, int]]:
     """Pairs of items in one block (qcompiler.graph.blocks), and operands of one product."""
     of_name = {name: i for i, item in enumerate(items) for name in item.values}
-    found = set()
+    found: set[tuple[int, int]] = set()
     for block in blocks(graph):
         read = {str(value.name) for node in block.nodes for value in node.inputs if value is not None}
         inside = sorted({of_name[name] for name in read if name in of_name})
