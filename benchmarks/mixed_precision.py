@@ -34,7 +34,7 @@ NETWORKS = "resnet20_cifar10_jpeg,mobilenetv2_cifar10_jpeg"
 NOISE = 0.001
 METHODS: dict[str, dict[str, Any]] = {
     "ilp gauss_newton, solved": {"score": "gauss_newton", "final_solver": True},
-    "ilp swap, solved, 4 rounds": {"score": "swap", "final_solver": True, "rounds": 4, "samples": 128},
+    "ilp swap, solved, 4 rounds": {"score": "swap", "final_solver": True, "rounds": 4},
     "ilp gauss_newton, rounded": {"score": "gauss_newton"},
     "ilp swap, solved": {"score": "swap", "final_solver": True},
     "pairwise gauss_newton, solved": {"solver": "pairwise", "final_solver": True, "time_limit": 30.0},

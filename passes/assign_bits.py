@@ -92,7 +92,7 @@ class Options:
     """The rest of the network in a probe: float, or decided (every value quantized as decided)."""
     loss: str = "auto"
     """kl, mse, or auto: kl for the logits of a classifier."""
-    samples: int = 64
+    samples: int = 128
     """Calibration samples that probes use, at most."""
     max_loss: float = 0.0
     """Of solver bisection: largest loss of the whole choice against the float network."""

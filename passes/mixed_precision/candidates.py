@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -137,23 +136,15 @@ def costs(
             linear["size"][i] = np.array([(count * bits + 7) // 8 for bits in item.bits], float)
     for node, first, second in products(graph, items):
         macs = float_macs(graph, node)
-        tables = {"bops": _table(items, first, second, partial(_bops, macs))}
+        tables = {"bops": _table(items, first, second, _bops(macs))}
         if node_cost is not None:
             for name in node_cost(node, 8, 8):
                 key = f"{name}:{node.name or node.outputs[0].name}" if name in PEAKS else name
-                tables[key] = _table(items, first, second, partial(_one_cost, node_cost, node, name))
+                tables[key] = _table(items, first, second, _of_target(node_cost, node, name))
         for name, table in tables.items():
             rows = linear.setdefault(name, [np.zeros(len(item.bits)) for item in items])
             _add(rows, crossed.setdefault(name, {}), first, second, table, len(items))
     return linear, {name: pairs for name, pairs in crossed.items() if pairs}
-
-
-def _bops(macs: int, weight_bits: int, activation_bits: int) -> float:
-    return float(macs) * weight_bits * activation_bits
-
-
-def _one_cost(node_cost: NodeCost, node: ir.Node, name: str, weight_bits: int, activation_bits: int) -> float:
-    return float(node_cost(node, weight_bits, activation_bits)[name])
 
 
 def budget_rows(name: str, budget: float, linear: Mapping[str, Any]) -> dict[str, float]:
@@ -167,6 +158,14 @@ def budget_rows(name: str, budget: float, linear: Mapping[str, Any]) -> dict[str
         hint = f"There are budgets for {known}; others need a cost model of the target (context.node_cost)."
         raise RecipeError(f"nothing says what `{name}` costs.", where="budget", hint=hint)
     return dict.fromkeys(rows, budget)
+
+
+def _bops(macs: int) -> Callable[[int, int], float]:
+    return lambda weight, activation: float(macs) * weight * activation
+
+
+def _of_target(node_cost: NodeCost, node: ir.Node, name: str) -> Callable[[int, int], float]:
+    return lambda weight, activation: float(node_cost(node, weight, activation)[name])
 
 
 def _item(

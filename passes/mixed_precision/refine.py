@@ -5,6 +5,10 @@ item is probed one width up and down with all others as chosen; the integer prog
 within the budgets, which is taken if the loss of the whole falls. Otherwise ever fewer items may change. So the result
 is never worse, on the samples of the probes, than the solver's choice or a uniform one. Ours; sequential linear
 programming with a trust region in integers.
+
+It fits the very errors that it measures. Where weights are solved anew behind it, that is no gain: for
+resnet20_cifar10_jpeg at the size of w3, `final_solver`, 128 samples, the divergence on 2,000 test samples is .0351 with
+four rounds, .0218 without (uniform .0243; one draw). So it is off unless asked for.
 """
 
 from __future__ import annotations

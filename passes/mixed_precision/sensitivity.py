@@ -143,7 +143,7 @@ def _features(one: Study) -> list[NDArray[np.float64]]:
     base = probes.exact() if probes.float_base else probes.outputs([()])[0]
     rows = [features(probes.loss, base, found) for found in probes.outputs(tasks)]
     sizes = np.cumsum([len(item.bits) for item in one.items])[:-1]
-    return [np.stack(list(part)) for part in np.split(np.array(rows, dtype=np.float64), sizes)]
+    return np.split(np.array(rows, dtype=np.float64), sizes)
 
 
 def pairwise(one: Study, pairs: str = "block", options: str = "all") -> Pairs:

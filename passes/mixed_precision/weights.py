@@ -122,7 +122,7 @@ def solved(
     """`rounded`, with the codes of solve_weights where it solves. Kept on disk, once for each layer and width.
 
     samples: should not be those of the probes, on which a solved layer of few bits looks far better than it is
-    (resnet20_cifar10_jpeg at mean 3 bits: 2 bits for the largest layers, worse than uniform on the test set).
+    (resnet20_cifar10_jpeg at the size of w3: 2 bits for the largest layers, worse than uniform on the test set).
     """
     new = [list(one) for one in changes]
     todo = layers(graph, items)
