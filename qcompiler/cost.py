@@ -14,7 +14,15 @@ from typing import Any, Protocol
 
 import onnx_ir as ir
 
-from qcompiler.assignment import bias_add, fused_clip, scaled_product, softmax_mask, weight_of
+from qcompiler.assignment import (
+    Assignment,
+    bias_add,
+    fused_clip,
+    is_product_of_activations,
+    scaled_product,
+    softmax_mask,
+    weight_of,
+)
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph, attribute, attributes
 from qcompiler.graph.qdq import FORMAT_KEY, is_quantizer
@@ -93,6 +101,8 @@ class CostModel(Protocol):
         ...
 
 
+PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "BatchMatMul")
+"""Integer operators that multiply."""
 FREE = ("Constant", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze")
 MOVES = ("Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Resize", "Slice", "Split", "Tile", "Transpose")
 NORMS = ("GroupNormalization", "InstanceNormalization", "LayerNormalization", "RMSNormalization")
@@ -152,6 +162,42 @@ def _kind_of(graph: Graph, node: ir.Node) -> str:
     return _KINDS.get(node.op_type, "other")
 
 
+def widths_of(graph: Graph, node: ir.Node, assignment: Assignment, unknown: int = 8) -> Widths:
+    """The bits that an assignment gives a node of the FLOAT graph that it was decided on.
+
+    Products read a value through its second, narrower quantizer where it has one. The output is what leaves the node's
+    kernel, behind a bias, factor or clip. unknown: bits of values without a format.
+    """
+    weight = weight_of(graph, node)
+    spec = assignment.constants.get(str(weight.name)) if weight is not None else None
+    product = weight is not None or is_product_of_activations(graph, node)
+
+    def bits(value: ir.Value, narrow: bool) -> int:
+        name = str(value.name)
+        found = assignment.narrowed.get(name) if narrow else None
+        found = found or assignment.activations.get(name) or assignment.constants.get(name)
+        return found.format.bits if found is not None else unknown
+
+    work = work_of(graph, node)
+    read = [v for v in node.inputs if v is not None and v is not weight][: len(work.inputs)]
+    value = node.outputs[0]
+    while str(value.name) not in assignment.activations:
+        user = graph.sole_user(value)
+        if user is None or work_of(graph, user).kind != "free":
+            break
+        value = user.outputs[0]
+    width = None if weight is None else (spec.format.bits if spec is not None else unknown)
+    return Widths(width, tuple(bits(v, product) for v in read), bits(value, False))
+
+
+def additive(model: CostModel, graph: Graph, assignment: Assignment) -> Cost:
+    """The sum over all nodes of the FLOAT graph that an assignment was decided on."""
+    total = Cost()
+    for node in graph.nodes():
+        total += model.cost(work_of(graph, node), widths_of(graph, node, assignment))
+    return total
+
+
 def stored_bytes(bits: int) -> int:
     """Bytes of an activation's element: one up to 8 bits, else two."""
     return 1 if bits <= 8 else 2
@@ -196,7 +242,7 @@ class BytesAndBops:
         total = Cost()
         for node in graph.nodes():
             bits = [_bits_of(value) for value in node.inputs[:2]]
-            product = node_macs(graph, node) if node.op_type in ("Conv", "ConvTranspose", "MatMul", "BatchMatMul") else 0
+            product = node_macs(graph, node) if node.op_type in PRODUCTS else 0
             weight = node.inputs[1] if product and node.op_type != "BatchMatMul" else None
             size = 0
             if weight is not None:

@@ -87,6 +87,11 @@ def _levels(asked: str | None) -> list[str]:
     return [name for name in LEVELS if name in names]
 
 
+def cost_level(asked: str | None) -> str:
+    """The instruction set that costs are about: the fastest of those asked for. Raises RecipeError."""
+    return _levels(asked)[-1]
+
+
 def c_compiler() -> str:
     """The C compiler of this machine. Raises UnsupportedError where there is none."""
     if found := find_compiler():

@@ -29,10 +29,12 @@ from qcompiler.targets.shared.sample import Sample
 
 ROUNDS = 101
 MACS, ELEMENTS, WEIGHTS = 30_000_000, 500_000, 1_000_000
-"""Bounds of one sample."""
+"""Bounds of one sample, except for the first few of each convolution."""
+LARGE, LARGER = 4, 12
+"""How many of these are larger than MACS, and by what factor at most."""
 BATCH = 600_000
 """Bytes of weights and values of a batch, about."""
-_SIDES = (1, 2, 4, 7, 8, 12, 14, 16, 28, 32, 56, 96, 112)
+_SIDES = (1, 2, 4, 7, 8, 12, 14, 16, 28, 32, 56, 96, 112, 128, 224)
 _CHANNELS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 1024, 1280)
 
 
@@ -42,7 +44,7 @@ def _attributes(**values: object) -> tuple[tuple[str, object], ...]:
 
 def _conv(rng: np.random.Generator, kernel: int) -> Work:
     side, stride = int(rng.choice(_SIDES[3 if kernel > 1 else 0 :])), 1 if kernel == 1 or rng.random() < 0.7 else 2
-    c, m = int(rng.choice((3, *_CHANNELS) if kernel > 1 else _CHANNELS)), int(rng.choice(_CHANNELS))
+    c, m = int(rng.choice((1, 3, *_CHANNELS) if kernel > 1 else _CHANNELS)), int(rng.choice(_CHANNELS))
     out = (side - 1) // stride + 1
     more = _attributes(pads=(kernel // 2,) * 4, strides=(stride, stride))
     shape = (m, c, kernel, kernel)
@@ -89,8 +91,8 @@ def _rows(rng: np.random.Generator, kind: str, op_type: str) -> Work:
 
 def _pool(rng: np.random.Generator) -> Work:
     (_, c, side, _), kernel = _image(rng), int(rng.integers(2, 4))
-    out = (side - 1) // 2 + 1
-    more = _attributes(kernel_shape=(kernel, kernel), strides=(2, 2), pads=((kernel - 1) // 2,) * 2 + (kernel // 2,) * 2)
+    pads = ((kernel - 1) // 2,) * 2 + (kernel // 2,) * 2
+    more = _attributes(kernel_shape=(kernel, kernel), strides=(2, 2), pads=pads)
     kind = str(rng.choice(["MaxPool", "AveragePool", "GlobalAveragePool"]))
     if kind == "GlobalAveragePool":
         return Work("mean", kind, ((1, c, side, side),), (1, c, 1, 1))
@@ -99,7 +101,9 @@ def _pool(rng: np.random.Generator) -> Work:
 
 
 def _move(rng: np.random.Generator) -> Work:
-    x = _image(rng)
+    x, twice = _image(rng), rng.random() < 0.5
+    if twice:
+        return Work("move", "Resize", (x,), (*x[:2], 2 * x[2], 2 * x[3]))
     return Work("move", "Concat", (x,), x)
 
 
@@ -107,13 +111,13 @@ CLASSES: dict[str, tuple[Callable[[np.random.Generator], Work], int]] = {
     "conv3x3": (lambda rng: _conv(rng, 3), 40),
     "conv1x1": (lambda rng: _conv(rng, 1), 48),
     "depthwise": (_depthwise, 40),
-    "dense": (_dense, 32),
+    "dense": (_dense, 48),
     "matmul": (_matmul, 24),
-    "pointwise": (_pointwise, 40),
-    "softmax": (lambda rng: _rows(rng, "softmax", "Softmax"), 12),
-    "norm": (lambda rng: _rows(rng, "norm", "LayerNormalization"), 12),
+    "pointwise": (_pointwise, 60),
+    "softmax": (lambda rng: _rows(rng, "softmax", "Softmax"), 24),
+    "norm": (lambda rng: _rows(rng, "norm", "LayerNormalization"), 16),
     "pool": (_pool, 24),
-    "movement": (_move, 10),
+    "movement": (_move, 20),
 }
 """Name -> (what draws a work, how many at each width)."""
 
@@ -134,9 +138,10 @@ def works(level: str, classes: Sequence[str], scale: float) -> list[tuple[str, W
             rng = np.random.default_rng(abs(hash_of(name)) + activation)
             slow = activation > 8 and name in ("conv3x3", "conv1x1", "dense", "matmul", "depthwise")
             kept = 0
-            while kept < max(4, round(count * scale * (0.5 if slow else 1))):
+            while kept < max(2, round(count * scale * (0.5 if slow else 1))):
                 work = draw(rng)
-                if not _small(work, slow):
+                larger = LARGER if name in ("conv3x3", "conv1x1") and kept < LARGE and not slow else 1
+                if not _small(work, slow, larger):
                     continue
                 widths = Widths(weight if work.weight else None, (activation,) * len(work.inputs), activation)
                 found.append((name, work, widths, True))
@@ -151,9 +156,11 @@ def hash_of(name: str) -> int:
     return sum(ord(letter) * 31**i for i, letter in enumerate(name)) % 2**31
 
 
-def _small(work: Work, slow: bool) -> bool:
+def _small(work: Work, slow: bool, larger: int) -> bool:
     elements = sum(map(prod, work.inputs)) + prod(work.output)
-    return work.macs <= MACS // (4 if slow else 1) and elements <= ELEMENTS and prod(work.weight or (0,)) <= WEIGHTS
+    least = MACS if larger > 1 else 0
+    fits = least <= work.macs <= larger * MACS // (4 if slow else 1)
+    return fits and elements <= min(larger, 6) * ELEMENTS and prod(work.weight or (0,)) <= WEIGHTS
 
 
 def _batches(found: Sequence[tuple[str, Work, Widths, bool]]) -> Iterator[list[tuple[Work, Widths, bool]]]:
@@ -213,7 +220,7 @@ def calibrate(
 def _inference(table: Table, threads: int) -> float:
     """Nanoseconds of one call of the runtime beside its kernels: of a bundle that does next to nothing."""
     sample = Sample()
-    sample.add(Work("add", "Add", ((1, 16), (1, 16)), (1, 16)), Widths(None, (8, 8), 8))
+    sample.add(Work("activation", "Sigmoid", ((1, 16),), (1, 16)), Widths(None, (8,), 8))
     lowered = build(sample.graph, {"cpu": table.level}, lambda stage, done, total: None)
     files = {**lowered.files}
     manifest = manifest_of("cpu", "float", sample.graph, files, lowered.manifest, lowered.sizes)

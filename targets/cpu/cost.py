@@ -65,7 +65,7 @@ class CpuCost:
                    if a.buffer.kind == "constant"}  # fmt: skip
         own = [call for call in program.calls if call.node == name or type(call.spec).__name__ == "Fill"]
         nanoseconds = sum(self.table.nanoseconds(load_of(call, self.machine), name) for call in own)
-        if work.kind == "move":
+        if work.kind == "move" and work.op_type != "Resize":
             nanoseconds /= 2  # the sample does it twice
         size = sum(-(-count // 64) * 64 for count in indices.values())
         return Cost(nanoseconds / 1e6, size, value_bytes(work, widths), {"bops": bops(work, widths)})

@@ -67,6 +67,10 @@ def _pack_right(kind: str, spec: Any, machine: Machine) -> Load:
     return Load(f"{kind}/{product.dot.kind}", (prod(spec.nest.extents), product.run, product.channels))
 
 
+def _gather(kind: str, spec: Any, machine: Machine) -> Load:
+    return Load(f"{kind}/{_bytes(spec)}", (prod(spec.extents[:-1]), spec.extents[-1]))
+
+
 def _nest(kind: str, spec: Any, machine: Machine) -> Load:
     nest = getattr(spec, "nest", None)
     if nest is None:
@@ -84,6 +88,7 @@ _LOADS = {
     "softmax": _softmax,
     "normalize": _normalize,
     "packright": _pack_right,
+    "gather": _gather,
 }
 
 

@@ -27,8 +27,8 @@ FLOOR = 2.0
 class Surface:
     """log(time) over log(size): a plane and linear radial functions that pass through all samples.
 
-    samples: [n, d + 1], sizes and ns. Outside of what was measured it goes on nearly as the plane does, whose slopes lie
-    in 0..1: no time falls with size, or grows faster.
+    samples: [n, d + 1], sizes and ns. Outside of what was measured it goes on nearly as the plane does, whose slopes
+    lie in 0..1: no time falls with size, or grows faster.
     """
 
     def __init__(self, samples: NDArray[np.float64]) -> None:
@@ -105,14 +105,15 @@ class Table:
     def document(self) -> dict[str, Any]:
         """For JSON."""
         facts = {"device": self.device, "date": self.date, "level": self.level, "threads": self.threads}
-        kernels = {key: [list(row) for row in rows] for key, rows in sorted(self.kernels.items())}
+        kernels = {key: [[*map(int, row[:-1]), row[-1]] for row in rows] for key, rows in sorted(self.kernels.items())}
         return {"schema": SCHEMA, "target": "cpu", **facts, "inference_ns": self.inference_ns, "kernels": kernels}
 
     def text(self) -> str:
         """The file: one line a kernel."""
         document = self.document()
         kernels = document.pop("kernels")
-        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(rows, separators=(',', ':'))}" for key, rows in kernels.items())
+        rows = {key: json.dumps(found, separators=(",", ":")) for key, found in kernels.items()}
+        lines = ",\n".join(f"  {json.dumps(key)}: {found}" for key, found in rows.items())
         head = "".join(f' "{key}": {json.dumps(value)},\n' for key, value in document.items())
         return f'{{\n{head} "kernels": {{\n{lines}\n }}\n}}\n'
 
@@ -123,7 +124,9 @@ class Table:
         return f"{self.device}, {self.level}, {threads}, {self.date}"
 
     def _key(self, load: Load) -> str:
-        return load.kernel if load.kernel in self.kernels else load.kernel.removesuffix("/fixed")
+        """Its kernel, or the one most like it that was measured: fixed requantization as float, strided as not."""
+        names = (load.kernel, load.kernel.removesuffix("/fixed"), load.kernel.removesuffix("/strided"))
+        return next((name for name in names if name in self.kernels), load.kernel)
 
     def knows(self, load: Load) -> bool:
         """Whether the load's kernel was measured."""

@@ -55,7 +55,11 @@ class Sample:
             for i, (shape, token) in enumerate(zip(work.inputs, tokens, strict=True))
         ]
         inputs, op_type, attributes = getattr(self, f"_{work.kind}")(work, widths, given, tokens)
-        if work.kind == "move":
+        if work.op_type == "Resize":
+            how = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+            sizes = self._const(np.asarray(work.output, np.int64))
+            y = self._node(name, "Resize", [given[0], None, None, sizes], work.output, tokens[0], how, domain="")
+        elif work.kind == "move":
             y = self._node(name, "Concat", [*given, *given], _doubled(work), tokens[0], {"axis": 0}, domain="")
         else:
             y = self._node(name, op_type, inputs, work.output, f"uint{widths.output}", attributes)
