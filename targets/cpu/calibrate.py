@@ -30,7 +30,7 @@ from qcompiler.targets.shared.sample import Sample
 ROUNDS = 101
 MACS, ELEMENTS, WEIGHTS = 30_000_000, 500_000, 1_000_000
 """Bounds of one sample, except for the first few of each convolution."""
-LARGE, LARGER = 4, 12
+LARGE, LARGER = 8, 24
 """How many of these are larger than MACS, and by what factor at most."""
 BATCH = 600_000
 """Bytes of weights and values of a batch, about."""
@@ -49,6 +49,14 @@ def _conv(rng: np.random.Generator, kernel: int) -> Work:
     more = _attributes(pads=(kernel // 2,) * 4, strides=(stride, stride))
     shape = (m, c, kernel, kernel)
     return Work("conv", "Conv", ((1, c, side, side),), (1, m, out, out), shape, more, m * c * (out * kernel) ** 2)
+
+
+def _boundary(rng: np.random.Generator) -> Work:
+    """A first layer: its input, a picture of one or three channels, is turned into codes with channels last."""
+    c, side, m = (int(rng.choice(a)) for a in ((1, 3, 3), (28, 32, 48, 96, 112, 128, 160, 192, 224, 256), (8, 16, 32)))
+    out = (side - 1) // 2 + 1
+    more, shape = _attributes(pads=(1, 1, 1, 1), strides=(2, 2)), (m, c, 3, 3)
+    return Work("conv", "Conv", ((1, c, side, side),), (1, m, out, out), shape, more, m * c * (out * 3) ** 2)
 
 
 def _depthwise(rng: np.random.Generator) -> Work:
@@ -108,6 +116,7 @@ def _move(rng: np.random.Generator) -> Work:
 
 
 CLASSES: dict[str, tuple[Callable[[np.random.Generator], Work], int]] = {
+    "boundary": (_boundary, 16),
     "conv3x3": (lambda rng: _conv(rng, 3), 40),
     "conv1x1": (lambda rng: _conv(rng, 1), 48),
     "depthwise": (_depthwise, 40),
@@ -124,6 +133,8 @@ CLASSES: dict[str, tuple[Callable[[np.random.Generator], Work], int]] = {
 
 def widths_of(level: str, name: str) -> list[tuple[int, int]]:
     """Bits of weights and of activations that have kernels of their own, and of each a representative."""
+    if name == "boundary":
+        return [(8, 8), (8, 16)]
     if name not in ("conv3x3", "conv1x1", "dense") or LEVELS[level].vnni:
         return [(8, 8), (4, 16)]
     return [(bits, 8) for bits in (8, 7, 6, 5, 4)] + [(4, 16)]  # chains of 16-bit sums by the reach of weights
@@ -136,7 +147,7 @@ def works(level: str, classes: Sequence[str], scale: float) -> list[tuple[str, W
         draw, count = CLASSES[name]
         for weight, activation in widths_of(level, name):
             rng = np.random.default_rng(abs(hash_of(name)) + activation)
-            slow = activation > 8 and name in ("conv3x3", "conv1x1", "dense", "matmul", "depthwise")
+            slow = activation > 8 and name in ("boundary", "conv3x3", "conv1x1", "dense", "matmul", "depthwise")
             kept = 0
             while kept < max(2, round(count * scale * (0.5 if slow else 1))):
                 work = draw(rng)
