@@ -115,7 +115,8 @@ def cost_model(
     level: str | None = None, threads: int = 1, table: Path | None = None, arithmetic: str = "float"
 ) -> tuple[CpuCost, str]:
     """The model, and a note for the report. table: a file; by default this machine's own, else the shipped one, with a
-    note that names the machine (of one thread, if there is none for as many, which the note says too). level: by default this machine's. Raises RecipeError, UnsupportedError."""
+    note that names the machine (of one thread, if there is none for as many, which the note says too). level: by
+    default this machine's. Raises RecipeError, UnsupportedError, QCompilerError where there is no table."""
     if table is not None:
         found = _read(str(table), table.stat().st_mtime_ns if table.is_file() else 0)
         return CpuCost(found, arithmetic), f"latency from {found.origin} ({table})"
