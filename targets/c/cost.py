@@ -89,4 +89,3 @@ class CCost:
         )
         resources |= {"flash_bytes": guess.flash, "ram_bytes": guess.ram, "code_bytes": guess.code}
         return Cost(0.0, constants, program.arena_bytes, resources)
-
