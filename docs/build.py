@@ -194,7 +194,7 @@ def command_line() -> str:
         "stderr. Exit codes are on the page [Errors and exit codes](errors.md).\n"
     ]
     for function in [made for name, made in vars(app).items() if name.endswith("_command")]:
-        command = function.__name__.removesuffix("_command")
+        command = function.__name__.removesuffix("_command").replace("_", "-")
         text = inspect.getdoc(function) or ""
         helps = dict(re.findall(r"^(\w+)\n {4}(.*)$", text, re.MULTILINE))
         arguments, rows, groups = [], [], []

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from qcompiler.cost import CostModel
 from qcompiler.graph.model import Graph
 
 Arithmetic = Literal["float", "fixed"]
@@ -45,6 +46,17 @@ class Lowered:
     """For the report alone: what may differ from machine to machine, such as measurements."""
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A table of costs. kept: where `cost` looks for this machine's, None without a cache; rows: kind of work, how many
+    were measured."""
+
+    text: str
+    kept: Path | None
+    origin: str
+    rows: list[tuple[str, int]]
+
+
 def _no_check(options: Mapping[str, Any]) -> None:
     pass
 
@@ -68,3 +80,10 @@ class Target:
     host: Callable[[Path, Mapping[str, Any]], Callable[[Mapping[str, NDArray]], list[NDArray]]] | None = None
     """Where the runtime cannot: what runs a bundle (path, manifest) on this machine all the same, floats in, floats
     out. Raises UnsupportedError where tools are missing."""
+    cost: Callable[[Mapping[str, Any]], tuple[CostModel, str]] | None = None
+    """options -> what choices of widths cost there (qcompiler/cost.py), and a note that says where the figures are
+    from. Options are those of `build`, and for the cpu target `threads`, `table` (a file) and `arithmetic`. Raises
+    QCompilerError. None: only bytes and bit operations are known (`BytesAndBops`)."""
+    calibrate: Callable[[Mapping[str, Any], Callable[[str, int, int], None]], Measured] | None = None
+    """options (`cpu`, `threads`, `classes`, `scale`), progress -> costs measured on this machine, for `cost`. Raises
+    QCompilerError. None: nothing is to be measured."""

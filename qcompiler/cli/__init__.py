@@ -1,4 +1,5 @@
-"""The command line: `qcompile MODEL ...`, and the subcommands verify, eval, bench, targets, inspect."""
+"""The command line: `qcompile MODEL ...`, and the subcommands verify, eval, bench, targets, inspect,
+calibrate-costs."""
 
 from __future__ import annotations
 

@@ -307,6 +307,41 @@ def targets_command(*, common: Common = _COMMON) -> int:
         return run_targets(console)
 
 
+@app.command(name="calibrate-costs")
+def calibrate_costs_command(
+    *,
+    target: str = "cpu",
+    cpu: str | None = None,
+    threads: int = 1,
+    classes: str = "",
+    scale: float = 1.0,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"])] = None,
+    common: Common = _COMMON,
+) -> int:
+    """Measure what kernels take on this machine, for latency budgets (two to four minutes; leave the machine idle).
+
+    Parameters
+    ----------
+    target
+        Whose kernels.
+    cpu
+        Instruction set, as x86-64-v3; default: this machine's.
+    threads
+        Threads that share a kernel.
+    classes
+        Only these, as conv3x3,dense (then --output is needed); default: all.
+    scale
+        Share of the samples: 0.5 takes half the time.
+    output
+        File of the table; default: the user's cache, where it is found again.
+    """
+    with Console(as_json=common.json, quiet=common.quiet) as console:
+        from qcompiler.cli.commands import run_calibrate_costs
+
+        options = {"cpu": cpu, "threads": threads, "classes": [c for c in classes.split(",") if c], "scale": scale}
+        return run_calibrate_costs(target, options, output, console)
+
+
 @app.command(name="inspect")
 def inspect_command(
     model: Path, /, *, nonlinear: str = "integer", shapes: Shapes = _SHAPES, common: Common = _COMMON

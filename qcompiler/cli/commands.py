@@ -323,6 +323,32 @@ def run_targets(console: Console) -> int:
     return 0
 
 
+def run_calibrate_costs(target: str, options: Mapping[str, Any], output: Path | None, console: Console) -> int:
+    """Measure, and write the table."""
+    measure = get_target(target).calibrate
+    if measure is None:
+        raise RecipeError(
+            "its costs need no measurement.", where=f"target `{target}`", hint="Leave out --target, or choose cpu."
+        )
+    if options["classes"] and output is None:
+        raise RecipeError("a table of some classes is not kept.", where="--classes", hint="Name a file with --output.")
+    if not 0 < options["scale"] <= 4:
+        raise RecipeError(f"{options['scale']:g} is no share of the samples.", where="--scale", hint="Above 0, to 4.")
+    if output is not None and not output.resolve().parent.is_dir():
+        raise RecipeError("there is no such folder.", where=str(output.parent), hint="Make it first.")
+    found = measure(options, console.progress)
+    path = output or found.kept
+    if path is None:
+        raise RecipeError("there is no cache to keep the table in.", where="QCOMPILER_CACHE", hint="Give --output.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(found.text, encoding="utf-8")
+    part.replace(path)
+    document = {"table": str(path), "origin": found.origin, "kernels": dict(found.rows)}
+    console.result(document, f"{path}: {found.origin}\n" + table(["kernel", "samples"], found.rows))
+    return 0
+
+
 def run_inspect(
     model: Path,
     shapes: Mapping[str, Sequence[int]],

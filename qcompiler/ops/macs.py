@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompiler.graph.islands import is_island
-from qcompiler.graph.model import Graph, attributes, operator_key
+from qcompiler.graph.model import Graph, attribute, attributes, operator_key
 from qcompiler.graph.qdq import quantizer_of
 from qcompiler.ops import OPERATORS
 
@@ -29,4 +29,7 @@ def float_macs(graph: Graph, node: ir.Node) -> int:
             return 0
         name = "BatchMatMul"
     shapes = [graph.shape(value) for value in node.inputs[:2] if value is not None]
+    if node.op_type == "Gemm":
+        turned = [attribute(node, "transA", 0), attribute(node, "transB", 0)]
+        shapes = [shape[::-1] if turn else shape for shape, turn in zip(shapes, turned, strict=True)]
     return OPERATORS[f"qcompiler::{name}"].macs(shapes, [graph.shape(node.outputs[0])], attributes(node))

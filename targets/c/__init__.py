@@ -3,7 +3,7 @@
 What is where: build.py ties all together. Cores: machine.py (of the kernels in C), objects.py (of kernels as objects),
 mcus.py (compilers and flags). Sources: emit.py with header.py, state.py, text.py (TVM's), weights.py, selftest.py,
 templates/. Projects: project.py, modules.py. Sizes: footprint.py, instructions.py and rates.json, judged by fit.py with
-advice.py.
+advice.py; cost.py for searches.
 host.py runs a bundle here. Kernels are not here: they are those of targets/shared.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from qcompiler.cost import CostModel
 from qcompiler.target import Target
 from qcompiler.targets.c.build import build, check
 from qcompiler.targets.c.capabilities import CAPABILITIES
@@ -26,6 +27,13 @@ def _host(path: Path, manifest: Mapping[str, Any]) -> Callable[[Mapping[str, NDA
     from qcompiler.targets.c.host import HostSession
 
     return HostSession(path, manifest).run
+
+
+def _cost(options: Mapping[str, Any]) -> tuple[CostModel, str]:
+    from qcompiler.targets.c.cost import CCost
+
+    model = CCost(bool(options.get("pack")))
+    return model, f"flash, RAM and instructions by plan; code and instructions estimated from {model.origin}"
 
 
 TARGET = Target(
@@ -46,6 +54,7 @@ TARGET = Target(
         "vectors": "samples of the self-test; default: 4",
     },
     check=check,
+    cost=_cost,
     runtime=False,
     host=_host,
 )

@@ -36,7 +36,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
     if pairs := state_pairs(graph):  # state stays codes between two steps
         graph = strip_boundary(graph, {*pairs, *pairs.values()})
         check_states(graph, pairs)
-    compiler = _compiler()
+    compiler = c_compiler()
     files: dict[str, bytes] = {}
     variants = []
     sizes: dict[str, int] = {}
@@ -44,7 +44,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
         machine = LEVELS[level]
         program = lower(graph, machine, progress)
         progress("generate code", 0, 1)
-        library = _link(program, compiler)
+        library = link(program, entry_source(program), compiler)
         progress("generate code", 1, 1)
         files[f"lib/{level}.so"] = library
         files[f"lib/{level}.weights"] = program.constants.blob()
@@ -70,7 +70,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Callable[[str, int, i
 def check(options: Mapping[str, Any]) -> None:
     """Raise RecipeError for unknown instruction sets, UnsupportedError where this machine lacks what `build` needs."""
     _levels(options.get("cpu"))
-    _compiler()
+    c_compiler()
 
 
 def _levels(asked: str | None) -> list[str]:
@@ -87,7 +87,13 @@ def _levels(asked: str | None) -> list[str]:
     return [name for name in LEVELS if name in names]
 
 
-def _compiler() -> str:
+def cost_level(asked: str | None) -> str:
+    """The instruction set that costs are about: the fastest of those asked for. Raises RecipeError."""
+    return _levels(asked)[-1]
+
+
+def c_compiler() -> str:
+    """The C compiler of this machine. Raises UnsupportedError where there is none."""
     if found := find_compiler():
         return found
     raise UnsupportedError(
@@ -97,11 +103,12 @@ def _compiler() -> str:
     )
 
 
-def _link(program: Program, compiler: str) -> bytes:
+def link(program: Program, entry: str, compiler: str) -> bytes:
+    """The shared library of a program's kernels with this C entry. Raises UnsupportedError where the compiler fails."""
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         work = Path(folder)
         (work / "kernels.o").write_bytes(compile_objects(program.kernels(), program.machine.llvm))
-        (work / "entry.c").write_text(entry_source(program))
+        (work / "entry.c").write_text(entry)
         for source in ("qc_runtime.c", "qc_runtime.h"):
             shutil.copy(_RUNTIME / source, work / source)
         command = [compiler, *_FLAGS, "-o", "model.so", "entry.c", "qc_runtime.c", "kernels.o"]

@@ -31,17 +31,18 @@ def entry_source(program: Program) -> str:
         "    if (n == 1) {",
     ]
     for call in program.calls:
-        arguments = ", ".join(_address(a) for a in call.arguments)
+        arguments = ", ".join(address(a) for a in call.arguments)
         lines.append(f"        {call.kernel}(0, {call.units}, {arguments});")
     lines += ["        return;", "    }"]
     for call in program.calls:
-        arguments = ", ".join(_address(a) for a in call.arguments)
+        arguments = ", ".join(address(a) for a in call.arguments)
         lines.append(f"    QC_CALL({call.kernel}, {call.units}, {arguments}); /* {comment(call.node)} */")
     lines += ["    (void)A; (void)W; (void)I; (void)O; (void)p;", "}", ""]
     return "\n".join(lines)
 
 
-def _address(argument: Argument) -> str:
+def address(argument: Argument) -> str:
+    """A pointer in C: into arena, weights, inputs or outputs."""
     buffer = argument.buffer
     if buffer.kind == "arena":
         return f"A + {buffer.offset + argument.offset}"
