@@ -90,7 +90,10 @@ class Work:
 class CostModel(Protocol):
     """Prices work at widths. `origin`: device, date and how it was measured, '' for what needs no measurement."""
 
-    origin: str
+    @property
+    def origin(self) -> str:
+        """See above."""
+        ...
 
     def cost(self, work: Work, widths: Widths) -> Cost:
         """Of one node alone; costs of a graph's nodes add up to about that of the whole."""

@@ -124,7 +124,7 @@ def quantize(
     that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
     [n, steps, ...] of the other inputs. position: the input that counts steps. recipe: preset, file or value; by
     default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
-    exclude, ...). budget: name (size, bops, latency, ram) -> number or text such as 180KiB or 0.5x: an integer program
+    exclude, ...). budget: name (size, bops) -> number or text such as 180KiB or 0.5x: an integer program
     then chooses the bits of every weight. constants: inputs that always have one value.
     samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
     (qcompiler/calibrate/select). Raises QCompilerError.
@@ -311,7 +311,7 @@ def _arithmetic(name: str | None, target: Target) -> str:
     return name
 
 
-BUDGETS = ("size", "bops", "latency", "ram")
+BUDGETS = ("size", "bops")
 LEAST_BITS = 2
 """Of weights, where a budget chooses them: what `auto` prepares for."""
 BUDGET_BASE = "w8a8"
@@ -331,6 +331,8 @@ def with_budget(options: Mapping[str, Any] | None, budget: Mapping[str, Any] | N
         if name not in BUDGETS:
             raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(BUDGETS)}.")
         found[f"assign_bits.budget_{name}"] = value
+    found.setdefault("assign_bits.score", "swap")
+    found.setdefault("assign_bits.final_solver", True)
     if automatic or found.get("precision") is None:
         found["precision"] = BUDGET_BASE
     return found

@@ -67,7 +67,8 @@ def profile(
     blob = program.constants.blob()
     weights = _aligned(len(blob))
     weights[:] = np.frombuffer(blob, np.uint8)
-    buffers = [[np.zeros(graph.shape(v), v.dtype.numpy()) for v in vs] for vs in (graph.inputs, graph.outputs)]
+    kinds = {v: v.dtype.numpy() for v in (*graph.inputs, *graph.outputs) if v.dtype is not None}
+    buffers = [[np.zeros(graph.shape(v), kinds[v]) for v in vs] for vs in (graph.inputs, graph.outputs)]
     inputs, outputs = ((ctypes.c_void_p * max(len(b), 1))(*(a.ctypes.data for a in b)) for b in buffers)
     handle = library.qc_open(weights.ctypes.data, threads)
     times = np.ctypeslib.as_array((ctypes.c_int64 * (calls + 2)).in_dll(library, "qc_times"))

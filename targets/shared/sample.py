@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qcompiler.cost import Widths, Work
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import parse_format
+from qcompiler.formats import parse_format, parse_integers
 from qcompiler.graph.model import DOMAIN, Graph
 from qcompiler.graph.qdq import FORMAT_KEY
 from qcompiler.ops.requantize import fixed_multiplier
@@ -98,7 +98,7 @@ class Sample:
         made = self.graph.add_node(op_type, inputs, attributes, domain=domain, name=name, outputs=[f"{name}_codes"])
         return _describe(made.outputs[0], token, attributes.get("zero_point", 0), shape)
 
-    def _scales(self, scale: NDArray | float, acc_bits: int = 31) -> list[ir.Value]:
+    def _scales(self, scale: NDArray | np.floating | float, acc_bits: int = 31) -> list[ir.Value]:
         narrow = np.asarray(scale, np.float32)
         if self.arithmetic == "float":
             return [self._const(narrow)]
@@ -171,7 +171,7 @@ class Sample:
         return [given[0], self._const(table)], "Piecewise", {**attributes, "shift": bits - PIECES.bit_length() + 1}
 
     def _softmax(self, work: Work, widths: Widths, given: list[ir.Value], tokens: list[str]) -> tuple:
-        fmt = parse_format(tokens[0])
+        fmt = parse_integers(tokens[0])
         table = self._const(exponentials(fmt, 12.0 / (fmt.max - fmt.min)))
         attributes = {"axis": work.get("axis", -1) % len(work.output), "x_format": tokens[0], "zero_point": 0}
         more = {"numerator": 2**widths.output - (widths.output > 8), "format": f"uint{widths.output}"}
