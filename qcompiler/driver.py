@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,8 @@ from qcompiler.graph.qdq import is_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
-from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
+from qcompiler.plan import LEAST_BITS, QUALITY_SAMPLES, check_precision, hold_out, recipe_for, with_budget
+from qcompiler.recipe import Recipe, pass_module
 from qcompiler.selection import check_selection, choose_samples
 from qcompiler.target import Target
 from qcompiler.tolerance import Tolerance, cut, verify_parts
@@ -38,7 +38,6 @@ Model = "str | Path | onnx.ModelProto | ir.Model"
 Calibration = "str | Path | Mapping[str, NDArray] | Iterable[Any]"
 Progress = Callable[[str, int, int], None]
 
-QUALITY_SAMPLES = 32
 LAYER_SAMPLES = 4
 CHECKED_SAMPLES = 2
 
@@ -133,8 +132,8 @@ def quantize(
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     options = with_budget(options, budget)
-    plan = _recipe(recipe, options).override(options)
-    bits = _check_precision(plan, chosen)
+    plan = recipe_for(recipe, options).override(options)
+    bits = check_precision(plan, chosen)
     if select is not None:
         check_selection(select, samples, calibration)
     with watch("load"):
@@ -179,22 +178,6 @@ def quantize(
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps, held_out)
-
-
-def hold_out(samples: Samples) -> tuple[Samples, Samples | None]:
-    """Samples to calibrate on, and those that are kept for measuring: an eighth, at most QUALITY_SAMPLES; none where
-    there are fewer than 16."""
-    total = len(samples)
-    count = min(QUALITY_SAMPLES, total // 8) if total >= 16 else 0
-    if not count:
-        return samples, None
-    edge = total - count
-
-    def part(start: int, end: int) -> Samples:
-        digest = None if samples.digest is None else f"{samples.digest}[{start}:{end}]"
-        return Samples(samples.source, lambda: islice(iter(samples), start, end), digest, end - start)
-
-    return part(0, edge), part(edge, total)
 
 
 def _load(calibration: Any, graph: Graph, prepared: Preprocess | None, limit: int | None, seed: int) -> Samples:
@@ -242,7 +225,7 @@ def compile(  # noqa: A001 (the product's verb)
         hint = f"Forms: {', '.join(forms)}."
         raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=hint)
     arithmetic = _arithmetic(quantization.get("arithmetic"), chosen)
-    plan = _recipe(recipe, with_budget(quantization.get("options"), quantization.get("budget")))
+    plan = recipe_for(recipe, with_budget(quantization.get("options"), quantization.get("budget")))
     if pass_module(plan.passes[-1]).STAGE[1] is not Stage.INTEGER:
         raise RecipeError(
             "it makes no integer graph.", where=f"recipe `{plan.name}`", hint="Let it end with integerize."
@@ -309,62 +292,6 @@ def _arithmetic(name: str | None, target: Target) -> str:
             f"it has no {name} requantization.", where=f"target `{target.name}`", hint=f"It has {' and '.join(has)}."
         )
     return name
-
-
-BUDGETS = ("size", "bops")
-LEAST_BITS = 2
-"""Of weights, where a budget chooses them: what `auto` prepares for."""
-BUDGET_BASE = "w8a8"
-"""Widths that the integer program starts from, where a budget chooses them."""
-
-
-def with_budget(options: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Options of a recipe for a budget (name -> number or text, see passes/assign_bits.py). Raises RecipeError."""
-    found = dict(options or {})
-    automatic = found.get("precision") == "auto"
-    if not budget:
-        if automatic:
-            hint = "Pass a budget, as --budget size=180KiB."
-            raise RecipeError("`auto` needs to know what is to be kept to.", where="precision", hint=hint)
-        return found
-    for name, value in budget.items():
-        if name not in BUDGETS:
-            raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(BUDGETS)}.")
-        found[f"assign_bits.budget_{name}"] = value
-    found.setdefault("assign_bits.score", "swap")
-    found.setdefault("assign_bits.final_solver", True)
-    if automatic or found.get("precision") is None:
-        found["precision"] = BUDGET_BASE
-    return found
-
-
-def _recipe(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | None) -> Recipe:
-    if recipe is not None:
-        return load_recipe(recipe)
-    if any(key.startswith("assign_bits.") for key in options or {}):
-        return load_recipe(AUTO)
-    default = load_recipe("default")
-    precision = default.override(options or {}).options_of(DECIDE).precision
-    return load_recipe(AUTO) if min(pass_module(DECIDE).parse_precision(precision)) < 8 else default
-
-
-def _check_precision(plan: Recipe, target: Target) -> tuple[int, int] | None:
-    """Say before calibration what `decide` would say after it; the bits of weights and activations."""
-    if DECIDE not in plan.passes:
-        return None
-    bits: tuple[int, int]
-    bits = pass_module(DECIDE).parse_precision(plan.options_of(DECIDE).precision)
-    can = target.capabilities
-    for what, wanted, offered in zip(
-        ("weights", "activations"), bits, (can.weight_bits, can.activation_bits), strict=True
-    ):
-        if wanted not in offered:
-            raise UnsupportedError(
-                f"it has no {wanted}-bit {what}.",
-                where=f"target `{target.name}`",
-                hint=f"It has {', '.join(map(str, offered))} bits; choose another --precision.",
-            )
-    return bits
 
 
 def _check_options(options: Mapping[str, Any], target: Target) -> None:

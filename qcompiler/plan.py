@@ -1,0 +1,87 @@
+"""What is going to be done: which recipe serves the options, and which samples are kept for measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from qcompiler.calibrate.data import Samples
+from qcompiler.choose import AUTO
+from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
+from qcompiler.target import Target
+
+QUALITY_SAMPLES = 32
+"""At most so many samples tell the quality in the report."""
+BUDGETS = ("size", "bops")
+LEAST_BITS = 2
+"""Of weights, where a budget chooses them: what `auto` prepares for."""
+BUDGET_BASE = "w8a8"
+"""Widths that the integer program starts from, where a budget chooses them."""
+
+
+def with_budget(options: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a recipe for a budget (name -> number or text, see passes/assign_bits.py). Raises RecipeError."""
+    found = dict(options or {})
+    automatic = found.get("precision") == "auto"
+    if not budget:
+        if automatic:
+            hint = "Pass a budget, as --budget size=180KiB."
+            raise RecipeError("`auto` needs to know what is to be kept to.", where="precision", hint=hint)
+        return found
+    for name, value in budget.items():
+        if name not in BUDGETS:
+            raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(BUDGETS)}.")
+        found[f"assign_bits.budget_{name}"] = value
+    found.setdefault("assign_bits.score", "swap")
+    found.setdefault("assign_bits.final_solver", True)
+    if automatic or found.get("precision") is None:
+        found["precision"] = BUDGET_BASE
+    return found
+
+
+def recipe_for(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | None) -> Recipe:
+    if recipe is not None:
+        return load_recipe(recipe)
+    if any(key.startswith("assign_bits.") for key in options or {}):
+        return load_recipe(AUTO)
+    default = load_recipe("default")
+    precision = default.override(options or {}).options_of(DECIDE).precision
+    return load_recipe(AUTO) if min(pass_module(DECIDE).parse_precision(precision)) < 8 else default
+
+
+def check_precision(plan: Recipe, target: Target) -> tuple[int, int] | None:
+    """Say before calibration what `decide` would say after it; the bits of weights and activations."""
+    if DECIDE not in plan.passes:
+        return None
+    bits: tuple[int, int]
+    bits = pass_module(DECIDE).parse_precision(plan.options_of(DECIDE).precision)
+    can = target.capabilities
+    for what, wanted, offered in zip(
+        ("weights", "activations"), bits, (can.weight_bits, can.activation_bits), strict=True
+    ):
+        if wanted not in offered:
+            raise UnsupportedError(
+                f"it has no {wanted}-bit {what}.",
+                where=f"target `{target.name}`",
+                hint=f"It has {', '.join(map(str, offered))} bits; choose another --precision.",
+            )
+    return bits
+
+
+def hold_out(samples: Samples) -> tuple[Samples, Samples | None]:
+    """Samples to calibrate on, and those that are kept for measuring: an eighth, at most QUALITY_SAMPLES; none where
+    there are fewer than 16."""
+    total = len(samples)
+    count = min(QUALITY_SAMPLES, total // 8) if total >= 16 else 0
+    if not count:
+        return samples, None
+    edge = total - count
+
+    def part(start: int, end: int) -> Samples:
+        digest = None if samples.digest is None else f"{samples.digest}[{start}:{end}]"
+        return Samples(samples.source, lambda: islice(iter(samples), start, end), digest, end - start)
+
+    return part(0, edge), part(edge, total)
