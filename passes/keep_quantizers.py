@@ -2,7 +2,8 @@
 
 Loading spells every given quantizer as `qcompiler::FakeQuantize`. Then
 
-1. other readers of a value that is quantized for one reader read it quantized too: it has one integer form;
+1. other readers of a value that is quantized for one reader read it quantized too: it has one integer form (but a
+   quantizer behind a quantizer is for its own readers alone);
 2. behind a quantizer, what moves values (MaxPool, Reshape, Transpose, Slice, Concat of equal parameters, nearest
    Resize, zero Pad, ...) and Relu leave values on the same grid: they get the same quantizer, unless one follows.
 
@@ -54,8 +55,8 @@ def _share(graph: Graph) -> None:
             continue
         value = node.inputs[0]
         assert value is not None
-        if value.is_initializer():
-            continue
+        if value.is_initializer() or _is_given(value.producer()):
+            continue  # a constant, or the second quantizer of a value: others read it behind the first
         others = [use for use in value.uses() if not _is_given(use.node)]
         first = next(use.node for use in graph_order(graph, value) if _is_given(use.node))
         for use in others if node is first else ():

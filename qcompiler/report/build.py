@@ -37,7 +37,7 @@ def build_report(
         "calibration": {
             "source": result.samples.source,
             "samples": len(result.samples),
-            "held_out": 0 if result.held_out is None else len(result.held_out),
+            **({} if result.held_out is None else {"held_out": len(result.held_out)}),
             **({"selection": chosen} if (chosen := result.context.facts.get("selection")) else {}),
         },
         "quality": facts["quality"],

@@ -64,6 +64,8 @@ def test_what_the_product_imports_has_a_rule():
 
     text = (Path(__file__).parents[2] / "docs" / "operators.md").read_text(encoding="utf-8")
     imported = set(re.findall(r"^\| `([\w:]+)` \|", text[text.index("| ONNX operator |") :], re.MULTILINE))
+    own = {"QuickGelu"}  # of our domain, which the page leaves out
+    imported = {f"qcompiler::{name}" if name in own else name for name in imported}
     spelled_out = {"Attention", "Compress", "ReverseSequence", "RotaryEmbedding"}
     assert imported - set(RULES) == spelled_out | {"qcompiler::CacheSoftmax", "qcompiler::CacheWrite"}
 

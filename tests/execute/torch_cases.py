@@ -107,6 +107,7 @@ CASES: dict[str, Case] = {
     "Shrink": _unary("Shrink<lambd = 0.6, bias = 0.2>(x)"),
     "Swish": _unary("Swish<alpha = 1.5>(x)", opset=24),
     "qcompiler::Swish": _unary("qcompiler.Swish(x)"),
+    "qcompiler::QuickGelu": _unary("qcompiler.QuickGelu(x)"),
     "Cast": Case("int64[3] k, float[3] x => float[3] y", "t = Cast<to = 1>(k)  y = Mul(x, t)"),
     "Cast of float": Case("float[3,4] x => int64[3,4] y", "y = Cast<to = 7>(x)", differentiable=False),
     "CastLike": Case("float[3] x, int64[1] k => float[3] y", "t = CastLike(k, x)  y = Add(x, t)"),

@@ -60,7 +60,7 @@ def test_bias_has_the_scale_of_the_accumulator():
 
 
 def test_zero_point_is_a_code():
-    graph = quantize(float_form(), precision="w8a4")
+    graph = quantize(float_form(), precision="w8a4", inner_bits=4)
     node = next(n for n in graph.nodes("DequantizeLinear") if n.metadata_props["qcompiler.format"] == "uint4")
     graph.set_const(node.inputs[2], np.uint8(16))
     with pytest.raises(ModelError, match="no code of uint4"):

@@ -200,7 +200,7 @@ UNARY: dict[str, Function] = {
     "Relu": torch.relu, "Round": ste_round, "Sigmoid": torch.sigmoid, "Sign": torch.sign, "Sin": torch.sin,
     "Sinh": torch.sinh, "Softplus": lambda x: x.clamp(min=0) + torch.log1p(torch.exp(-x.abs())),
     "Softsign": lambda x: x / (1 + x.abs()), "Sqrt": torch.sqrt, "Tan": torch.tan, "Tanh": torch.tanh,
-    "qcompiler::Swish": F.silu,
+    "qcompiler::Swish": F.silu, "qcompiler::QuickGelu": lambda x: x * torch.sigmoid(1.702 * x),
 }  # fmt: skip
 
 RULES: dict[str, Rule] = {
