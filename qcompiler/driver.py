@@ -353,11 +353,11 @@ def _evaluate(result: Result, bundle: Bundle, oracle: Oracle, progress: Progress
             oracle.run, [own], ["1 thread"], take(result.samples, CHECKED_SAMPLES), tolerance=Tolerance(oracle)
         )
         facts["verification"] = checked.document()
-    from qcompiler.report.layers import layer_quality, step_quality
+    from qcompiler.report.layers import describe_steps, layer_quality, step_quality
 
-    few = list(take(samples, LAYER_SAMPLES))
-    facts["layers"] = layer_quality(result, few, progress)
-    facts["passes"] = step_quality(result, few, facts["layers"])
+    steps = step_quality(result, list(take(samples, LAYER_SAMPLES)), progress)
+    facts["layers"] = layer_quality(result, steps[-1], steps[0])
+    facts["passes"] = describe_steps(result, steps)
     return facts
 
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from qcompiler.driver import Result
 
 
-def layer_quality(
-    result: Result, samples: Sequence[Mapping[str, NDArray]], progress: Callable[[str, int, int], None]
-) -> list[dict[str, Any]]:
-    """Name, operator, format and SQNR of every integer value whose float counterpart still has its name."""
-    assert result.qdq_graph is not None and result.integer_graph is not None
-    quality = value_quality(_prepared(result), result.qdq_graph, samples, progress)
+Quality = Mapping[str, float]
+"""Value name -> SQNR in dB."""
+
+
+def layer_quality(result: Result, quality: Quality, rounded: Quality) -> list[dict[str, Any]]:
+    """Name, operator, format and SQNR of every integer value whose float counterpart still has its name; rounded: the
+    SQNR before any pass refined the QDQ graph."""
+    assert result.integer_graph is not None
     integer = {str(value.name): value for value in result.integer_graph.values()}
     rows = []
     for name, db in quality.items():
@@ -42,6 +44,7 @@ def layer_quality(
                 "format": value.metadata_props.get("qcompiler.format", ""),
                 "weight_format": _weight_format(producer),
                 "sqnr_db": db,
+                "sqnr_db_rounded": rounded.get(name),
             }
         )
     return rows
@@ -73,18 +76,19 @@ def value_quality(
 
 
 def step_quality(
-    result: Result, samples: Sequence[Mapping[str, NDArray]], layers: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
-    """What the passes that refine the QDQ graph cost and won: seconds, mean SQNR of all values and that of the outputs
-    behind each, the first row being plain rounding. Gives the rows of `layers` their SQNR behind that as well."""
+    result: Result, samples: Sequence[Mapping[str, NDArray]], progress: Callable[[str, int, int], None]
+) -> list[dict[str, float]]:
+    """`value_quality` behind every pass that made or refined the QDQ graph: the first is plain rounding, the last what
+    came of it."""
+    return [value_quality(_prepared(result), graph, samples, progress) for _, graph in result.steps]
+
+
+def describe_steps(result: Result, qualities: Sequence[Quality]) -> list[dict[str, Any]]:
+    """What these passes cost and won: seconds, mean SQNR of all values and that of the outputs behind each."""
     assert result.qdq_graph is not None
     outputs = [str(value.name) for value in result.qdq_graph.outputs]
     rows = []
-    for i, (name, graph) in enumerate(result.steps):
-        quality = value_quality(_prepared(result), graph, samples)
-        if i == 0:
-            for layer in layers:
-                layer["sqnr_db_rounded"] = quality.get(layer["name"])
+    for (name, _), quality in zip(result.steps, qualities, strict=True):
         last = [quality[output] for output in outputs if output in quality]
         rows.append(
             {

@@ -21,12 +21,12 @@ from qcompiler.targets.c.machine import PACKED, SCALAR
 from qcompiler.targets.c.state import state_bytes, states_of
 from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.lower import check_operators, lower
-from qcompiler.targets.shared.sample import SAMPLED, Sample
+from qcompiler.targets.shared.sample import Sample, SampleCost
 
 ARITHMETIC = "fixed"
 
 
-class CCost:
+class CCost(SampleCost):
     """A cost model (qcompiler/cost.py). packed: as with option `pack`, weights of 2 to 4 bits stay packed.
 
     latency is 0: how long an instruction takes is the board's matter. resources: `flash_bytes` (of a node: its
@@ -38,23 +38,12 @@ class CCost:
         self.packed = packed
         self.machine = PACKED if packed else SCALAR
         self.rates = read_rates()
-        self._known: dict[tuple[Work, Widths], Cost] = {}
+        super().__init__()
 
     @property
     def origin(self) -> str:
         """Where the rates of code and instructions are from."""
         return footprint.Rates.read().origin
-
-    def cost(self, work: Work, widths: Widths) -> Cost:
-        """Of one node alone."""
-        if work.kind == "free":
-            return Cost()
-        if work.kind not in SAMPLED:
-            return Cost(resources={"unpriced": 1})
-        key = work, widths
-        if key not in self._known:
-            self._known[key] = self._priced(work, widths)
-        return self._known[key]
 
     def _priced(self, work: Work, widths: Widths) -> Cost:
         sample = Sample(ARITHMETIC)

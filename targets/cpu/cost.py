@@ -22,13 +22,13 @@ from qcompiler.targets.cpu.loads import load_of
 from qcompiler.targets.cpu.table import Table
 from qcompiler.targets.shared.lower import lower
 from qcompiler.targets.shared.program import Program
-from qcompiler.targets.shared.sample import SAMPLED, Sample
+from qcompiler.targets.shared.sample import Sample, SampleCost
 
 SHIPPED = Path(__file__).with_name("costs")
 """Tables of the reference machine, LEVEL-THREADS.json."""
 
 
-class CpuCost:
+class CpuCost(SampleCost):
     """A cost model (qcompiler/cost.py) of one instruction set and number of threads.
 
     resources: `bops`; `unpriced`: nodes without a price (float islands, operators without a sample), which do not
@@ -39,25 +39,15 @@ class CpuCost:
         self.table = table
         self.machine = LEVELS[table.level]
         self.arithmetic = arithmetic
-        self._known: dict[tuple[Work, Widths], Cost] = {}
+        super().__init__()
 
     @property
     def origin(self) -> str:
         """Device and date of the measurement."""
         return self.table.origin
 
-    def cost(self, work: Work, widths: Widths) -> Cost:
-        """Of one node. Raises UnsupportedError for kernels that the table lacks."""
-        if work.kind == "free":
-            return Cost()
-        if work.kind not in SAMPLED:
-            return Cost(resources={"unpriced": 1})
-        key = work, widths
-        if key not in self._known:
-            self._known[key] = self._priced(work, widths)
-        return self._known[key]
-
     def _priced(self, work: Work, widths: Widths) -> Cost:
+        """Raises UnsupportedError for kernels that the table lacks."""
         sample = Sample(self.arithmetic)
         name = sample.add(work, widths)
         program = lower(sample.graph, self.machine)

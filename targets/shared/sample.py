@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.cost import Widths, Work
+from qcompiler.cost import Cost, Widths, Work
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import parse_format, parse_integers
 from qcompiler.graph.model import DOMAIN, Graph
@@ -212,6 +212,27 @@ class Sample:
 
     def _move(self, work: Work, widths: Widths, given: list[ir.Value], tokens: list[str]) -> tuple:
         return given, "Concat", {}
+
+
+class SampleCost:
+    """What cost models share that price a node by its sample: each work at each width is priced once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[Work, Widths], Cost] = {}
+
+    def cost(self, work: Work, widths: Widths) -> Cost:
+        """Of one node alone. Raises what pricing raises, UnsupportedError for kernels that a table lacks."""
+        if work.kind == "free":
+            return Cost()
+        if work.kind not in SAMPLED:
+            return Cost(resources={"unpriced": 1})
+        key = work, widths
+        if key not in self._known:
+            self._known[key] = self._priced(work, widths)
+        return self._known[key]
+
+    def _priced(self, work: Work, widths: Widths) -> Cost:
+        raise NotImplementedError
 
 
 def _doubled(work: Work) -> tuple[int, ...]:
