@@ -23,6 +23,7 @@ import mmap
 import os
 import threading
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ class Session:
             self.inputs: list[dict[str, Any]] = self.manifest["inputs"]
             self.outputs: list[dict[str, Any]] = self.manifest["outputs"]
             self._shapes = [(spec["name"], tuple(spec["shape"]), np.dtype(spec["dtype"])) for spec in self.inputs]
-            self._states = _states(self.inputs, self.outputs)
+            self._states = state_places(self.inputs, self.outputs)
             variant = self._pick()
             self.level: str = variant["level"]
             library, weights = self.path / variant["library"], self.path / variant["weights"]
@@ -135,18 +136,18 @@ class Session:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Outputs in the order of the manifest, as new arrays. Raises BundleLoadError if inputs do not fit."""
-        arrays = self._checked(inputs, self._shapes)
+        arrays = checked(self.path, inputs, self._shapes)
         results = [np.empty(spec["shape"], spec["dtype"]) for spec in self.outputs]
         if not self._states:
             with self._lock:
                 self._call(arrays, results)
             return results
         for i, o in self._states:
-            arrays[i], results[o] = _quantize(arrays[i], self.inputs[i]), self._fresh(i)
+            arrays[i], results[o] = quantize(arrays[i], self.inputs[i]), self._fresh(i)
         with self._lock:
             self._call(arrays, results)
         for _, o in self._states:
-            results[o] = _dequantize(results[o], self.outputs[o])
+            results[o] = dequantize(results[o], self.outputs[o])
         return results
 
     def reset(self) -> None:
@@ -159,7 +160,7 @@ class Session:
         if not self._states:
             raise BundleLoadError(f"{self.path}: the bundle has no state. Call run, or compile with --state.")
         taken = {i for i, _ in self._states}
-        given = self._checked(inputs, [shape for i, shape in enumerate(self._shapes) if i not in taken])
+        given = checked(self.path, inputs, [shape for i, shape in enumerate(self._shapes) if i not in taken])
         with self._lock:
             rest = iter(given)
             arrays = [self._kept[i] if i in taken else next(rest) for i in range(len(self.inputs))]
@@ -172,26 +173,7 @@ class Session:
         return [result for o, result in enumerate(results) if o not in made]
 
     def _fresh(self, i: int) -> np.ndarray:
-        return np.empty(self.inputs[i]["shape"], _storage(self.inputs[i]["format"]))
-
-    def _checked(
-        self, inputs: Mapping[str, np.ndarray], shapes: list[tuple[str, tuple[int, ...], np.dtype]]
-    ) -> list[np.ndarray]:
-        if inputs.keys() != {name for name, _, _ in shapes}:
-            expected = ", ".join(f"`{name}`" for name, _, _ in shapes)
-            given = ", ".join(f"`{name}`" for name in inputs) or "none"
-            raise BundleLoadError(f"{self.path}: the inputs are {expected}; given: {given}.")
-        arrays = []
-        for name, shape, dtype in shapes:
-            array = np.asarray(inputs[name])
-            if array.shape != shape:
-                raise BundleLoadError(f"{self.path}: input `{name}` has shape {array.shape}, not {shape}.")
-            if array.dtype != dtype:
-                raise BundleLoadError(
-                    f"{self.path}: input `{name}` is {array.dtype}, not {dtype}. Convert it with .astype(np.{dtype})."
-                )
-            arrays.append(np.ascontiguousarray(array))
-        return arrays
+        return np.empty(self.inputs[i]["shape"], storage(self.inputs[i]["format"]))
 
     def _call(self, arrays: list[np.ndarray], results: list[np.ndarray]) -> None:
         """Run the library; the lock is held."""
@@ -205,21 +187,7 @@ class Session:
     def self_test(self) -> None:
         """Run the sample that was packed with the bundle. Raises BundleLoadError unless every bit is right (or, of
         outputs that depend on float islands, within the tolerance in the manifest)."""
-        name = str(self.manifest.get("self_test", "selftest.npz"))
-        try:
-            with np.load(self.path / name, allow_pickle=False) as stored:
-                given = {shape[0]: stored[f"in_{i}"] for i, shape in enumerate(self._shapes)}
-                wanted = [stored[f"out_{i}"] for i in range(len(self.outputs))]
-        except Exception as error:  # numpy and zipfile raise many types for a damaged file
-            raise BundleLoadError(f"{self.path}: the self-test `{name}` cannot be read ({_say(error)}).") from error
-        for spec, want, got in zip(self.outputs, wanted, self.run(given), strict=True):
-            same = want.shape == got.shape and want.dtype == got.dtype
-            exact = same and want.tobytes() == got.tobytes()
-            if not exact and not (same and np.abs(want.astype(np.float64) - got).max() <= spec.get("tolerance", -1)):
-                raise BundleLoadError(
-                    f"{self.path}: the self-test failed: output `{spec['name']}` is not what the compiler computed. "
-                    "Do not use this bundle here; report a bug with the processor's name."
-                )
+        self_test(self)
 
     def close(self) -> None:
         """End the threads, free the arena, unload the library. More calls do nothing."""
@@ -243,27 +211,67 @@ class Session:
             self.close()
 
 
-def _states(inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> list[tuple[int, int]]:
+def checked(
+    path: Path, inputs: Mapping[str, np.ndarray], shapes: list[tuple[str, tuple[int, ...], np.dtype]]
+) -> list[np.ndarray]:
+    """The arrays of these inputs in order, contiguous. Raises BundleLoadError where names, shapes or types are others."""
+    if inputs.keys() != {name for name, _, _ in shapes}:
+        expected = ", ".join(f"`{name}`" for name, _, _ in shapes)
+        given = ", ".join(f"`{name}`" for name in inputs) or "none"
+        raise BundleLoadError(f"{path}: the inputs are {expected}; given: {given}.")
+    arrays = []
+    for name, shape, dtype in shapes:
+        array = np.asarray(inputs[name])
+        if array.shape != shape:
+            raise BundleLoadError(f"{path}: input `{name}` has shape {array.shape}, not {shape}.")
+        if array.dtype != dtype:
+            raise BundleLoadError(
+                f"{path}: input `{name}` is {array.dtype}, not {dtype}. Convert it with .astype(np.{dtype})."
+            )
+        arrays.append(np.ascontiguousarray(array))
+    return arrays
+
+
+def self_test(session: Any) -> None:
+    """Compare a session's answer to the packed sample with the oracle's. Raises BundleLoadError."""
+    name = str(session.manifest.get("self_test", "selftest.npz"))
+    try:
+        with np.load(session.path / name, allow_pickle=False) as stored:
+            given = {spec["name"]: stored[f"in_{i}"] for i, spec in enumerate(session.inputs)}
+            wanted = [stored[f"out_{i}"] for i in range(len(session.outputs))]
+    except Exception as error:  # numpy and zipfile raise many types for a damaged file
+        raise BundleLoadError(f"{session.path}: the self-test `{name}` cannot be read ({_say(error)}).") from error
+    for spec, want, got in zip(session.outputs, wanted, session.run(given), strict=True):
+        same = want.shape == got.shape and want.dtype == got.dtype
+        exact = same and want.tobytes() == got.tobytes()
+        if not exact and not (same and np.abs(want.astype(np.float64) - got).max() <= spec.get("tolerance", -1)):
+            raise BundleLoadError(
+                f"{session.path}: the self-test failed: output `{spec['name']}` is not what the compiler computed. "
+                "Do not use this bundle here; report a bug with the processor's name."
+            )
+
+
+def state_places(inputs: list[dict[str, Any]], outputs: list[dict[str, Any]]) -> list[tuple[int, int]]:
     """(input, output) of every state, by place."""
     places = {spec["name"]: o for o, spec in enumerate(outputs)}
     return [(i, places[spec["state"]]) for i, spec in enumerate(inputs) if "state" in spec]
 
 
-def _storage(token: str) -> np.dtype:
+def storage(token: str) -> np.dtype:
     """dtype of the codes of a format such as uint8, int4 or int16."""
     bits = int("".join(c for c in token if c.isdigit()))
     return np.dtype(f"{'u' if token.startswith('u') else ''}int{8 if bits <= 8 else 16}")
 
 
-def _quantize(x: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+def quantize(x: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
     """Codes of float32 values: clip(rint(x / scale) + z), as the compiler's own quantizer."""
     bits, signed = int("".join(c for c in spec["format"] if c.isdigit())), not spec["format"].startswith("u")
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
     codes = np.rint(x / np.float32(spec["scale"])).astype(np.float64) + spec["zero_point"]
-    return np.clip(codes, low + spec["format"].endswith("n"), high).astype(_storage(spec["format"]))
+    return np.clip(codes, low + spec["format"].endswith("n"), high).astype(storage(spec["format"]))
 
 
-def _dequantize(codes: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
+def dequantize(codes: np.ndarray, spec: Mapping[str, Any]) -> np.ndarray:
     """Values of codes: float32(code - z) * scale."""
     return (codes.astype(np.int64) - spec["zero_point"]).astype(np.float32) * np.float32(spec["scale"])
 
@@ -297,6 +305,12 @@ def _map(path: Path, size: int) -> np.ndarray:
     return view
 
 
-def load(path: str | os.PathLike[str], *, threads: int = 1, check: bool = True) -> Session:
-    """Open a bundle. `check` compares every file with the manifest's sha256. Raises BundleLoadError."""
-    return Session(path, threads=threads, check=check)
+def load(path: str | os.PathLike[str], *, threads: int = 1, check: bool = True, **options: Any) -> Any:
+    """Open a bundle: a Session, or for the target `cuda` a CudaSession, which takes options (`device`).
+
+    `check` compares every file with the manifest's sha256. Raises BundleLoadError.
+    """
+    if read_manifest(path, check=False).get("target") != "cuda":
+        return Session(path, threads=threads, check=check, **options)
+    home = f"{__package__}." if __package__ else ""
+    return import_module(f"{home}cuda_loader").CudaSession(path, check=check, **options)

@@ -59,7 +59,9 @@ from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.stream import Chain, lower_chain
 
-RULES: dict[str, Callable[[Program, ir.Node], None]] = {
+Rule = Callable[[Program, ir.Node], None]
+
+RULES: dict[str, Rule] = {
     "qcompiler::Add": lower_add,
     "qcompiler::AveragePool": lower_pool,
     "qcompiler::BatchMatMul": lower_batch_matmul,
@@ -126,9 +128,11 @@ def lower(
     progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
     streams: tuple[Chain, ...] = (),
     states: Mapping[str, str] | None = None,
+    rules: Mapping[str, Rule] = RULES,
 ) -> Program:
     """The finished program of an INTEGER graph for one machine. streams: chains to be done in bands (stream.py).
-    states: outputs kept for the next run -> the inputs that they become; both hold the same kind of codes."""
+    states: outputs kept for the next run -> the inputs that they become; both hold the same kind of codes.
+    rules: a target's own in place of some of RULES."""
     program = Program(graph, machine, states=states or {})
     layout.assign(program)
     nodes = graph.nodes()
@@ -141,7 +145,7 @@ def lower(
         if node.name in last:
             lower_chain(program, [named[name] for name in last[str(node.name)]])
         elif node.name not in inside:
-            rule = lower_island if is_island(node) else RULES[operator_key(node)]
+            rule = lower_island if is_island(node) else rules[operator_key(node)]
             rule(program, node)
     program.keep_states()
     program.finish()

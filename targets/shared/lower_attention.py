@@ -26,15 +26,15 @@ def lower_batch_matmul(program: Program, node: ir.Node) -> None:
     a, b = (program.view(value) for value in node.inputs[:2])  # type: ignore[arg-type]
     y = program.view(node.outputs[0])
     batch = y.shape[:-2]
-    a = _batched(a, batch)
-    b = _batched(b, batch)
+    a = batched(a, batch)
+    b = batched(b, batch)
     if program.machine.lanes == 1:
         _scalar(program, node, a, b, y)
     else:
         _vectors(program, node, a, b, y)
 
 
-def _batched(view: View, batch: tuple[int, ...]) -> View:
+def batched(view: View, batch: tuple[int, ...]) -> View:
     """The view with all batch dimensions, stride 0 where it is broadcast."""
     shape = (*batch, *view.shape[-2:])
     return replace(view, shape=shape, strides=view.broadcast(shape), border=())
@@ -42,8 +42,8 @@ def _batched(view: View, batch: tuple[int, ...]) -> View:
 
 def _scalar(program: Program, node: ir.Node, a: View, b: View, y: View) -> None:
     program.fill_border(y)
-    batch = _three(y.shape[:-2], a.strides[:-2], b.strides[:-2], y.strides[:-2])
-    wide = max(format_of(value).bits for value in node.inputs[:2]) > 8 and not _fits(node, a.shape[-1])  # type: ignore[arg-type]
+    batch = batch_nest(y.shape[:-2], a.strides[:-2], b.strides[:-2], y.strides[:-2])
+    wide = max(format_of(value).bits for value in node.inputs[:2]) > 8 and not sums_of_products_fit(node, a.shape[-1])  # type: ignore[arg-type]
     requantize = replace(requantize_of(node, scalar=True), zero_point=0)
     spec = ScalarProduct(a.dtype, b.dtype, "int64" if wide else "int32", requantize)
     (m, k), n = a.shape[-2:], b.shape[-1]
@@ -67,7 +67,7 @@ def _scalar(program: Program, node: ir.Node, a: View, b: View, y: View) -> None:
     program.call(spec, prod(batch.extents) * m, shape, a, b, y, *scales)
 
 
-def _three(extents: tuple[int, ...], *strides: tuple[int, ...]) -> Nest:
+def batch_nest(extents: tuple[int, ...], *strides: tuple[int, ...]) -> Nest:
     """Three dimensions that iterate like these, merged where all strides allow."""
     nest = collapse([*extents, 1], *([*s, 1] for s in strides))
     kept = [d for d, extent in enumerate(nest.extents) if extent != 1]
@@ -78,7 +78,7 @@ def _three(extents: tuple[int, ...], *strides: tuple[int, ...]) -> Nest:
     return Nest((*[1] * lead, *(nest.extents[d] for d in kept)), tuple(map(tuple, columns)))
 
 
-def _fits(node: ir.Node, k: int) -> bool:
+def sums_of_products_fit(node: ir.Node, k: int) -> bool:
     """Whether both operands less their zero points are int16, and no sum of `k` products leaves int32."""
     worst = k
     for value, zero in zip(node.inputs[:2], ("a_zero_point", "b_zero_point"), strict=True):
@@ -95,7 +95,7 @@ def _choose(program: Program, node: ir.Node, k: int) -> tuple[Dot, int, int]:
     za, zb = attribute(node, "a_zero_point", 0), attribute(node, "b_zero_point", 0)
     formats = format_of(a), format_of(b)  # type: ignore[arg-type]
     if max(f.bits for f in formats) > 8:
-        if _fits(node, k):
+        if sums_of_products_fit(node, k):
             kind, pairs = ("madd_s16", 2) if program.machine.madd_s16 else ("plain", 1)
             return Dot(kind, "int16", "int16", pairs), zb, za  # type: ignore[arg-type]
         return Dot("wide", "int32", "int32", 1), zb, za

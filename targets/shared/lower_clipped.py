@@ -102,7 +102,7 @@ def _table(
     )
 
 
-def _evenly(program: Program, value: ir.Value, window: Window) -> View:
+def evenly(program: Program, value: ir.Value, window: Window) -> View:
     """Where a product writes whose pixels must lie at one distance from each other: the value's view, or scratch."""
     y = target_of(program, value, 1)
     if _even(y, window):
@@ -118,7 +118,7 @@ def _even(view: View, window: Window) -> bool:
     return even and (window.batch == 1 or strides[0] == rows * columns * strides[3])
 
 
-def _flat(window: Window, x: View) -> bool:
+def flat(window: Window, x: View) -> bool:
     """Whether output pixels read the input pixels of the same number."""
     single = window.kernel == (1, 1) and window.strides == (1, 1) and window.before == (0, 0)
     return single and window.input == window.output and _even(x, window)
@@ -133,7 +133,7 @@ def lower_clipped_conv(
         y = target_of(program, node.outputs[0], 1)
         _depthwise(program, node, value, weights, window, x, y, _WHOLE)
     else:
-        y = _evenly(program, node.outputs[0], window)
+        y = evenly(program, node.outputs[0], window)
         _product(program, node, value, weights, window, groups, x, y, _WHOLE)
     settle(program, node.outputs[0], y)
 
@@ -194,10 +194,10 @@ def _product(
         runs = _runs(paired.weights, merged)
         columns = program.scratch(f"{node.name}/columns", "int16", (runs[0].size * PIXELS,), (0,))
         packed = runs if paired.bits == 8 else pack_bits(runs.reshape(len(runs), -1), paired.bits)
-        spec = ColumnConv(x.dtype, paired.requantize, merged, _flat(window, x), paired.bits)
+        spec = ColumnConv(x.dtype, paired.requantize, merged, flat(window, x), paired.bits)
         _emit(program, node, spec, units, table, [x, y, columns], [packed, paired.bias, *paired.scales], piece)
         return
-    if paired is not None and paired.bits < 8 and groups == 1 and _flat(window, x):
+    if paired is not None and paired.bits < 8 and groups == 1 and flat(window, x):
         packed = pack_bits(_runs(paired.weights, merged).reshape(len(weights), -1), paired.bits)
         line = PackedLine(x.dtype, paired.requantize, paired.bits)
         _emit(program, node, line, units, table, [x, y], [packed, paired.bias, *paired.scales], piece)

@@ -174,7 +174,8 @@ def gather(program: Program, x: View, target: View, tables: Sequence[NDArray]) -
     inner = order[-1]
     table = tables[inner]
     steps = np.diff(table)
-    if len(table) > 1 and not (steps == 1).all():  # the innermost dimension has to be affine: give it a unit one
+    # The innermost dimension has to be affine: give it a unit one. On a grid it is every thread's own.
+    if len(table) > 1 and (program.machine.grid or not (steps == 1).all()):
         order.append(-1)
     extents = [target.shape[d] if d >= 0 else 1 for d in order]
     y_strides = [target.strides[d] if d >= 0 else 1 for d in order]

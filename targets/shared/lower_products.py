@@ -221,6 +221,14 @@ def _depthwise(program: Program, node: ir.Node, value: ir.Value, weights: NDArra
 
 def lower_conv_transpose(program: Program, node: ir.Node) -> None:
     """Spread the input with zeros between, then a convolution with the kernel turned around."""
+    value = node.inputs[0]
+    assert value is not None
+    window, weights, groups, spread = transposed_window(program, node)
+    convolve(program, node, value, weights, window, groups, spread)
+
+
+def transposed_window(program: Program, node: ir.Node) -> tuple[Window, NDArray, int, View]:
+    """A ConvTranspose as a convolution: its window, weights [M, C / groups, KH, KW], groups, and the input spread."""
     graph, value = program.graph, node.inputs[0]
     weights = graph.const(node.inputs[1])
     assert value is not None and weights is not None
@@ -254,7 +262,7 @@ def lower_conv_transpose(program: Program, node: ir.Node) -> None:
         weights = weights[:, :, None, :]
     kernel = weights.shape[2:]
     turned = weights.reshape(groups, c // groups, per_group, *kernel)[..., ::-1, ::-1].transpose(0, 2, 1, 3, 4)
-    convolve(program, node, value, turned.reshape(groups * per_group, c // groups, *kernel), window, groups, wide)
+    return window, turned.reshape(groups * per_group, c // groups, *kernel), groups, wide
 
 
 def lower_matmul(program: Program, node: ir.Node) -> None:

@@ -40,6 +40,8 @@ class Machine:
     """Whether outputs may be written over inputs of the same size."""
     borders: bool = True
     """Whether images carry their padding in memory; without, kernels clip their windows (see tir/scalar.py)."""
+    grid: bool = False
+    """Whether a unit of work is one thread's of thousands, so that units are as small as can be."""
 
     def __hash__(self) -> int:
         return hash(self.name)

@@ -62,6 +62,10 @@ class Call:
     loop: Loop | None = None
     share: float = 1.0
     """How much of the node's work it does, all times together."""
+    numbers: tuple[int, ...] = ()
+    """int32 values behind the pointers, of kernels that take some."""
+    launch: Any = None
+    """How a grid of threads does it, where the rule says so."""
 
 
 @dataclass
@@ -121,7 +125,15 @@ class Program:
     # -- calls -------------------------------------------------------------------------------------------------
 
     def call(
-        self, spec: Spec, units: int, *arguments: Argument | View, start: int = 0, advance: int = 0, share: float = 1.0
+        self,
+        spec: Spec,
+        units: int,
+        *arguments: Argument | View,
+        start: int = 0,
+        advance: int = 0,
+        share: float = 1.0,
+        numbers: Sequence[int] = (),
+        launch: Any = None,
     ) -> None:
         """Append a kernel call; views stand for the address of their first element."""
         pointers = [Argument(a.buffer, a.origin * a.itemsize) if isinstance(a, View) else a for a in arguments]
@@ -129,7 +141,9 @@ class Program:
             pointers, advance = [replace(pointer, step=0) for pointer in pointers], 0
         for pointer in pointers:
             pointer.buffer.touch(len(self.calls))
-        self.calls.append(Call(spec, units, pointers, self.node, "", start, advance, self.loop, share))
+        self.calls.append(
+            Call(spec, units, pointers, self.node, "", start, advance, self.loop, share, tuple(numbers), launch)
+        )
 
     @contextmanager
     def repeated(self, count: int) -> Iterator[None]:
@@ -198,15 +212,19 @@ class Program:
 
     def finish(self) -> None:
         """Name kernels, place the arena."""
+        self.name_kernels()
+        used = [buffer for buffer in self.buffers if buffer.first >= 0]
+        self.arena_bytes = arena.place(used, self.machine.alignment, self.machine.slack)
+        values = {id(view.buffer) for view in self.views.values()}
+        self.arena_bound = arena.lower_bound([buffer for buffer in used if id(buffer) in values])
+
+    def name_kernels(self) -> None:
+        """Equal specs have one kernel."""
         names: dict[Spec, str] = {}
         for call in self.calls:
             if call.spec not in names:
                 names[call.spec] = f"qc_{type(call.spec).__name__.lower()}_{len(names)}"
             call.kernel = names[call.spec]
-        used = [buffer for buffer in self.buffers if buffer.first >= 0]
-        self.arena_bytes = arena.place(used, self.machine.alignment, self.machine.slack)
-        values = {id(view.buffer) for view in self.views.values()}
-        self.arena_bound = arena.lower_bound([buffer for buffer in used if id(buffer) in values])
 
     def constants_read(self) -> list[int]:
         """Indices of the constants that calls read, in order."""

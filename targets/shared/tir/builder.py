@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 Expr = Any
 """A TVM expression (TVM is imported inside functions only)."""
 
 _UNBOUNDED = 1 << 30
+_SCOPE = ContextVar("_SCOPE", default="global")
+
+
+@contextmanager
+def locals_in(scope: str) -> Iterator[None]:
+    """Kernels built inside have their local arrays in this memory: generators differ in what they call it."""
+    token = _SCOPE.set(scope)
+    yield
+    _SCOPE.reset(token)
 
 
 def vector(dtype: str, lanes: int) -> str:
@@ -73,7 +83,7 @@ class Kernel:
 
     def local(self, elements: int, dtype: str) -> Pointer:
         """A register tile: an array on the stack that LLVM turns into registers when all indices are constant."""
-        buffer = self.tirx.decl_buffer((elements,), dtype, name=self._name("t"))
+        buffer = self.tirx.decl_buffer((elements,), dtype, name=self._name("t"), scope=_SCOPE.get())
         self.emit(self.tirx.AllocBuffer(buffer, annotations={"disable_lower_builtin": True}))
         return Pointer(self, buffer, dtype)
 

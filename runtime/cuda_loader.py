@@ -1,0 +1,399 @@
+"""Load and run a bundle of the target `cuda` with numpy and ctypes: the driver's own interface, no toolkit.
+
+Copied into every such bundle beside loader.py, which opens it:
+
+    from loader import load
+    session = load("bundle")
+    outputs = session.run({"x": array})          # numpy in, numpy out
+    outputs = session.run_device({"x": tensor})  # arrays on the card (torch, cupy, ...), not copied; arrays out
+
+The whole network is one CUDA graph, captured when it runs first with these addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import threading
+from collections.abc import Mapping
+from ctypes import c_int32, c_void_p
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_home = __package__ or ""
+loader = import_module(f"{_home}.loader" if _home else "loader")
+driver_module = import_module(f"{_home}.cuda_driver" if _home else "cuda_driver")
+BundleLoadError = loader.BundleLoadError
+GRAPHS = 8
+"""Captured graphs that are kept, one for each set of addresses."""
+ALIGNMENT = 16
+"""Bytes at whose multiples arrays on the card have to begin so that they are not copied."""
+
+
+class DeviceArray:
+    """An output on the card: torch.as_tensor(a, device="cuda") and cupy.asarray(a) take it without a copy.
+
+    It is the session's memory: the next run writes it anew.
+    """
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: np.dtype, stream: int, owner: Any) -> None:
+        self.pointer, self.shape, self.dtype = pointer, shape, dtype
+        self._owner = owner
+        self.__cuda_array_interface__ = {
+            "shape": shape, "typestr": dtype.str, "data": (pointer, False), "version": 3, "strides": None,
+            "stream": stream or 1,
+        }  # fmt: skip
+
+
+class CudaSession:
+    """A loaded bundle on one device. `run`, `step`, `reset`, `self_test` and `close` as loader.Session has them.
+
+    device: number of the card. driver: path of a library that stands in for libcuda. check: compare every file's
+    sha256. Raises BundleLoadError.
+    """
+
+    def __init__(self, path: Any, *, device: int = 0, driver: str | None = None, check: bool = True) -> None:
+        self._lock = threading.Lock()
+        self._open = False
+        self._memory: list[int] = []
+        self._graphs: dict[tuple[int, ...], int] = {}
+        self.path = Path(path)
+        self.manifest: dict[str, Any] = loader.read_manifest(path, check=check)
+        try:
+            self._facts: dict[str, Any] = self.manifest["cuda"]
+            self.inputs: list[dict[str, Any]] = self.manifest["inputs"]
+            self.outputs: list[dict[str, Any]] = self.manifest["outputs"]
+            self._states = loader.state_places(self.inputs, self.outputs)
+            self.launches: list[dict[str, Any]] = json.loads((self.path / self._facts["launches"]).read_text())
+            sizes = int(self._facts["weight_bytes"]), int(self._facts["arena_bytes"])
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise BundleLoadError(f"{path}: not a cuda bundle, or damaged ({error}). Compile the model again.") from error
+        weights = np.fromfile(self.path / self._facts["weights"], np.uint8)
+        if len(weights) != sizes[0]:
+            raise BundleLoadError(f"{path}: the weights have {len(weights)} bytes instead of {sizes[0]}. Copy it again.")
+        try:
+            self._start(device, driver)
+            self.driver.call("cuMemcpyHtoDAsync_v2", self._allocate(sizes[0], "weights"), weights.ctypes.data, sizes[0],
+                             self.stream)  # fmt: skip
+            self._places = {"weights": self._memory[0], "arena": self._allocate(sizes[1], "the arena")}
+            self._in = [self._allocate(self._bytes(spec, True) + 256, "an input") for spec in self.inputs]
+            self._out = [self._allocate(self._bytes(spec, False) + 256, "an output") for spec in self.outputs]
+            self._spare = {i: self._allocate(self._bytes(self.inputs[i], True) + 256, "a state")
+                           for i, _ in self._states}  # fmt: skip
+            self.driver.call("cuStreamSynchronize", self.stream)
+        except driver_module.CudaError as error:
+            self.close()
+            raise BundleLoadError(f"{path}: {error}. {self._advice(error)}") from error
+        self._kept = {i: self._in[i] for i, _ in self._states}
+        self._open = True
+        self.reset()
+
+    # -- opening -----------------------------------------------------------------------------------------------
+
+    def _start(self, device: int, driver: str | None) -> None:
+        self.driver = driver_module.Driver(driver)
+        self._device, self.name, self.arch, shared = self.driver.device(device)
+        self._context = self.driver.handle("cuDevicePrimaryCtxRetain", self._device)
+        self.driver.call("cuCtxSetCurrent", self._context)
+        needed = max((int(launch["shared"]) for launch in self.launches), default=0)
+        if needed > shared:
+            raise driver_module.CudaError(f"{self.name} has {shared} bytes of shared memory, and a kernel needs {needed}")
+        self._image = self._code()
+        self._module = self.driver.handle("cuModuleLoadData", ctypes.cast(ctypes.c_char_p(self._image), c_void_p))
+        self.stream = self.driver.handle("cuStreamCreate", 1)
+        self._functions: dict[str, int] = {}
+        for launch in self.launches:
+            name = launch["kernel"]
+            if name not in self._functions:
+                self._functions[name] = self.driver.handle("cuModuleGetFunction", self._module, name.encode())
+        most: dict[str, int] = {}
+        for launch in self.launches:
+            most[launch["kernel"]] = max(most.get(launch["kernel"], 0), int(launch["shared"]))
+        for name, amount in most.items():
+            if amount > 48 * 1024:
+                self.driver.call("cuFuncSetAttribute", self._functions[name], driver_module.MAX_DYNAMIC_SHARED, amount)
+
+    def _code(self) -> bytes:
+        """The cubin of the newest architecture that this card runs, else one that NVRTC makes now."""
+        if self.driver.has_kernels:
+            self.code = "emulator"
+            return b"-"
+        cubins: dict[str, str] = self._facts["cubins"]
+        fitting = [int(a) for a in cubins if int(a) // 10 == self.arch // 10 and int(a) <= self.arch]
+        if fitting:
+            self.code = f"cubin sm_{max(fitting)}"
+            return (self.path / cubins[str(max(fitting))]).read_bytes()
+        if self.arch < int(self._facts["least_arch"]):
+            raise driver_module.CudaError(
+                f"{self.name} is sm_{self.arch}, and the kernels need sm_{self._facts['least_arch']} or newer"
+            )
+        source = (self.path / self._facts["source"]).read_text()
+        headers = {Path(name).name: (self.path / name).read_text() for name in self._facts["headers"]}
+        self.code = f"NVRTC sm_{self.arch}"
+        try:
+            return bytes(driver_module.nvrtc_compile(source, headers, self.arch))
+        except driver_module.CudaError as error:
+            have = ", ".join(f"sm_{a}" for a in cubins) or "none"
+            raise driver_module.CudaError(f"no cubin fits sm_{self.arch} (there are: {have}), and {error}") from error
+
+    def _advice(self, error: Any) -> str:
+        if error.code == driver_module.OUT_OF_MEMORY:
+            return "Close other programs that use the card, or compile the model for a smaller batch."
+        text = str(error)
+        if "cubin" in text or "need sm_" in text:
+            return "Compile it with --arch of this card, or install NVRTC (pip install nvidia-cuda-nvrtc)."
+        return "Check the driver with nvidia-smi."
+
+    def _allocate(self, size: int, what: str) -> int:
+        try:
+            pointer = self.driver.handle("cuMemAlloc_v2", max(size, 1))
+        except driver_module.CudaError as error:
+            if error.code != driver_module.OUT_OF_MEMORY:
+                raise
+            free, total = self.driver.memory()
+            raise driver_module.CudaError(
+                f"{what} needs {size} bytes, and {self.name} has {free} of {total} free", error.code
+            ) from error
+        self._memory.append(int(pointer))
+        return int(pointer)
+
+    def _kind(self, spec: Mapping[str, Any]) -> np.dtype:
+        """dtype of an input or output on the card: codes of states, else what the manifest says."""
+        return np.dtype(loader.storage(spec["format"]) if "state" in spec else spec["dtype"])
+
+    def _bytes(self, spec: Mapping[str, Any], _: bool) -> int:
+        return prod(spec["shape"]) * self._kind(spec).itemsize
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Outputs in the order of the manifest, as new arrays. Raises BundleLoadError if inputs do not fit."""
+        arrays = loader.checked(self.path, inputs, self._shapes(range(len(self.inputs))))
+        results = [np.empty(spec["shape"], self._kind(spec)) for spec in self.outputs]
+        for i, _ in self._states:
+            arrays[i] = loader.quantize(arrays[i], self.inputs[i])
+        with self._lock, self._errors():
+            # States that `run` is given lie in the spare memory: those of `step` are left alone.
+            pointers = [self._spare.get(i, pointer) for i, pointer in enumerate(self._in)]
+            self._copy_in(arrays, pointers)
+            self._play(pointers, self._out)
+            self._copy_out(results, self._out)
+        for _, o in self._states:
+            results[o] = loader.dequantize(results[o], self.outputs[o])
+        return results
+
+    def reset(self) -> None:
+        """Let all states be 0, as before the first step."""
+        with self._lock, self._errors():
+            for i, _ in self._states:
+                spec = self.inputs[i]
+                zeros = np.full(spec["shape"], spec["zero_point"], self._kind(spec))
+                self.driver.call("cuMemcpyHtoDAsync_v2", self._kept[i], zeros.ctypes.data, zeros.nbytes, self.stream)
+                self.driver.call("cuStreamSynchronize", self.stream)
+
+    def step(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """One step: inputs without states, outputs without states. Raises BundleLoadError if inputs do not fit."""
+        if not self._states:
+            raise BundleLoadError(f"{self.path}: the bundle has no state. Call run, or compile with --state.")
+        taken, made = {i for i, _ in self._states}, {o: i for i, o in self._states}
+        free = [i for i in range(len(self.inputs)) if i not in taken]
+        arrays = loader.checked(self.path, inputs, self._shapes(free))
+        shown = [o for o in range(len(self.outputs)) if o not in made]
+        results = [np.empty(self.outputs[o]["shape"], self._kind(self.outputs[o])) for o in shown]
+        with self._lock, self._errors():
+            sources = [self._kept.get(i, pointer) for i, pointer in enumerate(self._in)]
+            targets = [self._spare[made[o]] if o in made else pointer for o, pointer in enumerate(self._out)]
+            self._copy_in(arrays, [sources[i] for i in free])
+            self._play(sources, targets)
+            self._copy_out(results, [targets[o] for o in shown])
+            self._kept, self._spare = self._spare, self._kept
+        return results
+
+    def run_device(self, inputs: Mapping[str, Any], stream: int = 0) -> list[DeviceArray]:
+        """The same with arrays on the card (`__cuda_array_interface__` or DLPack), dense and of the declared dtype.
+
+        They are read where they lie, on the session's stream once work on `stream` (0: the default stream) that was
+        given before is done. Returns arrays on the card, written when this returns. Raises BundleLoadError.
+        """
+        if self._states:
+            raise BundleLoadError(f"{self.path}: run_device is for bundles without state. Call run or step.")
+        names = [spec["name"] for spec in self.inputs]
+        if set(inputs) != set(names):
+            raise BundleLoadError(f"{self.path}: the inputs are {', '.join(names)}; given: {', '.join(inputs)}.")
+        with self._lock, self._errors():
+            self.driver.call("cuStreamSynchronize", stream)
+            pointers, kept = [], []
+            for i, spec in enumerate(self.inputs):
+                pointer, owner = self._pointer_of(inputs[spec["name"]], spec)
+                kept.append(owner)
+                if pointer % ALIGNMENT:
+                    size = self._bytes(spec, True)
+                    self.driver.call("cuMemcpyDtoDAsync_v2", self._in[i], pointer, size, self.stream)
+                    pointer = self._in[i]
+                pointers.append(pointer)
+            self._play(pointers, self._out)
+            self.driver.call("cuStreamSynchronize", self.stream)
+        return [
+            DeviceArray(pointer, tuple(spec["shape"]), self._kind(spec), self.stream, self)
+            for pointer, spec in zip(self._out, self.outputs, strict=True)
+        ]
+
+    def _pointer_of(self, array: Any, spec: Mapping[str, Any]) -> tuple[int, Any]:
+        """(address, what keeps it alive) of an array on the card."""
+        where = f"{self.path}: input `{spec['name']}`"
+        if hasattr(array, "__cuda_array_interface__"):
+            about = array.__cuda_array_interface__
+            shape, strides = tuple(about["shape"]), about.get("strides")
+            dtype, pointer, owner = np.dtype(about["typestr"]), int(about["data"][0]), array
+        elif hasattr(array, "__dlpack__"):
+            pointer, shape, strides, dtype, owner = _from_dlpack(array, where)
+        else:
+            raise BundleLoadError(f"{where} is no array on the card. Call run for numpy arrays.")
+        kind = self._kind(spec)
+        if shape != tuple(spec["shape"]):
+            raise BundleLoadError(f"{where} has shape {shape}, not {tuple(spec['shape'])}.")
+        if dtype != kind:
+            raise BundleLoadError(f"{where} is {dtype}, not {kind}.")
+        dense = tuple(prod(shape[d + 1 :]) * kind.itemsize for d in range(len(shape)))
+        if strides is not None and any(e > 1 and s != w for e, s, w in zip(shape, strides, dense, strict=True)):
+            raise BundleLoadError(f"{where} is not contiguous. Call .contiguous() first.")
+        return pointer, owner
+
+    def _shapes(self, places: Any) -> list[tuple[str, tuple[int, ...], np.dtype]]:
+        specs = [self.inputs[i] for i in places]
+        return [(spec["name"], tuple(spec["shape"]), np.dtype(spec["dtype"])) for spec in specs]
+
+    def _copy_in(self, arrays: list[np.ndarray], pointers: list[int]) -> None:
+        for array, pointer in zip(arrays, pointers, strict=True):
+            self.driver.call("cuMemcpyHtoDAsync_v2", pointer, array.ctypes.data, array.nbytes, self.stream)
+
+    def _copy_out(self, arrays: list[np.ndarray], pointers: list[int]) -> None:
+        for array, pointer in zip(arrays, pointers, strict=True):
+            self.driver.call("cuMemcpyDtoHAsync_v2", array.ctypes.data, pointer, array.nbytes, self.stream)
+        self.driver.call("cuStreamSynchronize", self.stream)
+
+    def _play(self, inputs: list[int], outputs: list[int]) -> None:
+        """Launch the graph of these addresses."""
+        if not self._open:
+            raise BundleLoadError(f"{self.path}: the session is closed.")
+        self.driver.call("cuGraphLaunch", self.graph(inputs, outputs), self.stream)
+
+    def graph(self, inputs: list[int] | None = None, outputs: list[int] | None = None) -> int:
+        """The CUDA graph (an executable one) that reads and writes these addresses, by default the session's own."""
+        inputs, outputs = inputs or self._in, outputs or self._out
+        key = (*inputs, *outputs)
+        if key not in self._graphs:
+            self.driver.call("cuCtxSetCurrent", self._context)
+            self.driver.call("cuStreamBeginCapture_v2", self.stream, 2)  # relaxed
+            try:
+                for launch in self.launches:
+                    self.launch(launch, inputs, outputs)
+            finally:
+                graph = self.driver.handle_of_capture(self.stream)
+            made = self.driver.handle("cuGraphInstantiateWithFlags", graph, 0)
+            self.driver.call("cuGraphDestroy", graph)
+            if len(self._graphs) >= GRAPHS:
+                self.driver.call("cuStreamSynchronize", self.stream)
+                self.driver.call("cuGraphExecDestroy", self._graphs.pop(next(iter(self._graphs))))
+            self._graphs[key] = made
+        return self._graphs[key]
+
+    def launch(self, launch: Mapping[str, Any], inputs: list[int] | None = None, outputs: list[int] | None = None) -> None:
+        """One kernel of the list, on the session's stream."""
+        inputs, outputs = inputs or self._in, outputs or self._out
+        values: list[Any] = []
+        for argument in launch["arguments"]:
+            if isinstance(argument, int):
+                values.append(c_int32(argument))
+            elif argument[0] in self._places:
+                values.append(c_void_p(self._places[argument[0]] + argument[1]))
+            else:
+                group = inputs if argument[0] == "input" else outputs
+                values.append(c_void_p(group[argument[1]] + argument[2]))
+        pointers = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
+        self.driver.call(
+            "cuLaunchKernel", self._functions[launch["kernel"]], *launch["grid"], launch["threads"], 1, 1,
+            launch["shared"], self.stream, pointers, None,
+        )  # fmt: skip
+
+    def _errors(self) -> Any:
+        return _Errors(self.path, self.driver, self._context)
+
+    def self_test(self) -> None:
+        """Run the sample that was packed with the bundle. Raises BundleLoadError unless every bit is right."""
+        loader.self_test(self)
+
+    def close(self) -> None:
+        """Give all memory back. More calls do nothing."""
+        with self._lock:
+            self._open = False
+            if not hasattr(self, "driver") or not hasattr(self, "_context"):
+                return
+            try:
+                self.driver.call("cuCtxSetCurrent", self._context)
+                for made in self._graphs.values():
+                    self.driver.call("cuGraphExecDestroy", made)
+                for pointer in self._memory:
+                    self.driver.call("cuMemFree_v2", pointer)
+                if hasattr(self, "_module"):
+                    self.driver.call("cuModuleUnload", self._module)
+                self.driver.call("cuDevicePrimaryCtxRelease_v2", self._device)
+            except driver_module.CudaError:
+                pass  # after an error of the card nothing can be given back; the driver does it when the process ends
+            finally:
+                self._graphs, self._memory = {}, []
+                del self._context
+
+    def __enter__(self) -> CudaSession:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_lock"):
+            self.close()
+
+
+class _Errors:
+    """Makes the context current, and the driver's errors the bundle's."""
+
+    def __init__(self, path: Path, driver: Any, context: int) -> None:
+        self.path, self.driver, self.context = path, driver, context
+
+    def __enter__(self) -> None:
+        self.driver.call("cuCtxSetCurrent", self.context)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if isinstance(error, driver_module.CudaError):
+            raise BundleLoadError(f"{self.path}: {error}. Open the bundle again.") from error
+
+
+class _DLTensor(ctypes.Structure):
+    _fields_ = [
+        ("data", c_void_p), ("device_type", c_int32), ("device_id", c_int32), ("ndim", c_int32),
+        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    ]  # fmt: skip
+
+
+def _from_dlpack(array: Any, where: str) -> tuple[int, tuple[int, ...], tuple[int, ...] | None, np.dtype, Any]:
+    """(address, shape, strides in bytes, dtype, owner) of an array that has __dlpack__."""
+    capsule = array.__dlpack__()
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
+    if tensor.device_type != 2:
+        raise BundleLoadError(f"{where} is not on a CUDA device. Call run for arrays of the host.")
+    shape = tuple(tensor.shape[d] for d in range(tensor.ndim))
+    kinds = {0: "i", 1: "u", 2: "f", 6: "b"}
+    if tensor.code not in kinds or tensor.bits % 8:
+        raise BundleLoadError(f"{where} has a type that numpy does not know (DLPack {tensor.code}, {tensor.bits} bits).")
+    dtype = np.dtype(f"{kinds[tensor.code]}{tensor.bits // 8}")
+    strides = tuple(tensor.strides[d] * dtype.itemsize for d in range(tensor.ndim)) if tensor.strides else None
+    return int(tensor.data or 0) + int(tensor.byte_offset), shape, strides, dtype, capsule

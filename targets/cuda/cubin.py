@@ -1,0 +1,111 @@
+"""nvcc, where there is one: cubins for the architectures that are asked for."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from qcompiler.errors import RecipeError, UnsupportedError
+
+ARCHITECTURES = (75, 80, 86, 89, 90)
+"""That kernels are tried with; newer ones run what NVRTC makes of the sources."""
+LEAST = 75
+"""The oldest that has what kernels use (ldmatrix, mma)."""
+FLAGS = ("-O3", "--fmad=false", "-std=c++17", "-diag-suppress", "177")
+"""Warning 177 is about variables of TVM's that nothing uses."""
+
+
+def find_nvcc() -> str | None:
+    """Path of nvcc, if there is one: $NVCC, on the PATH, or of the toolkit in its usual place."""
+    for name in (os.environ.get("NVCC"), "nvcc", "/usr/local/cuda/bin/nvcc"):
+        if name and (found := shutil.which(name)):
+            return found
+    return None
+
+
+def architectures(asked: str | None) -> list[int]:
+    """Of the option `arch`: numbers, rising. `none`: no cubins. Raises RecipeError, UnsupportedError without nvcc."""
+    if asked == "none":
+        return []
+    if not asked or asked == "all":
+        return list(ARCHITECTURES)
+    found = []
+    for name in asked.split(","):
+        number = re.fullmatch(r"(?:sm_)?(\d{2,3})", name.strip())
+        if number is None or int(number[1]) < LEAST:
+            hint = f"For example sm_80,sm_90; the oldest is sm_{LEAST}. Or all (default), or none: NVRTC compiles at load."
+            raise RecipeError(f"`{name}` is no architecture of the cuda target.", where="option arch", hint=hint)
+        found.append(int(number[1]))
+    if find_nvcc() is None:
+        raise UnsupportedError(
+            "nvcc was not found, which makes cubins.",
+            where="option arch",
+            hint="Install the CUDA toolkit, name it in the environment variable NVCC, or leave out --arch: the loader "
+            "then compiles with NVRTC.",
+        )
+    return sorted(set(found))
+
+
+@dataclass(frozen=True)
+class Cubin:
+    """Code for one architecture, and what ptxas said about each kernel."""
+
+    data: bytes
+    usage: Mapping[str, Mapping[str, int]]
+    """Kernel -> registers, spilled (bytes), shared (static bytes)."""
+
+
+def compile_cubins(
+    files: Mapping[str, str], archs: Sequence[int], progress: Callable[[int, int], None] = lambda done, total: None
+) -> dict[int, Cubin]:
+    """Architecture -> cubin of kernels.cu. files: texts by name. Raises UnsupportedError with nvcc's words."""
+    nvcc = find_nvcc()
+    if nvcc is None or not archs:
+        return {}
+    with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
+        work = Path(folder)
+        for name, text in files.items():
+            (work / name).write_text(text)
+        made: dict[int, Cubin] = {}
+        with ThreadPoolExecutor(max_workers=min(len(archs), os.cpu_count() or 1)) as pool:
+            for arch, cubin in zip(archs, pool.map(lambda arch: _compile(nvcc, work, arch), archs), strict=True):
+                made[arch] = cubin
+                progress(len(made), len(archs))
+        return made
+
+
+def _compile(nvcc: str, work: Path, arch: int) -> Cubin:
+    output = work / f"sm_{arch}.cubin"
+    command = [nvcc, *FLAGS, "-Xptxas", "-v", "-cubin", f"-arch=sm_{arch}", "kernels.cu", "-o", output.name]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UnsupportedError(
+            f"nvcc failed for sm_{arch}: {(done.stderr or done.stdout).strip()[:600]}",
+            where="target `cuda`",
+            hint="Leave this architecture out of --arch, or name another nvcc in the environment variable NVCC.",
+        )
+    return Cubin(output.read_bytes(), usage_of(done.stderr))
+
+
+def usage_of(log: str) -> dict[str, dict[str, int]]:
+    """What `ptxas -v` says, by kernel."""
+    found: dict[str, dict[str, int]] = {}
+    name = ""
+    for line in log.splitlines():
+        if entry := re.search(r"Compiling entry function '(\w+)'", line):
+            name = entry[1]
+            found[name] = {"registers": 0, "spilled": 0, "shared": 0}
+        elif name and (spilled := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line)):
+            found[name]["spilled"] = int(spilled[1]) + int(spilled[2])
+        elif name and (used := re.search(r"Used (\d+) registers", line)):
+            found[name]["registers"] = int(used[1])
+            if static := re.search(r"(\d+) bytes smem", line):
+                found[name]["shared"] = int(static[1])
+    return found

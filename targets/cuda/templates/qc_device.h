@@ -1,0 +1,190 @@
+/* Device functions that kernels call. Each has a body for the card and one for the emulator (QC_EMULATE), which runs
+   kernels on a processor thread by thread. Integers in, integers out: the float of a requantization is inside, written
+   with intrinsics that no compiler contracts. */
+#ifndef QC_DEVICE_H
+#define QC_DEVICE_H
+
+#ifdef QC_EMULATE
+#include "qc_emulate.h"
+#elif defined(__CUDACC_RTC__)
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef short int16_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned int uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+#else
+#include <cstdint>
+#endif
+
+#ifndef QC_EMULATE
+#define QC_FN static __device__ __forceinline__
+#define QC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#endif
+
+typedef unsigned char uchar;
+typedef unsigned short ushort;
+typedef unsigned int uint;
+
+/* -- codes ---------------------------------------------------------------------------------------------------- */
+
+QC_FN int qc_clip(int code, int low, int high, int zero) { return min(max(code, low), high) + zero; }
+
+#ifdef QC_EMULATE
+QC_FN int qc_round(float x) { return x >= 2147483648.0f ? 2147483647 : x < -2147483648.0f ? -2147483647 - 1 : (int)nearbyintf(x); }
+QC_FN float qc_scaled(int acc, float scale) { return (float)acc * scale; }
+QC_FN float qc_scaled_wide(int64_t acc, float scale) { return (float)acc * scale; }
+QC_FN int qc_high(int a, int b) { return (int)(((int64_t)a * b) >> 32); }
+#else
+QC_FN int qc_round(float x) { return __float2int_rn(x); }
+QC_FN float qc_scaled(int acc, float scale) { return __fmul_rn(__int2float_rn(acc), scale); }
+QC_FN float qc_scaled_wide(int64_t acc, float scale) { return __fmul_rn(__ll2float_rn(acc), scale); }
+QC_FN int qc_high(int a, int b) { return __mulhi(a, b); }
+#endif
+
+/* clip(rint(float32(acc) * scale), low, high) + zero: rounding to an integer saturates beyond every format. */
+QC_FN int qc_requantize(int acc, float scale, int low, int high, int zero) {
+  return qc_clip(qc_round(qc_scaled(acc, scale)), low, high, zero);
+}
+QC_FN int qc_requantize_wide(int64_t acc, float scale, int low, int high, int zero) {
+  return qc_clip(qc_round(qc_scaled_wide(acc, scale)), low, high, zero);
+}
+/* clip((acc * multiplier + 2^(shift-1)) >> shift, low, high) + zero, 1 <= shift <= 62. With a shift of 33 or more the
+   upper word of the product decides: floor((p + 2^(s-1)) / 2^s) = floor((floor(p / 2^(s-1)) + 1) / 2). */
+QC_FN int qc_requantize_fixed_wide(int64_t acc, int multiplier, int shift, int low, int high, int zero) {
+  int64_t code = (acc * multiplier + ((int64_t)1 << (shift - 1))) >> shift;
+  code = code < low ? (int64_t)low : code > high ? (int64_t)high : code;
+  return (int)code + zero;
+}
+QC_FN int qc_requantize_fixed(int acc, int multiplier, int shift, int low, int high, int zero) {
+  if (shift < 33) return qc_requantize_fixed_wide(acc, multiplier, shift, low, high, zero);
+  return qc_clip(((qc_high(acc, multiplier) >> (shift - 33)) + 1) >> 1, low, high, zero);
+}
+
+/* -- addresses and moves --------------------------------------------------------------------------------------- */
+
+QC_FN int qc_low_half(int pair) { return (int)(short)(pair & 0xffff); }
+QC_FN int qc_inside(int row, int column, int height, int width) {
+  return (uint)row < (uint)height && (uint)column < (uint)width;
+}
+QC_FN const void *qc_choose(int inside, const void *x, int at, const void *line) {
+  return inside ? (const void *)((const uchar *)x + at) : line;
+}
+
+template <int N> struct qc_bytes;
+template <> struct qc_bytes<1> { typedef uchar type; };
+template <> struct qc_bytes<2> { typedef ushort type; };
+template <> struct qc_bytes<4> { typedef uint type; };
+template <> struct qc_bytes<8> { typedef uint2 type; };
+template <> struct qc_bytes<16> { typedef uint4 type; };
+template <int N> QC_FN void qc_move(void *to, const void *from) {
+  typedef typename qc_bytes<N>::type type;
+  *(type *)to = *(const type *)from;
+}
+QC_FN void qc_move1(void *to, const void *from) { qc_move<1>(to, from); }
+QC_FN void qc_move2(void *to, const void *from) { qc_move<2>(to, from); }
+QC_FN void qc_move4(void *to, const void *from) { qc_move<4>(to, from); }
+QC_FN void qc_move8(void *to, const void *from) { qc_move<8>(to, from); }
+QC_FN void qc_move16(void *to, const void *from) { qc_move<16>(to, from); }
+/* Two codes side by side, of one or two bytes. */
+QC_FN void qc_put2_1(void *to, int a, int b) { *(ushort *)to = (ushort)((a & 255) | (b & 255) << 8); }
+QC_FN void qc_put2_2(void *to, int a, int b) { *(uint *)to = ((uint)a & 65535u) | (uint)b << 16; }
+/* Sixteen bytes from sixteen places to one. */
+template <class... T> QC_FN void qc_bytes16(void *to, T... from) {
+  const void *places[16] = {from...};
+  uint words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint word = 0;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) word |= (uint) * (const uchar *)places[4 * i + j] << (8 * j);
+    words[i] = word;
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) ((uint *)to)[i] = words[i];
+}
+
+/* -- asynchronous copies to shared memory ---------------------------------------------------------------------- */
+
+#if defined(QC_EMULATE)
+QC_FN void qc_async16(void *to, const void *from) { qc_emulate_async(to, from, 16); }
+QC_FN void qc_async8(void *to, const void *from) { qc_emulate_async(to, from, 8); }
+QC_FN void qc_async4(void *to, const void *from) { qc_emulate_async(to, from, 4); }
+QC_FN void qc_async_commit() { qc_emulate_commit(); }
+#define QC_WAIT(n) QC_FN void qc_async_wait##n() { qc_emulate_wait(n); }
+#elif __CUDA_ARCH__ >= 800
+QC_FN uint qc_shared_address(const void *p) { return (uint)__cvta_generic_to_shared(p); }
+QC_FN void qc_async16(void *to, const void *from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(qc_shared_address(to)), "l"(from) : "memory");
+}
+QC_FN void qc_async8(void *to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(qc_shared_address(to)), "l"(from) : "memory");
+}
+QC_FN void qc_async4(void *to, const void *from) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(qc_shared_address(to)), "l"(from) : "memory");
+}
+QC_FN void qc_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+#define QC_WAIT(n) QC_FN void qc_async_wait##n() { asm volatile("cp.async.wait_group " #n ";" ::: "memory"); }
+#else
+QC_FN uint qc_shared_address(const void *p) { return (uint)__cvta_generic_to_shared(p); }
+QC_FN void qc_async16(void *to, const void *from) { qc_move<16>(to, from); }
+QC_FN void qc_async8(void *to, const void *from) { qc_move<8>(to, from); }
+QC_FN void qc_async4(void *to, const void *from) { qc_move<4>(to, from); }
+QC_FN void qc_async_commit() {}
+#define QC_WAIT(n) QC_FN void qc_async_wait##n() {}
+#endif
+QC_WAIT(0)
+QC_WAIT(1)
+QC_WAIT(2)
+QC_WAIT(3)
+QC_WAIT(4)
+
+/* -- fragments ------------------------------------------------------------------------------------------------- */
+
+/* Four 8 x 16 byte matrices: lane l gives the address of row l % 8 of matrix l / 8, and gets four bytes of each. */
+QC_FN void qc_ldmatrix4(uint *r, const void *row) {
+#ifdef QC_EMULATE
+  qc_emulate_ldmatrix4(r, row);
+#else
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(qc_shared_address(row))
+               : "memory");
+#endif
+}
+
+/* c[16 x 8] += a[16 x 32] b[32 x 8]. Lane l has rows l / 4 and l / 4 + 8 of a and column l / 4 of b, four bytes from
+   4 (l % 4) on in each half; of c columns 2 (l % 4) and the next, of both rows. Cards before sm_80 have m8n8k16, of
+   which this is four, with the same registers. */
+#ifdef QC_EMULATE
+QC_FN void qc_mma_u8s8(int *c, const uint *a, const uint *b) { qc_emulate_mma(c, a, b, false); }
+QC_FN void qc_mma_s8s8(int *c, const uint *a, const uint *b) { qc_emulate_mma(c, a, b, true); }
+#elif __CUDA_ARCH__ >= 800
+#define QC_MMA(name, type)                                                                                        \
+  QC_FN void name(int *c, const uint *a, const uint *b) {                                                         \
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type                                                    \
+                 ".s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                        \
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                 \
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                             \
+  }
+QC_MMA(qc_mma_u8s8, "u8")
+QC_MMA(qc_mma_s8s8, "s8")
+#else
+#define QC_MMA8(c, a, b, type)                                                                                    \
+  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." type ".s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"             \
+               : "+r"((c)[0]), "+r"((c)[1])                                                                       \
+               : "r"(a), "r"(b))
+#define QC_MMA(name, type)                                                                                        \
+  QC_FN void name(int *c, const uint *a, const uint *b) {                                                         \
+    QC_MMA8(c, a[0], b[0], type);                                                                                 \
+    QC_MMA8(c, a[2], b[1], type);                                                                                 \
+    QC_MMA8(c + 2, a[1], b[0], type);                                                                             \
+    QC_MMA8(c + 2, a[3], b[1], type);                                                                             \
+  }
+QC_MMA(qc_mma_u8s8, "u8")
+QC_MMA(qc_mma_s8s8, "s8")
+#endif
+
+#endif
