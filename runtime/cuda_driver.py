@@ -163,8 +163,8 @@ def _nvrtc_names() -> list[str]:
     return [name for name in names if "builtins" not in name]
 
 
-def nvrtc_compile(source: str, headers: dict[str, str], arch: int) -> bytes:
-    """A cubin for sm_`arch`. Raises CudaError, with the compiler's words where it fails."""
+def nvrtc_compile(source: str, headers: dict[str, str], arch: str) -> bytes:
+    """A cubin for `arch`, such as sm_80. Raises CudaError, with the compiler's words where it fails."""
     library = _first(_nvrtc_names())
     if library is None:
         raise CudaError("NVRTC is not installed (libnvrtc.so is not found)")
@@ -174,7 +174,7 @@ def nvrtc_compile(source: str, headers: dict[str, str], arch: int) -> bytes:
     if library.nvrtcCreateProgram(byref(program), source.encode(), b"kernels.cu", len(headers), texts, names):
         raise CudaError("NVRTC could not begin")
     try:
-        options = [f"--gpu-architecture=sm_{arch}", "--fmad=false", "-std=c++17", "-default-device"]
+        options = [f"--gpu-architecture={arch}", "--fmad=false", "-std=c++17", "-default-device"]
         spelled = (c_char_p * len(options))(*(option.encode() for option in options))
         failed = library.nvrtcCompileProgram(program, len(options), spelled)
         size = c_size_t()
@@ -182,7 +182,7 @@ def nvrtc_compile(source: str, headers: dict[str, str], arch: int) -> bytes:
             library.nvrtcGetProgramLogSize(program, byref(size))
             log = ctypes.create_string_buffer(max(size.value, 1))
             library.nvrtcGetProgramLog(program, log)
-            raise CudaError(f"NVRTC does not compile for sm_{arch}: {log.value.decode(errors='replace')[:600]}")
+            raise CudaError(f"NVRTC does not compile for {arch}: {log.value.decode(errors='replace')[:600]}")
         library.nvrtcGetCUBINSize(program, byref(size))
         cubin = ctypes.create_string_buffer(size.value)
         library.nvrtcGetCUBIN(program, cubin)

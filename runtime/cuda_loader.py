@@ -64,22 +64,20 @@ class CudaSession:
         self.path = Path(path)
         self.manifest: dict[str, Any] = loader.read_manifest(path, check=check)
         try:
-            self._facts: dict[str, Any] = self.manifest["cuda"]
+            facts: dict[str, Any] = self.manifest["cuda"]
+            self._variants: list[dict[str, Any]] = facts["variants"]
+            self._headers = [self.path / name for name in facts["headers"]]
             self.inputs: list[dict[str, Any]] = self.manifest["inputs"]
             self.outputs: list[dict[str, Any]] = self.manifest["outputs"]
             self._states = loader.state_places(self.inputs, self.outputs)
-            self.launches: list[dict[str, Any]] = json.loads((self.path / self._facts["launches"]).read_text())
-            sizes = int(self._facts["weight_bytes"]), int(self._facts["arena_bytes"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError) as error:
             raise BundleLoadError(f"{path}: not a cuda bundle, or damaged ({error}). Compile the model again.") from error
-        weights = np.fromfile(self.path / self._facts["weights"], np.uint8)
-        if len(weights) != sizes[0]:
-            raise BundleLoadError(f"{path}: the weights have {len(weights)} bytes instead of {sizes[0]}. Copy it again.")
         try:
             self._start(device, driver)
-            self.driver.call("cuMemcpyHtoDAsync_v2", self._allocate(sizes[0], "weights"), weights.ctypes.data, sizes[0],
-                             self.stream)  # fmt: skip
-            self._places = {"weights": self._memory[0], "arena": self._allocate(sizes[1], "the arena")}
+            weights = np.fromfile(self.path / self._variant["weights"], np.uint8)
+            self._places = {"weights": self._allocate(len(weights), "weights")}
+            self._places["arena"] = self._allocate(int(self._variant["arena_bytes"]), "the arena")
+            self.driver.call("cuMemcpyHtoDAsync_v2", self._places["weights"], weights.ctypes.data, len(weights), self.stream)
             self._in = [self._allocate(self._bytes(spec, True) + 256, "an input") for spec in self.inputs]
             self._out = [self._allocate(self._bytes(spec, False) + 256, "an output") for spec in self.outputs]
             self._spare = {i: self._allocate(self._bytes(self.inputs[i], True) + 256, "a state")
@@ -99,6 +97,8 @@ class CudaSession:
         self._device, self.name, self.arch, shared = self.driver.device(device)
         self._context = self.driver.handle("cuDevicePrimaryCtxRetain", self._device)
         self.driver.call("cuCtxSetCurrent", self._context)
+        self._variant = self._pick()
+        self.launches: list[dict[str, Any]] = json.loads((self.path / self._variant["launches"]).read_text())
         needed = max((int(launch["shared"]) for launch in self.launches), default=0)
         if needed > shared:
             raise driver_module.CudaError(f"{self.name} has {shared} bytes of shared memory, and a kernel needs {needed}")
@@ -117,34 +117,41 @@ class CudaSession:
             if amount > 48 * 1024:
                 self.driver.call("cuFuncSetAttribute", self._functions[name], driver_module.MAX_DYNAMIC_SHARED, amount)
 
+    def _pick(self) -> dict[str, Any]:
+        """The newest variant that this card runs."""
+        found = [v for v in self._variants if (self.arch == v["arch"] if v["only"] else self.arch >= v["arch"])]
+        if not found:
+            have = ", ".join(f"{v['level']}{'' if v['only'] else ' and newer'}" for v in self._variants)
+            raise driver_module.CudaError(f"{self.name} is sm_{self.arch}, and the bundle is for {have}")
+        return found[-1]
+
     def _code(self) -> bytes:
         """The cubin of the newest architecture that this card runs, else one that NVRTC makes now."""
         if self.driver.has_kernels:
             self.code = "emulator"
             return b"-"
-        cubins: dict[str, str] = self._facts["cubins"]
-        fitting = [int(a) for a in cubins if int(a) // 10 == self.arch // 10 and int(a) <= self.arch]
+        variant, cubins = self._variant, self._variant["cubins"]
+        own = {int(name.strip("sm_a")): name for name in cubins}
+        fitting = [arch for arch in own if arch // 10 == self.arch // 10 and arch <= self.arch]
         if fitting:
-            self.code = f"cubin sm_{max(fitting)}"
-            return (self.path / cubins[str(max(fitting))]).read_bytes()
-        if self.arch < int(self._facts["least_arch"]):
-            raise driver_module.CudaError(
-                f"{self.name} is sm_{self.arch}, and the kernels need sm_{self._facts['least_arch']} or newer"
-            )
-        source = (self.path / self._facts["source"]).read_text()
-        headers = {Path(name).name: (self.path / name).read_text() for name in self._facts["headers"]}
-        self.code = f"NVRTC sm_{self.arch}"
+            self.code = f"cubin {own[max(fitting)]}"
+            return (self.path / cubins[own[max(fitting)]]).read_bytes()
+        source = (self.path / variant["source"]).read_text()
+        headers = {path.name: path.read_text() for path in self._headers}
+        arch = f"sm_{self.arch}{'a' if variant['only'] else ''}"
+        self.code = f"NVRTC {arch}"
         try:
-            return bytes(driver_module.nvrtc_compile(source, headers, self.arch))
+            return bytes(driver_module.nvrtc_compile(source, headers, arch))
         except driver_module.CudaError as error:
-            have = ", ".join(f"sm_{a}" for a in cubins) or "none"
-            raise driver_module.CudaError(f"no cubin fits sm_{self.arch} (there are: {have}), and {error}") from error
+            raise driver_module.CudaError(
+                f"no cubin fits sm_{self.arch} (there are: {', '.join(cubins) or 'none'}), and {error}"
+            ) from error
 
     def _advice(self, error: Any) -> str:
         if error.code == driver_module.OUT_OF_MEMORY:
             return "Close other programs that use the card, or compile the model for a smaller batch."
         text = str(error)
-        if "cubin" in text or "need sm_" in text:
+        if "cubin" in text or "bundle is for" in text:
             return "Compile it with --arch of this card, or install NVRTC (pip install nvidia-cuda-nvrtc)."
         return "Check the driver with nvidia-smi."
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,10 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.graph.model import Graph
 from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
-from qcompiler.targets.cuda.cubin import LEAST, Cubin, architectures, compile_cubins
-from qcompiler.targets.cuda.emit import arrange, launches, sources
+from qcompiler.targets.cuda.cubin import HOPPER, architectures, compile_cubins
+from qcompiler.targets.cuda.emit import TEMPLATES, arrange, cuda_source, launches
 from qcompiler.targets.cuda.lower import CUDA_RULES
-from qcompiler.targets.cuda.machine import THREAD
+from qcompiler.targets.cuda.machine import LEVELS
 from qcompiler.targets.shared.boundary import check_states, strip_boundary
 from qcompiler.targets.shared.lower import check_operators, lower
 from qcompiler.targets.shared.program import Program
@@ -31,13 +31,12 @@ def check(options: Mapping[str, Any]) -> None:
     architectures(options.get("arch"))
 
 
-def plan(graph: Graph, progress: Progress) -> Program:
+def plan(graph: Graph, level: str, progress: Progress) -> Program:
     """The program of an INTEGER graph, every call with its launch. Raises UnsupportedError."""
-    check_operators(graph, "cuda")
     if pairs := state_pairs(graph):  # state stays codes between two steps
         graph = strip_boundary(graph, {*pairs, *pairs.values()})
         check_states(graph, pairs)
-    program = lower(graph, THREAD, progress, rules=CUDA_RULES)
+    program = lower(graph, LEVELS[level], progress, rules=CUDA_RULES)
     arrange(program)
     for call in program.calls:
         if max(call.launch.grid[1:]) > _LARGEST:
@@ -49,58 +48,69 @@ def plan(graph: Graph, progress: Progress) -> Program:
     return program
 
 
+def _levels(archs: Sequence[int], asked: str | None) -> dict[str, list[str]]:
+    """Level -> architectures of its cubins."""
+    if asked == "none":
+        return {"sm_75": [], "sm_90a": []}
+    common = [f"sm_{arch}" for arch in archs if arch != HOPPER]
+    levels = {"sm_75": common} if common else {}
+    return levels | ({"sm_90a": ["sm_90a"]} if HOPPER in archs else {})
+
+
 def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
-    """Files under `src/`, cubins under `cubin/`, `weights.bin`, `launches.json` and the loader.
+    """For each level of kernels its text, launches, weights and cubins in a folder; and the loader.
 
     Raises UnsupportedError for operators without a lowering, and where nvcc fails.
     """
-    archs = architectures(options.get("arch"))
-    program = plan(graph, progress)
-    progress("generate code", 0, 1 + len(archs))
-    texts = sources(program)
+    levels = _levels(architectures(options.get("arch")), options.get("arch"))
+    check_operators(graph, "cuda")
+    programs = {level: plan(graph, level, progress) for level in levels}
+    texts = {level: cuda_source(program) for level, program in programs.items()}
+    header = (TEMPLATES / "qc_device.h").read_text()
+    jobs = [(level, arch) for level, archs in levels.items() for arch in archs]
+    progress("generate code", 0, 1 + len(jobs))
     cubins = compile_cubins(
-        {Path(name).name: text for name, text in texts.items()},
-        archs,
+        header,
+        [(texts[level], arch) for level, arch in jobs],
         lambda done, total: progress("generate code", done, 1 + total),
     )
-    progress("generate code", 1 + len(archs), 1 + len(archs))
-    weights = program.constants.blob()
-    files = {
-        **{name: text.encode() for name, text in texts.items()},
-        **{f"cubin/sm_{arch}.cubin": cubin.data for arch, cubin in cubins.items()},
-        "weights.bin": weights,
-        "launches.json": _lines(launches(program)),
-        **{name: (_RUNTIME / name).read_bytes() for name in ("loader.py", "cuda_loader.py", "cuda_driver.py")},
-    }
-    newest = cubins[max(cubins)] if cubins else None
-    sizes = {
-        "weight_bytes": len(weights),
-        "arena_bytes": program.arena_bytes,
-        "arena_lower_bound": program.arena_bound,
-        "code_bytes": len(newest.data) if newest else len(texts["src/kernels.cu"]),
-    }
-    manifest = {
-        "launches": "launches.json",
-        "weights": "weights.bin",
-        "source": "src/kernels.cu",
-        "headers": [name for name in texts if name != "src/kernels.cu"],
-        "cubins": {str(arch): f"cubin/sm_{arch}.cubin" for arch in cubins},
-        "least_arch": LEAST,
-        "kernels": len({call.kernel for call in program.calls}),
-        "calls": len(program.calls),
-        "weight_bytes": len(weights),
-        "arena_bytes": program.arena_bytes,
-    }
-    return Lowered(files, manifest, sizes, _facts(cubins))
-
-
-def _facts(cubins: Mapping[int, Cubin]) -> dict[str, Any]:
-    """For the report: registers and spills by architecture."""
-    spilled = {
-        f"sm_{arch}": sorted(name for name, usage in cubin.usage.items() if usage["spilled"])
-        for arch, cubin in cubins.items()
-    }
-    return {"cuda": {"spills": spilled}} if cubins else {}
+    progress("generate code", 1 + len(jobs), 1 + len(jobs))
+    made = {job: cubin for job, cubin in zip(jobs, cubins, strict=False)}
+    files = {name: (_RUNTIME / name).read_bytes() for name in ("loader.py", "cuda_loader.py", "cuda_driver.py")}
+    files["src/qc_device.h"] = header.encode()
+    variants = []
+    for level, program in programs.items():
+        own = {arch: cubin for (of, arch), cubin in made.items() if of == level}
+        weights = program.constants.blob()
+        files |= {
+            f"{level}/kernels.cu": texts[level].encode(),
+            f"{level}/launches.json": _lines(launches(program)),
+            f"{level}/weights.bin": weights,
+            **{f"{level}/{arch}.cubin": cubin.data for arch, cubin in own.items()},
+        }
+        sizes = {
+            "weight_bytes": len(weights),
+            "arena_bytes": program.arena_bytes,
+            "arena_lower_bound": program.arena_bound,
+            "code_bytes": len(max(own.items())[1].data) if own else len(texts[level]),
+        }
+        variants.append(
+            {
+                "level": level,
+                "arch": int(level[3:5]),
+                "only": level.endswith("a"),
+                "launches": f"{level}/launches.json",
+                "source": f"{level}/kernels.cu",
+                "weights": f"{level}/weights.bin",
+                "cubins": {arch: f"{level}/{arch}.cubin" for arch in own},
+                "kernels": len({call.kernel for call in program.calls}),
+                "calls": len(program.calls),
+                **sizes,
+            }
+        )
+    spilled = {arch: sorted(n for n, used in cubin.usage.items() if used["spilled"]) for (_, arch), cubin in made.items()}
+    manifest = {"headers": ["src/qc_device.h"], "variants": variants}
+    return Lowered(files, manifest, sizes, {"cuda": {"spills": spilled}} if made else {})
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:

@@ -16,6 +16,8 @@ from qcompiler.errors import RecipeError, UnsupportedError
 
 ARCHITECTURES = (75, 80, 86, 89, 90)
 """That kernels are tried with; newer ones run what NVRTC makes of the sources."""
+HOPPER = 90
+"""The architecture that has kernels of its own (sm_90a)."""
 LEAST = 75
 """The oldest that has what kernels use (ldmatrix, mma)."""
 FLAGS = ("-O3", "--fmad=false", "-std=c++17", "-diag-suppress", "177")
@@ -63,31 +65,34 @@ class Cubin:
 
 
 def compile_cubins(
-    files: Mapping[str, str], archs: Sequence[int], progress: Callable[[int, int], None] = lambda done, total: None
-) -> dict[int, Cubin]:
-    """Architecture -> cubin of kernels.cu. files: texts by name. Raises UnsupportedError with nvcc's words."""
+    header: str, jobs: Sequence[tuple[str, str]], progress: Callable[[int, int], None] = lambda done, total: None
+) -> list[Cubin]:
+    """Cubins of (text of kernels, architecture such as sm_80). header: qc_device.h; progress: (done, of how many).
+
+    None at all where there is no nvcc. Raises UnsupportedError with nvcc's words.
+    """
     nvcc = find_nvcc()
-    if nvcc is None or not archs:
-        return {}
+    if nvcc is None or not jobs:
+        return []
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         work = Path(folder)
-        for name, text in files.items():
-            (work / name).write_text(text)
-        made: dict[int, Cubin] = {}
-        with ThreadPoolExecutor(max_workers=min(len(archs), os.cpu_count() or 1)) as pool:
-            for arch, cubin in zip(archs, pool.map(lambda arch: _compile(nvcc, work, arch), archs), strict=True):
-                made[arch] = cubin
-                progress(len(made), len(archs))
+        (work / "qc_device.h").write_text(header)
+        made: list[Cubin] = []
+        with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
+            for cubin in pool.map(lambda job: _compile(nvcc, work, *job), jobs):
+                made.append(cubin)
+                progress(len(made), len(jobs))
         return made
 
 
-def _compile(nvcc: str, work: Path, arch: int) -> Cubin:
-    output = work / f"sm_{arch}.cubin"
-    command = [nvcc, *FLAGS, "-Xptxas", "-v", "-cubin", f"-arch=sm_{arch}", "kernels.cu", "-o", output.name]
+def _compile(nvcc: str, work: Path, source: str, arch: str) -> Cubin:
+    text, output = work / f"{arch}.cu", work / f"{arch}.cubin"
+    text.write_text(source)
+    command = [nvcc, *FLAGS, "-Xptxas", "-v", "-cubin", f"-arch={arch}", text.name, "-o", output.name]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
     if done.returncode:
         raise UnsupportedError(
-            f"nvcc failed for sm_{arch}: {(done.stderr or done.stdout).strip()[:600]}",
+            f"nvcc failed for {arch}: {(done.stderr or done.stdout).strip()[:600]}",
             where="target `cuda`",
             hint="Leave this architecture out of --arch, or name another nvcc in the environment variable NVCC.",
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qcompiler.targets.cuda.grid import Launch, launch_of, spread
+from qcompiler.targets.cuda.wgmma import wgmma_header
 from qcompiler.targets.shared.codegen import comment, lower_module
 from qcompiler.targets.shared.program import Argument, Call, Program
 from qcompiler.targets.shared.tir.builder import locals_in
@@ -40,7 +41,8 @@ def cuda_source(program: Program) -> str:
     text = text[text.index('extern "C" __global__') :]
     text = re.sub(r'extern "C" __global__[^{;]*;\n', "", text)
     text = re.sub(r"extern __shared__ [^;]*\buchar (\w+)\[\];", r"QC_SHARED(\1);", text)
-    return f'{_LICENCE}#include "qc_device.h"\n\n{text.strip()}\n'
+    helpers = wgmma_header(text)
+    return f'{_LICENCE}#include "qc_device.h"\n\n{helpers}{text.strip()}\n'
 
 
 def signatures(source: str) -> dict[str, list[str]]:
@@ -78,19 +80,11 @@ def _pointer(argument: Argument) -> list[Any]:
     return [buffer.kind, buffer.index, argument.offset]
 
 
-def sources(program: Program) -> dict[str, str]:
-    """Files of text under src/."""
-    return {
-        "src/kernels.cu": cuda_source(program),
-        **{f"src/{name}": (TEMPLATES / name).read_text() for name in ("qc_device.h",)},
-    }
-
-
 def emulator_table(source: str) -> str:
     """C++ that the emulator needs of kernels: how each is called."""
     lines = []
     rows = []
-    together = {name for name, body in _bodies(source).items() if re.search(r"__syncthreads|qc_mma|qc_shuffle", body)}
+    together = {name for name, body in _bodies(source).items() if re.search(r"__syncthreads|qc_mma|qc_wgmma|qc_shuffle", body)}
     for name, types in signatures(source).items():
         arguments = ", ".join(f"*({kind.strip()} *)a[{i}]" for i, kind in enumerate(types))
         sizes = ", ".join("8" if "*" in kind else "4" for kind in types)

@@ -36,15 +36,19 @@ def cxx_compiler() -> str:
     )
 
 
-def compile_emulator(source: str, output: Path, compiler: str | None = None) -> None:
-    """The shared library that stands in for libcuda and has these kernels. Raises BundleError, UnsupportedError."""
+def compile_emulator(source: str, output: Path, arch: int, compiler: str | None = None) -> None:
+    """The shared library that stands in for libcuda and a card of this architecture, and has these kernels.
+
+    Raises BundleError, UnsupportedError.
+    """
     name = compiler or cxx_compiler()
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         work = Path(folder)
         for template in ("qc_device.h", "qc_emulate.h", "qc_emulate.cpp"):
             shutil.copy(TEMPLATES / template, work / template)
         (work / "kernels.cpp").write_text(f"{source}\n{emulator_table(source)}")
-        command = [name, *FLAGS, "-DQC_EMULATE", "kernels.cpp", "qc_emulate.cpp", "-o", str(output.resolve())]
+        command = [name, *FLAGS, "-DQC_EMULATE", f"-DQC_EMULATE_ARCH={arch}", "kernels.cpp", "qc_emulate.cpp"]
+        command += ["-o", str(output.resolve())]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BundleError(
@@ -54,15 +58,24 @@ def compile_emulator(source: str, output: Path, compiler: str | None = None) -> 
 
 
 class EmulatedSession:
-    """A bundle run by the emulator: floats in, floats out."""
+    """A bundle run by the emulator: floats in, floats out. level: which of its variants, by default the first."""
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any], compiler: str | None = None) -> None:
+    def __init__(
+        self, path: Path, manifest: Mapping[str, Any], level: str | None = None, compiler: str | None = None
+    ) -> None:
         from qcompiler.runtime.cuda_loader import CudaSession
 
         self._folder = tempfile.TemporaryDirectory(prefix="qcompiler-")
         library = Path(self._folder.name) / "libcuda-emulated.so"
-        compile_emulator((path / "src/kernels.cu").read_text(), library, compiler)
+        variants = {variant["level"]: variant for variant in manifest["cuda"]["variants"]}
+        variant = variants[level or next(iter(variants))]
+        compile_emulator((path / variant["source"]).read_text(), library, variant["arch"], compiler)
         self.session = CudaSession(path, driver=str(library))
+
+    def close(self) -> None:
+        """Forget the compiled kernels."""
+        self.session.close()
+        self._folder.cleanup()
 
     def run(self, inputs: Mapping[str, NDArray]) -> list[NDArray[np.generic]]:
         """Outputs in the order of the manifest."""

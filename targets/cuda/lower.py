@@ -17,7 +17,8 @@ from qcompiler.graph.model import attribute
 from qcompiler.targets.cuda.tile import choose_tile
 from qcompiler.targets.cuda.tir.direct import BATCHED, WINDOW, DirectConv, DirectPool, DirectProduct, elements_launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
-from qcompiler.targets.cuda.tir.product import CHUNK, NUMBERS, OUTSIDE, STEP, Product
+from qcompiler.targets.cuda.tir.product import Product
+from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, OUTSIDE
 from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.lower import RULES, Rule
 from qcompiler.targets.shared.lower_attention import batch_nest, batched, sums_of_products_fit
@@ -101,9 +102,9 @@ def _product(
 ) -> None:
     m, c, *kernel = weights.shape
     codes, size = Codes.of(requantize_of(node)), itemsize(y.dtype)
-    tiles = -(-c * prod(kernel) // STEP)
     pixels, channels = window.batch * prod(window.output), m // groups
-    tile = choose_tile(pixels, channels, tiles, groups)
+    tile = choose_tile(program.machine.name, pixels, channels, c * prod(kernel), groups)
+    tiles = -(-c * prod(kernel) // tile.step)
     grain = _grain(x, c)
     direct = flat(window, x) and grain >= 4
     spec = Product(x.dtype, codes, tile, grain, _store(y, channels, size), direct)
@@ -114,10 +115,10 @@ def _product(
     # Sums may wrap around on the way: only the last one has to be the oracle's.
     folded = (bias.astype(np.int64) - zero * ordered.sum(axis=1)).astype(np.int32)
     padded = -(-channels // tile.channels) * tile.channels
-    packed = np.zeros((groups, padded, tiles * STEP), np.int8)
+    packed = np.zeros((groups, padded, tiles * tile.step), np.int8)
     packed[:, :channels, : ordered.shape[1]] = ordered.reshape(groups, channels, -1)
     xi, yi = as_image(x), as_image(y)
-    table = np.zeros(2, np.int32) if direct else _runs(window, xi, c, grain, tiles)
+    table = np.zeros(2, np.int32) if direct else _runs(window, xi, c, grain, tiles * tile.step)
     values = {
         "pixels": pixels,
         "channels": channels,
@@ -131,7 +132,7 @@ def _product(
         **{f"x_{name}": xi.strides[d] for name, d in (("image", 0), ("row", 2), ("pixel", 3))},
         "x_group": c,
         "y_group": channels,
-        "w_group": padded * tiles * STEP,
+        "w_group": padded * tiles * tile.step,
         "p_group": padded,
     }
     if direct and window.output[1] == 1:
@@ -162,9 +163,9 @@ def _padded(values: NDArray, groups: int, padded: int) -> NDArray:
     return found
 
 
-def _runs(window: Window, x: View, inputs: int, grain: int, tiles: int) -> NDArray[np.int32]:
+def _runs(window: Window, x: View, inputs: int, grain: int, inner: int) -> NDArray[np.int32]:
     """Pairs (offset from the first tap, row << 16 | column) of every run; those behind the last one lie outside."""
-    k = np.arange(tiles * STEP // grain) * grain
+    k = np.arange(inner // grain) * grain
     tap, channel = np.divmod(k, inputs)
     ky, kx = np.divmod(tap, window.kernel[1])
     row, column = ky * window.dilations[0], kx * window.dilations[1]

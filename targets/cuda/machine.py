@@ -1,9 +1,11 @@
-"""The processor that shared kernels are written for: one thread, scalar, without borders in memory."""
+"""The processors that kernels are written for: one thread of many, scalar, without borders in memory."""
+
+from dataclasses import replace
 
 from qcompiler.targets.shared.machine import Machine
 
 THREAD = Machine(
-    name="cuda-thread",
+    name="sm_75",
     llvm={"kind": "cuda", "arch": "sm_80"},
     cpu_flags=(),
     lanes=1,
@@ -14,3 +16,6 @@ THREAD = Machine(
     grid=True,
 )
 """`arch` only has to be one that TVM knows: what depends on the card is behind functions of templates/qc_device.h."""
+
+LEVELS = {machine.name: machine for machine in (THREAD, replace(THREAD, name="sm_90a"))}
+"""Kernels that all cards have from sm_75 on, and such with wgmma, which sm_90 has and no other."""

@@ -18,14 +18,14 @@ EXCEPTIONS: dict[str, str] = {}
 """Problems that the target does not solve, with the reason."""
 
 
-@pytest.mark.parametrize("arithmetic", ["float", "fixed"])
-def test_every_problem_has_the_oracles_bits(arithmetic: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("arithmetic", "level"), [("float", "sm_75"), ("fixed", "sm_75"), ("float", "sm_90a")])
+def test_every_problem_has_the_oracles_bits(arithmetic: str, level: str, tmp_path: Path) -> None:
     problems = build_suite(arithmetic)
     check(problems.graph, Stage.INTEGER)
     lowered = build(problems.graph, {"arch": "none"}, lambda stage, done, total: None)
     manifest = manifest_of("cuda", arithmetic, problems.graph, lowered.files, lowered.manifest, lowered.sizes)
     bundle = write_bundle(tmp_path / "bundle", lowered.files, manifest, overwrite=False)
-    session = EmulatedSession(bundle.path, bundle.manifest)
+    session = EmulatedSession(bundle.path, bundle.manifest, level)
     oracle = Oracle(problems.graph)
     wrong: set[str] = set()
     for sample in samples(problems, 4):

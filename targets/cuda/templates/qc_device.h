@@ -21,7 +21,7 @@ typedef unsigned long long uint64_t;
 
 #ifndef QC_EMULATE
 #define QC_FN static __device__ __forceinline__
-#define QC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define QC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
 
 typedef unsigned char uchar;

@@ -139,7 +139,7 @@ void qc_emulate_leave() {
 void qc_emulate_launch(const qc_kernel &kernel, qc_index grid, int threads, int shared, void **arguments) {
   running = &kernel;
   running_arguments = arguments;
-  qc_shared_memory.assign(shared + 256, 0xa5);
+  qc_shared_memory.assign(shared + 1024, 0xa5);
   size_t needed = kernel.together ? threads : 1;
   while (fibers.size() > needed) fibers.pop_back();
   fibers.resize(needed);
@@ -213,8 +213,7 @@ API cuDeviceGetCount(int *count) { *count = 1; return 0; }
 API cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal == 0 ? 0 : 101; }
 API cuDeviceGetName(char *name, int length, int) { std::snprintf(name, length, "emulator"); return 0; }
 API cuDeviceGetAttribute(int *value, int attribute, int) {
-  const char *given = std::getenv("QC_EMULATE_ARCH");
-  int arch = given ? std::atoi(given) : 80;
+  const int arch = QC_EMULATE_ARCH;
   *value = attribute == 75 ? arch / 10 : attribute == 76 ? arch % 10 : attribute == 97 ? 227 * 1024 : 0;
   return 0;
 }

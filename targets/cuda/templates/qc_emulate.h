@@ -16,7 +16,7 @@
 #define __restrict__
 #define __syncthreads() qc_emulate_sync()
 #define QC_FN static inline
-#define QC_SHARED(name) unsigned char *name = qc_shared_memory.data()
+#define QC_SHARED(name) unsigned char *name = qc_shared_start()
 
 struct uint2 { unsigned x, y; };
 struct uint4 { unsigned x, y, z, w; };
@@ -44,6 +44,9 @@ struct qc_warp {
 };
 
 extern std::vector<unsigned char> qc_shared_memory;
+static inline unsigned char *qc_shared_start() {
+  return (unsigned char *)(((uintptr_t)qc_shared_memory.data() + 1023) & ~(uintptr_t)1023);
+}
 extern qc_index blockIdx;
 extern qc_fiber *qc_self;
 extern std::vector<qc_warp> qc_warps;

@@ -1,10 +1,9 @@
 """Products on tensor cores: convolutions and MatMul as one tiled kernel over [pixels, taps x channels] x weights.
 
 A block makes a tile of pixels by output channels. Tiles of x and w travel to shared memory by asynchronous copies,
-`stages` of them in flight, while warps multiply fragments of 16 x 32 by 32 x 8 bytes (mma.m16n8k32; what older cards
-have instead is in templates/qc_device.h). A pixel's row of x is never put together in memory: a table says where
-each run of `grain` bytes lies from the pixel's first tap, and how far down and right, so that runs outside the image
-are read from a line of zero points. Codes leave through shared memory, so that stores are wide.
+several of them in flight (staging.py), while warps multiply fragments of 16 x 32 by 32 x 8 bytes (mma.m16n8k32; what
+older cards have instead is in templates/qc_device.h), or groups of four warps 64 x 32 by 32 x N bytes out of shared
+memory (wgmma, sm_90a). Codes leave through shared memory, so that stores are wide.
 """
 
 from __future__ import annotations
@@ -14,36 +13,33 @@ from typing import Any
 
 from qcompiler.targets.cuda.grid import GridKernel, Launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, itemsize
+from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, Staging
 from qcompiler.targets.shared.machine import Machine
-from qcompiler.targets.shared.tir.builder import Expr, Pointer
-
-STEP = 64
-"""Bytes of the inner dimension in a tile."""
-CHUNK = 16
-"""Bytes that fragments and copies are made of."""
-CHUNKS = STEP // CHUNK
-OUTSIDE = -(1 << 14)
-"""A row or column that lies in no image."""
+from qcompiler.targets.shared.tir.builder import Expr
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels and channels of a block, and how many of each a warp has."""
+    """Pixels and channels of a block, and how many of each a warp has (with `wgmma`: a group of four warps)."""
 
     pixels: int
     channels: int
     warp_pixels: int
     warp_channels: int
     stages: int
+    step: int = 64
+    """Bytes of the inner dimension."""
+    wgmma: bool = False
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * (self.pixels // self.warp_pixels) * (self.channels // self.warp_channels)
+        together = 128 if self.wgmma else 32
+        return together * (self.pixels // self.warp_pixels) * (self.channels // self.warp_channels)
 
     def stage_bytes(self) -> int:
         """Shared memory of one stage."""
-        return (self.pixels + self.channels) * STEP
+        return (self.pixels + self.channels) * self.step
 
     def shared(self, storage: str) -> int:
         """Shared memory of a block: stages, or in their place the codes that leave."""
@@ -53,21 +49,18 @@ class Tile:
         """Bytes between rows of leaving codes: not a multiple of all banks."""
         return self.channels * itemsize(storage) + CHUNK
 
-
-NUMBERS = (
-    *("pixels", "channels", "tiles", "y_pixel"),
-    *("columns", "positions", "stride_y", "stride_x", "before_y", "before_x", "height", "width"),
-    *("x_image", "x_row", "x_pixel", "x_group", "y_group", "w_group", "p_group"),
-)
-"""int32 parameters before those of Codes: pixels of all images, channels of a group, tiles of the inner dimension,
-elements of y between pixels; then the window, strides of x in elements, and what a group moves on by."""
+    @property
+    def ahead(self) -> int:
+        """Tiles of the inner dimension that are copied ahead: all stages but the one in use, and with wgmma, which
+        still reads when the next tile begins, but the one before it."""
+        return self.stages - (2 if self.wgmma else 1)
 
 
 @dataclass(frozen=True)
 class Product:
     """y[pixel, channel] = requantize(bias[channel] + sum over k of x[pixel, k] * w[channel, k]).
 
-    w: int8 [groups, channels padded to tiles, tiles * STEP]; table: int32 pairs (offset, row << 16 | column & 0xffff)
+    w: int8 [groups, channels padded to tiles, tiles * step]; table: int32 pairs (offset, row << 16 | column & 0xffff)
     for every run of `grain` bytes, as many as tiles have; line: CHUNK bytes that hold the zero point of x.
     """
 
@@ -105,7 +98,6 @@ class _Emitter:
         self.n = {number: kernel.number(number) for number in NUMBERS}
         self.code_numbers = spec.codes.numbers(kernel)
         self.memory = kernel.shared()
-        self.warps_x = spec.tile.channels // spec.tile.warp_channels
 
     def function(self) -> Any:
         """The PrimFunc."""
@@ -114,122 +106,49 @@ class _Emitter:
         self.first_pixel = k.let(k.blocks[1] * tile.pixels)
         self.group = k.blocks[2]
         self.lane = k.let(k.thread % 32)
-        warp = k.let(k.thread // 32)
-        self.warp_pixel = k.let((warp // self.warps_x) * tile.warp_pixels)
-        self.warp_channel = k.let((warp % self.warps_x) * tile.warp_channels)
-        self._prepare()
-        self.tiles_m, self.tiles_n = tile.warp_pixels // 16, tile.warp_channels // 8
+        self._place()
+        self.staging = Staging(self)
+        self.tiles_m, self.tiles_n = self.rows // 16, tile.warp_channels // 8
         self.acc = k.local(self.tiles_m * self.tiles_n * 4, "int32")
         with k.unrolled(self.tiles_m * self.tiles_n * 4) as i:
             self.acc.store(i, k.const(0))
-        for stage in range(tile.stages - 1):
-            self._load(k.const(stage), k.const(stage))
+        for stage in range(tile.ahead):
+            self.staging.load(k.const(stage), k.const(stage))
             k.call("qc_async_commit")
         with k.loop(self.n["tiles"]) as t:
-            k.call(f"qc_async_wait{tile.stages - 2}")
+            k.call(f"qc_async_wait{tile.ahead - 1}")
+            if tile.wgmma:
+                k.call("qc_proxy_fence")
             k.sync()
-            ahead = k.let(t + (tile.stages - 1))
-            self._load(ahead, k.let(ahead % tile.stages))
+            ahead = k.let(t + tile.ahead)
+            self.staging.load(ahead, k.let(ahead % tile.stages))
             k.call("qc_async_commit")
-            self._multiply(k.let((t % tile.stages) * tile.stage_bytes()))
+            base = k.let((t % tile.stages) * tile.stage_bytes())
+            if tile.wgmma:
+                self._multiply_groups(base)
+            else:
+                self._multiply(base)
         k.call("qc_async_wait0")
+        if tile.wgmma:
+            k.call(f"qc_wgmma_finish_{self.tiles_m * self.tiles_n * 4}", k.at(self.acc, 0))
         k.sync()
         self._leave()
         return k.function()
 
-    # -- copies ------------------------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        """Where the rows of x and w that this thread copies begin."""
-        k, tile, n = self.kernel, self.tile, self.n
-        self.column = k.let(k.thread % CHUNKS)
-        self.row = k.let(k.thread // CHUNKS)
-        self.step = tile.threads // CHUNKS
-        self.rows_x, self.rows_w = -(-tile.pixels // self.step), -(-tile.channels // self.step)
-        self.starts = k.local(self.rows_x, "int32")
-        self.tops, self.lefts = k.local(self.rows_x, "int32"), k.local(self.rows_x, "int32")
-        for i in range(self.rows_x):
-            pixel = k.let(self.first_pixel + self.row + i * self.step)
-            inside = k.let(k.tirx.min(pixel, n["pixels"] - 1))
-            if self.spec.direct:
-                self.starts.store(i, self.group * n["x_group"] + inside * n["x_pixel"])
-                continue
-            image = k.let(k.tirx.truncdiv(inside, n["positions"]))
-            place = k.let(inside - image * n["positions"])
-            line = k.let(k.tirx.truncdiv(place, n["columns"]))
-            top = k.let(line * n["stride_y"] - n["before_y"])
-            left = k.let((place - line * n["columns"]) * n["stride_x"] - n["before_x"])
-            start = image * n["x_image"] + top * n["x_row"] + left * n["x_pixel"] + self.group * n["x_group"]
-            self.starts.store(i, start)
-            self.tops.store(i, k.tirx.Select(pixel < n["pixels"], top, k.const(OUTSIDE)))
-            self.lefts.store(i, left)
-
-    def _load(self, t: Expr, stage: Expr) -> None:
-        """Start the copies of tile t of the inner dimension, if there is one."""
+    def _place(self) -> None:
+        """Where in the tile the rows and columns of this warp lie."""
         k, tile = self.kernel, self.tile
-
-        def copies() -> None:
-            base = k.let(stage * tile.stage_bytes())
-            first = k.let(t * STEP + self.column * CHUNK)
-            self._load_x(base, first)
-            w_row = self.group * self.n["w_group"] + (self.first_channel + self.row) * (self.n["tiles"] * STEP)
-            w_first = k.let(w_row + first)
-            for i in range(self.rows_w):
-                row = k.let(self.row + i * self.step)
-                to = k.at(self.memory, base + tile.pixels * STEP + self._swizzled(row, self.column))
-                source = k.at(self.w, w_first + i * self.step * STEP * self.n["tiles"])
-                self._if(row < tile.channels, tile.channels % self.step == 0, "qc_async16", to, source)
-
-        k.when(t < self.n["tiles"], copies)
-
-    def _load_x(self, base: Expr, first: Expr) -> None:
-        k, tile, grain = self.kernel, self.tile, self.spec.grain
-        parts = CHUNK // max(grain, 4)
-        runs: list[tuple[Expr, Expr, Expr]] = []
-        if not self.spec.direct:
-            for part in range(CHUNK // grain):
-                entry = k.let((k.tirx.truncdiv(first, k.const(grain)) + part) * 2)
-                where = k.let(self.table.load(entry + 1))
-                runs.append((
-                    k.let(self.table.load(entry)),
-                    k.let(k.tirx.shift_right(where, k.const(16))),
-                    k.let(k.value("qc_low_half", where)),
-                ))  # fmt: skip
-        for i in range(self.rows_x):
-            row = k.let(self.row + i * self.step)
-            to = k.let(base + self._swizzled(row, self.column))
-            addresses = [self._source(i, first + part * grain, runs[part] if runs else None)
-                         for part in range(CHUNK // grain)]  # fmt: skip
-            whole = tile.pixels % self.step == 0
-            if grain >= 4:
-                for part in range(parts):
-                    target = k.at(self.memory, to + part * grain)
-                    self._if(row < tile.pixels, whole, f"qc_async{grain}", target, addresses[part])
-            else:
-                self._if(row < tile.pixels, whole, "qc_bytes16", k.at(self.memory, to), *addresses)
-
-    def _source(self, i: int, at: Expr, run: tuple[Expr, Expr, Expr] | None) -> Expr:
-        """Address of a run of x: of row i of this thread."""
-        k = self.kernel
-        if run is None:
-            return k.at(self.x, self.starts.load(i) + at)
-        offset, down, right = run
-        line = k.let(self.tops.load(i) + down)
-        column = k.let(self.lefts.load(i) + right)
-        inside = k.value("qc_inside", line, column, self.n["height"], self.n["width"])
-        start = k.let(self.starts.load(i) + offset)
-        return k.value("qc_choose", inside, k.at(self.x, 0), start, k.at(self.line, 0), dtype="handle")
-
-    def _if(self, condition: Expr, always: bool, name: str, *arguments: Expr) -> None:
-        if always:
-            self.kernel.call(name, *arguments)
-        else:
-            self.kernel.when(condition, lambda: self.kernel.call(name, *arguments))
-
-    @staticmethod
-    def _swizzled(row: Expr, chunk: Expr) -> Expr:
-        """Where a chunk of a row lies: eight rows of the same chunk are in eight different groups of banks."""
-        return row * STEP + (chunk ^ ((row // 2) % CHUNKS)) * CHUNK
+        warp, beside = k.let(k.thread // 32), tile.channels // tile.warp_channels
+        if not tile.wgmma:
+            self.rows, self.row_step = tile.warp_pixels, 16
+            self.warp_pixel = k.let((warp // beside) * tile.warp_pixels)
+            self.warp_channel = k.let((warp % beside) * tile.warp_channels)
+            return
+        group = k.let(warp // 4)
+        self.rows, self.row_step = tile.warp_pixels // 4, 64
+        self.group_pixel = k.let((group // beside) * tile.warp_pixels)
+        self.warp_pixel = k.let(self.group_pixel + (warp % 4) * 16)
+        self.warp_channel = k.let((group % beside) * tile.warp_channels)
 
     # -- sums --------------------------------------------------------------------------------------------------
 
@@ -240,16 +159,31 @@ class _Emitter:
         a_row = k.let(self.warp_pixel + lane % 16)
         b_row = k.let(self.warp_channel + lane % 8 + (lane // 16) * 8)
         name = "qc_mma_u8s8" if self.spec.storage == "uint8" else "qc_mma_s8s8"
-        for step in range(STEP // 32):
+        for step in range(tile.step // 32):
             for i in range(self.tiles_m):
-                at = base + self._swizzled(a_row + 16 * i, lane // 16 + 2 * step)
+                at = base + self.staging.swizzled(a_row + 16 * i, lane // 16 + 2 * step)
                 k.call("qc_ldmatrix4", k.at(a, 4 * i), k.at(self.memory, at))
             for j in range(self.tiles_n // 2):
-                at = base + tile.pixels * STEP + self._swizzled(b_row + 16 * j, (lane // 8) % 2 + 2 * step)
+                at = base + tile.pixels * tile.step + self.staging.swizzled(b_row + 16 * j, (lane // 8) % 2 + 2 * step)
                 k.call("qc_ldmatrix4", k.at(b, 4 * j), k.at(self.memory, at))
             for i in range(self.tiles_m):
                 for j in range(self.tiles_n):
                     k.call(name, k.at(self.acc, (i * self.tiles_n + j) * 4), k.at(a, 4 * i), k.at(b, 2 * j))
+
+    def _multiply_groups(self, base: Expr) -> None:
+        """Rows of 64 pixels, one wgmma for 32 bytes of the inner dimension."""
+        k, tile = self.kernel, self.tile
+        kind = "u8s8" if self.spec.storage == "uint8" else "s8s8"
+        count = self.tiles_n * 4
+        k.call("qc_wgmma_fence")
+        for step in range(tile.step // 32):
+            b_at = base + (tile.pixels + self.warp_channel) * tile.step + 32 * step
+            for i in range(self.tiles_m):
+                a_at = base + (self.group_pixel + 64 * i) * tile.step + 32 * step
+                name = f"qc_wgmma{tile.warp_channels}_{kind}"
+                k.call(name, k.at(self.acc, i * count), k.at(self.memory, a_at), k.at(self.memory, b_at))
+        k.call("qc_wgmma_commit")
+        k.call(f"qc_wgmma_wait1_{self.tiles_m * count}", k.at(self.acc, 0))
 
     # -- codes -------------------------------------------------------------------------------------------------
 
@@ -263,7 +197,7 @@ class _Emitter:
             parameters = [[k.let(p.load(p_first + channel + c)) for p in (self.bias, *self.scales)] for c in (0, 1)]
             for i in range(self.tiles_m):
                 for half in (0, 1):
-                    pixel = self.warp_pixel + i * 16 + half * 8 + self.lane // 4
+                    pixel = self.warp_pixel + i * self.row_step + half * 8 + self.lane // 4
                     found = []
                     for c in (0, 1):
                         bias, *scales = parameters[c]
@@ -291,12 +225,3 @@ class _Emitter:
             target = k.at(self.y, y_first + pixel * n["y_pixel"] + column)
             source = k.at(self.memory, row * pitch + column * size)
             k.when(fits, lambda to=target, at=source: k.call(f"qc_move{self.spec.store}", to, at))  # type: ignore[misc]
-
-
-def pointer_names(spec: Product) -> list[str]:
-    """Of the kernel's pointers, in order."""
-    scales = ["scale"] if spec.codes.arithmetic == "float" else ["multiplier", "shift"]
-    return ["x", "y", "w", "bias", *scales, "table", "line"]
-
-
-__all__ = ["NUMBERS", "OUTSIDE", "STEP", "Pointer", "Product", "Tile", "pointer_names"]

@@ -1,0 +1,128 @@
+"""Tiles of x and w on their way to shared memory, by asynchronous copies.
+
+A pixel's row of x is never put together in memory: a table says where each run of `grain` bytes lies from the pixel's
+first tap, and how far down and right, so that runs outside the image are read from a line of zero points.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qcompiler.targets.shared.tir.builder import Expr
+
+if TYPE_CHECKING:
+    from qcompiler.targets.cuda.tir.product import _Emitter
+
+CHUNK = 16
+"""Bytes that fragments and copies are made of."""
+OUTSIDE = -(1 << 14)
+"""A row or column that lies in no image."""
+NUMBERS = (
+    *("pixels", "channels", "tiles", "y_pixel"),
+    *("columns", "positions", "stride_y", "stride_x", "before_y", "before_x", "height", "width"),
+    *("x_image", "x_row", "x_pixel", "x_group", "y_group", "w_group", "p_group"),
+)
+"""int32 parameters before those of Codes: pixels of all images, channels of a group, tiles of the inner dimension,
+elements of y between pixels; then the window, strides of x in elements, and what a group moves on by."""
+
+
+class Staging:
+    """The part of a product's kernel that copies; it is emitted into that of `product`."""
+
+    def __init__(self, product: _Emitter) -> None:
+        self.product, self.kernel = product, product.kernel
+        self.tile, self.n, self.memory = product.tile, product.n, product.memory
+        self.chunks = self.tile.step // CHUNK
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Where the rows of x and w that this thread copies begin."""
+        k, tile, n = self.kernel, self.tile, self.n
+        self.column = k.let(k.thread % self.chunks)
+        self.row = k.let(k.thread // self.chunks)
+        self.step = tile.threads // self.chunks
+        self.rows_x, self.rows_w = -(-tile.pixels // self.step), -(-tile.channels // self.step)
+        self.starts = k.local(self.rows_x, "int32")
+        self.tops, self.lefts = k.local(self.rows_x, "int32"), k.local(self.rows_x, "int32")
+        for i in range(self.rows_x):
+            pixel = k.let(self.product.first_pixel + self.row + i * self.step)
+            inside = k.let(k.tirx.min(pixel, n["pixels"] - 1))
+            if self.product.spec.direct:
+                self.starts.store(i, self.product.group * n["x_group"] + inside * n["x_pixel"])
+                continue
+            image = k.let(k.tirx.truncdiv(inside, n["positions"]))
+            place = k.let(inside - image * n["positions"])
+            line = k.let(k.tirx.truncdiv(place, n["columns"]))
+            top = k.let(line * n["stride_y"] - n["before_y"])
+            left = k.let((place - line * n["columns"]) * n["stride_x"] - n["before_x"])
+            start = image * n["x_image"] + top * n["x_row"] + left * n["x_pixel"] + self.product.group * n["x_group"]
+            self.starts.store(i, start)
+            self.tops.store(i, k.tirx.Select(pixel < n["pixels"], top, k.const(OUTSIDE)))
+            self.lefts.store(i, left)
+
+    def load(self, t: Expr, stage: Expr) -> None:
+        """Start the copies of tile t of the inner dimension, if there is one."""
+        k, tile = self.kernel, self.tile
+
+        def copies() -> None:
+            base = k.let(stage * tile.stage_bytes())
+            first = k.let(t * tile.step + self.column * CHUNK)
+            self._load_x(base, first)
+            w_row = self.product.group * self.n["w_group"] + (self.product.first_channel + self.row) * (self.n["tiles"] * tile.step)
+            w_first = k.let(w_row + first)
+            for i in range(self.rows_w):
+                row = k.let(self.row + i * self.step)
+                to = k.at(self.memory, base + tile.pixels * tile.step + self.swizzled(row, self.column))
+                source = k.at(self.product.w, w_first + i * self.step * tile.step * self.n["tiles"])
+                self._if(row < tile.channels, tile.channels % self.step == 0, "qc_async16", to, source)
+
+        k.when(t < self.n["tiles"], copies)
+
+    def _load_x(self, base: Expr, first: Expr) -> None:
+        k, tile, grain = self.kernel, self.tile, self.product.spec.grain
+        parts = CHUNK // max(grain, 4)
+        runs: list[tuple[Expr, Expr, Expr]] = []
+        if not self.product.spec.direct:
+            for part in range(CHUNK // grain):
+                entry = k.let((k.tirx.truncdiv(first, k.const(grain)) + part) * 2)
+                where = k.let(self.product.table.load(entry + 1))
+                runs.append((
+                    k.let(self.product.table.load(entry)),
+                    k.let(k.tirx.shift_right(where, k.const(16))),
+                    k.let(k.value("qc_low_half", where)),
+                ))  # fmt: skip
+        for i in range(self.rows_x):
+            row = k.let(self.row + i * self.step)
+            to = k.let(base + self.swizzled(row, self.column))
+            addresses = [self._source(i, first + part * grain, runs[part] if runs else None)
+                         for part in range(CHUNK // grain)]  # fmt: skip
+            whole = tile.pixels % self.step == 0
+            if grain >= 4:
+                for part in range(parts):
+                    target = k.at(self.memory, to + part * grain)
+                    self._if(row < tile.pixels, whole, f"qc_async{grain}", target, addresses[part])
+            else:
+                self._if(row < tile.pixels, whole, "qc_bytes16", k.at(self.memory, to), *addresses)
+
+    def _source(self, i: int, at: Expr, run: tuple[Expr, Expr, Expr] | None) -> Expr:
+        """Address of a run of x: of row i of this thread."""
+        k = self.kernel
+        if run is None:
+            return k.at(self.product.x, self.starts.load(i) + at)
+        offset, down, right = run
+        line = k.let(self.tops.load(i) + down)
+        column = k.let(self.lefts.load(i) + right)
+        inside = k.value("qc_inside", line, column, self.n["height"], self.n["width"])
+        start = k.let(self.starts.load(i) + offset)
+        return k.value("qc_choose", inside, k.at(self.product.x, 0), start, k.at(self.product.line, 0), dtype="handle")
+
+    def _if(self, condition: Expr, always: bool, name: str, *arguments: Expr) -> None:
+        if always:
+            self.kernel.call(name, *arguments)
+        else:
+            self.kernel.when(condition, lambda: self.kernel.call(name, *arguments))
+
+    def swizzled(self, row: Expr, chunk: Expr) -> Expr:
+        """Where a chunk of a row lies: eight rows of the same chunk are in eight different groups of banks."""
+        turned = row % 8 if self.tile.step == 128 else (row // 2) % self.chunks
+        return row * self.tile.step + (chunk ^ turned) * CHUNK
