@@ -28,6 +28,7 @@ from benchmarks.assets import Case, cases
 from qcompiler.bundle import manifest_of, self_test, write_bundle
 from qcompiler.calibrate.data import load_samples
 from qcompiler.execute.oracle import Oracle
+from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 from qcompiler.targets import get_target
 
@@ -78,8 +79,7 @@ def network(case: Case, name: str, batch: int, precision: str, cache: Path) -> P
         oracle = Oracle(result.integer_graph)
         outputs = [oracle.run(sample) for sample in inputs]
         folder.mkdir(parents=True, exist_ok=True)
-        ir.save(result.integer_graph.ir_model if hasattr(result.integer_graph, "ir_model") else ir.from_proto(
-            result.integer_graph.to_proto()), folder / "integer.onnx")  # fmt: skip
+        (folder / "integer.onnx").write_bytes(result.integer_graph.to_proto().SerializeToString())
         np.savez_compressed(folder / "vectors.npz", **_flat(inputs, outputs))  # type: ignore[arg-type]
     graph = Graph(ir.load(folder / "integer.onnx"), folder / "integer.onnx")
     return Prepared(label, graph, *_vectors(folder / "vectors.npz", [str(v.name) for v in graph.inputs]))
@@ -121,22 +121,35 @@ def problems() -> Iterator[Prepared]:
             yield Prepared(label, suite.graph, inputs, [oracle.run(one) for one in inputs])
 
 
+def stream(elements: int = 1 << 27) -> Prepared:
+    """Elementwise operators over more than the caches hold; no vectors."""
+    from tests.conformance.problems import Problems
+
+    p = Problems("float")
+    p.add("add", (64, elements // 64), (64, elements // 64))
+    p.table("table", (64, elements // 64), "uint8", "uint8")
+    p.mul("mul", (64, elements // 64), (64, elements // 64))
+    return Prepared("stream", p.graph, [], [])
+
+
 def write(prepared: Prepared, folder: Path, arch: str) -> dict[str, Any]:
     """The bundle with its vectors; facts about it."""
     start = time.perf_counter()
     lowered = get_target("cuda").build(prepared.graph, {"arch": arch}, lambda stage, done, total: None)
     files = dict(lowered.files)
-    files["selftest.npz"] = self_test(prepared.inputs[0], prepared.outputs[0])
+    if prepared.inputs:
+        files["selftest.npz"] = self_test(prepared.inputs[0], prepared.outputs[0])
     manifest = manifest_of("cuda", "float", prepared.graph, files, lowered.manifest, lowered.sizes)
     path = folder / "networks" / prepared.name
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bundle(path, files, manifest, overwrite=True)
     flat = _flat(prepared.inputs, prepared.outputs)
-    np.savez_compressed(path / "vectors.npz", **flat)  # type: ignore[arg-type]
+    if flat:
+        np.savez_compressed(path / "vectors.npz", **flat)  # type: ignore[arg-type]
     return {
         "name": prepared.name,
         "seconds": round(time.perf_counter() - start, 1),
-        "kernels": lowered.manifest["kernels"],
-        "calls": lowered.manifest["calls"],
+        **{key: lowered.manifest["variants"][-1][key] for key in ("kernels", "calls")},
         **lowered.facts.get("cuda", {}),
     }
 
@@ -164,8 +177,12 @@ def main() -> int:
         print(facts[-1], file=sys.stderr, flush=True)
         floats = given.folder / "float"
         floats.mkdir(parents=True, exist_ok=True)
-        if name.startswith(("mobilenet_v2", "vit_hybrid", "resnet20")):
-            shutil.copy(case.model, floats / case.model.name)
+        if name.startswith(("mobilenet_v2_", "vit_hybrid", "resnet20")) and batch == 1:
+            graph = load_graph(case.model, shapes=case.shapes)
+            (floats / case.model.name).write_bytes(graph.to_proto().SerializeToString())
+    if chosen("stream"):
+        facts.append(write(stream(), given.folder, given.arch))
+        print(facts[-1], file=sys.stderr, flush=True)
     for prepared in problems():
         if chosen(prepared.name):
             facts.append(write(prepared, given.folder, given.arch))

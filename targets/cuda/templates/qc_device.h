@@ -91,8 +91,9 @@ QC_FN void qc_move16(void *to, const void *from) { qc_move<16>(to, from); }
 /* Two codes side by side, of one or two bytes. */
 QC_FN void qc_put2_1(void *to, int a, int b) { *(ushort *)to = (ushort)((a & 255) | (b & 255) << 8); }
 QC_FN void qc_put2_2(void *to, int a, int b) { *(uint *)to = ((uint)a & 65535u) | (uint)b << 16; }
-/* Sixteen bytes from sixteen places to one. */
-template <class... T> QC_FN void qc_bytes16(void *to, T... from) {
+/* Sixteen bytes from sixteen places to one, if `there`. */
+template <class... T> QC_FN void qc_bytes16(int there, void *to, T... from) {
+  if (!there) return;
   const void *places[16] = {from...};
   uint words[4];
 #pragma unroll
@@ -106,32 +107,35 @@ template <class... T> QC_FN void qc_bytes16(void *to, T... from) {
   for (int i = 0; i < 4; ++i) ((uint *)to)[i] = words[i];
 }
 
-/* -- asynchronous copies to shared memory ---------------------------------------------------------------------- */
+/* -- asynchronous copies to shared memory, if `there` ------------------------------------------------------------ */
 
 #if defined(QC_EMULATE)
-QC_FN void qc_async16(void *to, const void *from) { qc_emulate_async(to, from, 16); }
-QC_FN void qc_async8(void *to, const void *from) { qc_emulate_async(to, from, 8); }
-QC_FN void qc_async4(void *to, const void *from) { qc_emulate_async(to, from, 4); }
+QC_FN void qc_async16(int there, void *to, const void *from) { if (there) qc_emulate_async(to, from, 16); }
+QC_FN void qc_async8(int there, void *to, const void *from) { if (there) qc_emulate_async(to, from, 8); }
+QC_FN void qc_async4(int there, void *to, const void *from) { if (there) qc_emulate_async(to, from, 4); }
 QC_FN void qc_async_commit() { qc_emulate_commit(); }
 #define QC_WAIT(n) QC_FN void qc_async_wait##n() { qc_emulate_wait(n); }
 #elif __CUDA_ARCH__ >= 800
 QC_FN uint qc_shared_address(const void *p) { return (uint)__cvta_generic_to_shared(p); }
-QC_FN void qc_async16(void *to, const void *from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(qc_shared_address(to)), "l"(from) : "memory");
+QC_FN void qc_async16(int there, void *to, const void *from) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.cg.shared.global [%0], [%1], 16;}" ::
+               "r"(qc_shared_address(to)), "l"(from), "r"(there) : "memory");
 }
-QC_FN void qc_async8(void *to, const void *from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(qc_shared_address(to)), "l"(from) : "memory");
+QC_FN void qc_async8(int there, void *to, const void *from) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 8;}" ::
+               "r"(qc_shared_address(to)), "l"(from), "r"(there) : "memory");
 }
-QC_FN void qc_async4(void *to, const void *from) {
-  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(qc_shared_address(to)), "l"(from) : "memory");
+QC_FN void qc_async4(int there, void *to, const void *from) {
+  asm volatile("{.reg .pred p; setp.ne.b32 p, %2, 0; @p cp.async.ca.shared.global [%0], [%1], 4;}" ::
+               "r"(qc_shared_address(to)), "l"(from), "r"(there) : "memory");
 }
 QC_FN void qc_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 #define QC_WAIT(n) QC_FN void qc_async_wait##n() { asm volatile("cp.async.wait_group " #n ";" ::: "memory"); }
 #else
 QC_FN uint qc_shared_address(const void *p) { return (uint)__cvta_generic_to_shared(p); }
-QC_FN void qc_async16(void *to, const void *from) { qc_move<16>(to, from); }
-QC_FN void qc_async8(void *to, const void *from) { qc_move<8>(to, from); }
-QC_FN void qc_async4(void *to, const void *from) { qc_move<4>(to, from); }
+QC_FN void qc_async16(int there, void *to, const void *from) { if (there) qc_move<16>(to, from); }
+QC_FN void qc_async8(int there, void *to, const void *from) { if (there) qc_move<8>(to, from); }
+QC_FN void qc_async4(int there, void *to, const void *from) { if (there) qc_move<4>(to, from); }
 QC_FN void qc_async_commit() {}
 #define QC_WAIT(n) QC_FN void qc_async_wait##n() {}
 #endif

@@ -61,24 +61,27 @@ class Staging:
             self.lefts.store(i, left)
 
     def load(self, t: Expr, stage: Expr) -> None:
-        """Start the copies of tile t of the inner dimension, if there is one."""
-        k, tile = self.kernel, self.tile
+        """Start the copies of tile t of the inner dimension, if there is one. No branches: wgmma may be running."""
+        k, tile, product = self.kernel, self.tile, self.product
+        there = k.let(k.cast(t < self.n["tiles"], "int32"))
+        last = k.let(k.tirx.min(t, self.n["tiles"] - 1))
+        base = k.let(stage * tile.stage_bytes())
+        first = k.let(last * tile.step + self.column * CHUNK)
+        self._load_x(base, first, there)
+        pitch = k.let(self.n["tiles"] * tile.step)
+        w_first = k.let(product.group * self.n["w_group"] + (product.first_channel + self.row) * pitch + first)
+        for i in range(self.rows_w):
+            row = k.let(self.row + i * self.step)
+            to = k.at(self.memory, base + tile.pixels * tile.step + self.swizzled(row, self.column))
+            source = k.at(product.w, w_first + i * self.step * pitch)
+            k.call("qc_async16", self._if(there, row, tile.channels), to, source)
 
-        def copies() -> None:
-            base = k.let(stage * tile.stage_bytes())
-            first = k.let(t * tile.step + self.column * CHUNK)
-            self._load_x(base, first)
-            w_row = self.product.group * self.n["w_group"] + (self.product.first_channel + self.row) * (self.n["tiles"] * tile.step)
-            w_first = k.let(w_row + first)
-            for i in range(self.rows_w):
-                row = k.let(self.row + i * self.step)
-                to = k.at(self.memory, base + tile.pixels * tile.step + self.swizzled(row, self.column))
-                source = k.at(self.product.w, w_first + i * self.step * tile.step * self.n["tiles"])
-                self._if(row < tile.channels, tile.channels % self.step == 0, "qc_async16", to, source)
+    def _if(self, there: Expr, row: Expr, rows: int) -> Expr:
+        """Whether a row of a tile that is there is one."""
+        k = self.kernel
+        return there if rows % self.step == 0 else k.let(there & k.cast(row < rows, "int32"))
 
-        k.when(t < self.n["tiles"], copies)
-
-    def _load_x(self, base: Expr, first: Expr) -> None:
+    def _load_x(self, base: Expr, first: Expr, there: Expr) -> None:
         k, tile, grain = self.kernel, self.tile, self.product.spec.grain
         parts = CHUNK // max(grain, 4)
         runs: list[tuple[Expr, Expr, Expr]] = []
@@ -96,13 +99,12 @@ class Staging:
             to = k.let(base + self.swizzled(row, self.column))
             addresses = [self._source(i, first + part * grain, runs[part] if runs else None)
                          for part in range(CHUNK // grain)]  # fmt: skip
-            whole = tile.pixels % self.step == 0
+            copied = self._if(there, row, tile.pixels)
             if grain >= 4:
                 for part in range(parts):
-                    target = k.at(self.memory, to + part * grain)
-                    self._if(row < tile.pixels, whole, f"qc_async{grain}", target, addresses[part])
+                    k.call(f"qc_async{grain}", copied, k.at(self.memory, to + part * grain), addresses[part])
             else:
-                self._if(row < tile.pixels, whole, "qc_bytes16", k.at(self.memory, to), *addresses)
+                k.call("qc_bytes16", copied, k.at(self.memory, to), *addresses)
 
     def _source(self, i: int, at: Expr, run: tuple[Expr, Expr, Expr] | None) -> Expr:
         """Address of a run of x: of row i of this thread."""
@@ -115,12 +117,6 @@ class Staging:
         inside = k.value("qc_inside", line, column, self.n["height"], self.n["width"])
         start = k.let(self.starts.load(i) + offset)
         return k.value("qc_choose", inside, k.at(self.product.x, 0), start, k.at(self.product.line, 0), dtype="handle")
-
-    def _if(self, condition: Expr, always: bool, name: str, *arguments: Expr) -> None:
-        if always:
-            self.kernel.call(name, *arguments)
-        else:
-            self.kernel.when(condition, lambda: self.kernel.call(name, *arguments))
 
     def swizzled(self, row: Expr, chunk: Expr) -> Expr:
         """Where a chunk of a row lies: eight rows of the same chunk are in eight different groups of banks."""
