@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from qcompiler.formats import Int
 from qcompiler.graph.model import attribute
 from qcompiler.targets.cuda.tile import choose_tile
+from qcompiler.targets.cuda.tir.depthwise import Depthwise
 from qcompiler.targets.cuda.tir.direct import BATCHED, WINDOW, DirectConv, DirectPool, DirectProduct, elements_launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
 from qcompiler.targets.cuda.tir.product import Product
@@ -78,8 +79,46 @@ def _convolve(
         _product(program, node, x, y, weights, window, groups)
     else:
         y = target_of(program, node.outputs[0], 1)
-        _direct(program, node, value, x, y, weights, window, groups)
+        depthwise = bytes_ and groups == window.channels == len(weights) and _fours(x, y)
+        (_depthwise if depthwise else _direct)(program, node, value, x, y, weights, window, groups)
     settle(program, node.outputs[0], y)
+
+
+def _fours(x: View, y: View) -> bool:
+    """Whether four channels are a word, in x and in y."""
+    size = itemsize(y.dtype)
+    return x.shape[1] % 4 == 0 and _grain(x, x.shape[1]) >= 4 and _store(y, y.shape[1], size) >= 4 * size
+
+
+def _depthwise(
+    program: Program, node: ir.Node, value: ir.Value, x: View, y: View, weights: NDArray, window: Window, groups: int
+) -> None:
+    rows, columns = window.output
+    pixels = min(columns, 4 if window.strides[1] == 1 else 2)
+    codes = Codes.of(requantize_of(node))
+    spec = Depthwise(x.dtype, codes, window.kernel, window.strides[1], window.dilations, pixels)
+    zero, taps = attribute(node, "x_zero_point", 0), weights[:, 0]
+    bias = program.graph.const(node.inputs[2])
+    assert bias is not None
+    folded = (bias.astype(np.int64) - zero * taps.astype(np.int64).sum(axis=(1, 2))).astype(np.int32)
+    total = window.batch * rows * columns * groups
+    fill = int(np.full(4, zero, x.dtype).view(np.int32)[0])
+    arrays = [spec.pack(taps), folded, *requantize_inputs(program, node, 3)]
+    program.call(
+        spec,
+        total,
+        x,
+        y,
+        *(program.parameter(p, f"{node.name}/parameters") for p in arrays),
+        numbers=[
+            *_window_numbers(node, window, x, y, 1, 1, total),
+            groups,
+            -(-columns // pixels),
+            fill,
+            *code_numbers(_format(node), attribute(node, "zero_point", 0)),
+        ],
+        launch=spec.launch(window.batch, rows, columns, groups),
+    )
 
 
 def _grain(x: View, inputs: int) -> int:

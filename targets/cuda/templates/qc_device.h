@@ -91,6 +91,48 @@ QC_FN void qc_move16(void *to, const void *from) { qc_move<16>(to, from); }
 /* Two codes side by side, of one or two bytes. */
 QC_FN void qc_put2_1(void *to, int a, int b) { *(ushort *)to = (ushort)((a & 255) | (b & 255) << 8); }
 QC_FN void qc_put2_2(void *to, int a, int b) { *(uint *)to = ((uint)a & 65535u) | (uint)b << 16; }
+/* Four codes side by side. */
+QC_FN void qc_put4_1(void *to, int a, int b, int c, int d) {
+  *(uint *)to = (uint)(a & 255) | (uint)(b & 255) << 8 | (uint)(c & 255) << 16 | (uint)d << 24;
+}
+QC_FN void qc_put4_2(void *to, int a, int b, int c, int d) {
+  qc_put2_2(to, a, b);
+  qc_put2_2((uint *)to + 1, c, d);
+}
+QC_FN int qc_word_or(int there, const void *x, int fill) { return there ? *(const int *)x : fill; }
+/* Four words of four bytes, rows and columns exchanged. */
+QC_FN void qc_turn4(int *to, int a, int b, int c, int d) {
+#ifdef QC_EMULATE
+  for (int i = 0; i < 4; ++i)
+    to[i] = (int)((uint)(a >> 8 * i & 255) | (uint)(b >> 8 * i & 255) << 8 | (uint)(c >> 8 * i & 255) << 16 |
+                  (uint)(d >> 8 * i & 255) << 24);
+#else
+  uint ab = __byte_perm(a, b, 0x5140), cd = __byte_perm(c, d, 0x5140);
+  uint ef = __byte_perm(a, b, 0x7362), gh = __byte_perm(c, d, 0x7362);
+  to[0] = __byte_perm(ab, cd, 0x5410);
+  to[1] = __byte_perm(ab, cd, 0x7632);
+  to[2] = __byte_perm(ef, gh, 0x5410);
+  to[3] = __byte_perm(ef, gh, 0x7632);
+#endif
+}
+/* c + the sum of four products of bytes. */
+#ifdef QC_EMULATE
+QC_FN int qc_dp4a_u8s8(int a, int b, int c) {
+  for (int i = 0; i < 4; ++i) c += (a >> 8 * i & 255) * (int)(signed char)(b >> 8 * i & 255);
+  return c;
+}
+QC_FN int qc_dp4a_s8s8(int a, int b, int c) {
+  for (int i = 0; i < 4; ++i) c += (int)(signed char)(a >> 8 * i & 255) * (int)(signed char)(b >> 8 * i & 255);
+  return c;
+}
+#else
+QC_FN int qc_dp4a_u8s8(int a, int b, int c) {
+  int sum;
+  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+QC_FN int qc_dp4a_s8s8(int a, int b, int c) { return __dp4a(a, b, c); }
+#endif
 /* Sixteen bytes from sixteen places to one, if `there`. */
 template <class... T> QC_FN void qc_bytes16(int there, void *to, T... from) {
   if (!there) return;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,8 +19,27 @@ Compute = Callable[[list[Expr], int], Expr]
 """Values of the operands, in their storage, and how many lanes -> what is stored."""
 
 
+Parts = tuple[Pointer, list[Pointer], Compute]
+"""y, its operands, and what is stored. Constants that a kernel reads besides are inside."""
+
+
+class Map(Protocol):
+    """An elementwise spec: y = compute(operands) over `nest`, whose strides are those of y, then of the operands."""
+
+    nest: Nest
+
+    def parts(self, kernel: Kernel) -> Parts:
+        """Declare the pointers, in the order of a call's arguments."""
+
+
+def _build(spec: Map, name: str, lanes: int) -> Any:
+    """void name(lo, hi, pointers...)."""
+    kernel = Kernel(name)
+    return _map(kernel, spec.nest, lanes, *spec.parts(kernel))
+
+
 def _map(kernel: Kernel, nest: Nest, lanes: int, y: Pointer, operands: Sequence[Pointer], compute: Compute) -> Any:
-    """y = compute(operands) over a nest whose strides are those of y, then of the operands; the finished function."""
+    """y = compute(operands) over a nest; the finished function."""
 
     def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
         values = [load(kernel, p, at[i], n, inner[i]) for i, p in enumerate(operands, 1)]
@@ -55,9 +74,8 @@ class Add:
     zero_point: int
     format: Int
 
-    def build(self, name: str, machine: Machine) -> Any:
-        """void name(lo, hi, y, a, b)."""
-        kernel = Kernel(name)
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
         storage, wide = str(self.format.storage), _wide(self.a_storage, self.b_storage)
         y = kernel.pointer("y", storage)
         operands = [kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)]
@@ -71,7 +89,11 @@ class Add:
             clipped = kernel.cast(kernel.clamp(shifted, low, high, wide, n), "int32", n)
             return kernel.cast(clipped + kernel.const(self.zero_point, "int32", n), storage, n)
 
-        return _map(kernel, self.nest, machine.lanes, y, operands, compute)
+        return y, operands, compute
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, a, b)."""
+        return _build(self, name, machine.lanes)
 
 
 @dataclass(frozen=True)
@@ -85,9 +107,8 @@ class Multiply:
     b_zero_point: int
     requantize: Requantize
 
-    def build(self, name: str, machine: Machine) -> Any:
-        """void name(lo, hi, y, a, b, requantization...)."""
-        kernel = Kernel(name)
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
         wide = _wide(self.a_storage, self.b_storage)
         y = kernel.pointer("y", self.requantize.storage)
         operands = [kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)]
@@ -98,7 +119,11 @@ class Multiply:
             product = a * _centred(kernel, values[1], self.b_zero_point, wide, n)
             return self.requantize.apply(kernel, product, self.requantize.load(kernel, scales, 0, n), n)
 
-        return _map(kernel, self.nest, machine.lanes, y, operands, compute)
+        return y, operands, compute
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, a, b, requantization...)."""
+        return _build(self, name, machine.lanes)
 
 
 @dataclass(frozen=True)
@@ -115,9 +140,8 @@ class Divide:
     zero_point: int
     format: Int
 
-    def build(self, name: str, machine: Machine) -> Any:
-        """void name(lo, hi, y, a, b)."""
-        kernel = Kernel(name)
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
         tirx, storage = kernel.tirx, str(self.format.storage)
         y = kernel.pointer("y", storage)
         operands = [kernel.pointer("a", self.a_storage), kernel.pointer("b", self.b_storage)]
@@ -141,7 +165,11 @@ class Divide:
             code = tirx.Select(tirx.EQ(under, zero), endless, tirx.min(tirx.max(quotient, low), high))
             return kernel.cast(kernel.cast(code, "int32") + kernel.const(self.zero_point), storage)
 
-        return _map(kernel, self.nest, 1, y, operands, compute)
+        return y, operands, compute
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, a, b)."""
+        return _build(self, name, 1)
 
 
 @dataclass(frozen=True)
@@ -153,9 +181,8 @@ class Rescale:
     x_zero_point: int
     requantize: Requantize
 
-    def build(self, name: str, machine: Machine) -> Any:
-        """void name(lo, hi, y, x, requantization...)."""
-        kernel = Kernel(name)
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
         y, x = kernel.pointer("y", self.requantize.storage), kernel.pointer("x", self.storage)
         scales = self.requantize.parameters(kernel)
 
@@ -166,7 +193,11 @@ class Rescale:
             acc = _centred(kernel, given, self.x_zero_point, "int32", n)
             return self.requantize.apply(kernel, acc, self.requantize.load(kernel, scales, 0, n), n)
 
-        return _map(kernel, self.nest, machine.lanes, y, [x], compute)
+        return y, [x], compute
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, x, requantization...)."""
+        return _build(self, name, machine.lanes)
 
 
 @dataclass(frozen=True)
@@ -178,20 +209,26 @@ class Convert:
     target: str
     zero_point: int = 0
 
-    def build(self, name: str, machine: Machine) -> Any:
-        """void name(lo, hi, y, x)."""
-        kernel = Kernel(name)
+    @property
+    def plain(self) -> bool:
+        """Whether it is a copy."""
+        return self.storage == self.target and not self.zero_point
+
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
         y, x = kernel.pointer("y", self.target), kernel.pointer("x", self.storage)
-        plain = self.storage == self.target and not self.zero_point
-        size = np.dtype(self.storage).itemsize
-        lanes = machine.lanes * 4 // size if plain and machine.lanes > 1 else machine.lanes
 
         def compute(values: list[Expr], n: int) -> Expr:
-            if plain:
+            if self.plain:
                 return values[0]
             return kernel.cast(_centred(kernel, values[0], self.zero_point, "int32", n), self.target, n)
 
-        return _map(kernel, self.nest, lanes, y, [x], compute)
+        return y, [x], compute
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, x)."""
+        size = np.dtype(self.storage).itemsize
+        return _build(self, name, machine.lanes * 4 // size if self.plain and machine.lanes > 1 else machine.lanes)
 
 
 @dataclass(frozen=True)
@@ -202,12 +239,14 @@ class Fill:
     storage: str
     value: int
 
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
+        y = kernel.pointer("y", self.storage)
+        return y, [], lambda values, n: kernel.const(self.value, self.storage, n)
+
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, y)."""
-        kernel = Kernel(name)
-        y = kernel.pointer("y", self.storage)
-        lanes = machine.lanes * (4 if machine.lanes > 1 else 1)
-        return _map(kernel, self.nest, lanes, y, [], lambda values, n: kernel.const(self.value, self.storage, n))
+        return _build(self, name, machine.lanes * (4 if machine.lanes > 1 else 1))
 
 
 @dataclass(frozen=True)
@@ -222,21 +261,23 @@ class Lookup:
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, y, x, table)."""
-        kernel = Kernel(name)
-        y, x = kernel.pointer("y", self.target), kernel.pointer("x", self.storage)
-        table = kernel.pointer("table", self.target)
         inner = tuple(strides[-1] for strides in self.nest.strides)
         permutes = machine.permute_bytes and self.target in ("uint8", "int8") and self.entries == 256
         if permutes and "8" in self.storage and inner == (1, 1) and self.nest.extents[-1] >= 16:
+            kernel = Kernel(name)
+            y, x = kernel.pointer("y", self.target), kernel.pointer("x", self.storage)
+            table = kernel.pointer("table", self.target)
             self._permute(kernel, machine, y, x, table)
             return kernel.function()
 
-        def body(at: list[Expr], n: int, inner: tuple[int, ...]) -> None:
-            index = kernel.cast(x.load(at[1]), "int32") - kernel.const(self.x_min)
-            y.store(at[0], table.load(index))
+        return _build(self, name, 1)
 
-        run_nest(kernel, self.nest, 1, body)
-        return kernel.function()
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them; one lane."""
+        y, x = kernel.pointer("y", self.target), kernel.pointer("x", self.storage)
+        table = kernel.pointer("table", self.target)
+        low = kernel.const(self.x_min)
+        return y, [x], lambda values, n: table.load(kernel.cast(values[0], "int32") - low)
 
     def _permute(self, kernel: Kernel, machine: Machine, y: Any, x: Any, table: Any) -> None:
         """Four quarter tables in registers; bits 0..6 choose an entry of a half, bit 7 the half."""
@@ -276,9 +317,8 @@ class Quantize:
     zero_point: int
     format: Int
 
-    def build(self, name: str, machine: Machine) -> Any:
-        """void name(lo, hi, y, x)."""
-        kernel = Kernel(name)
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
         storage = str(self.format.storage)
         y, x = kernel.pointer("y", storage), kernel.pointer("x", "float32")
         low, high = self.format.min - self.zero_point, self.format.max - self.zero_point
@@ -289,7 +329,11 @@ class Quantize:
             code = kernel.cast(clipped, "int32", n) + kernel.const(self.zero_point, "int32", n)
             return kernel.cast(code, storage, n)
 
-        return _map(kernel, self.nest, machine.lanes, y, [x], compute)
+        return y, [x], compute
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, x)."""
+        return _build(self, name, machine.lanes)
 
 
 @dataclass(frozen=True)
@@ -301,13 +345,16 @@ class Dequantize:
     zero_point: int
     storage: str
 
-    def build(self, name: str, machine: Machine) -> Any:
-        """void name(lo, hi, y, x)."""
-        kernel = Kernel(name)
+    def parts(self, kernel: Kernel) -> Parts:
+        """Pointers as `build` names them."""
         y, x = kernel.pointer("y", "float32"), kernel.pointer("x", self.storage)
 
         def compute(values: list[Expr], n: int) -> Expr:
             centred = _centred(kernel, values[0], self.zero_point, "int32", n)
             return kernel.cast(centred, "float32", n) * kernel.const(self.scale, "float32", n)
 
-        return _map(kernel, self.nest, machine.lanes, y, [x], compute)
+        return y, [x], compute
+
+    def build(self, name: str, machine: Machine) -> Any:
+        """void name(lo, hi, y, x)."""
+        return _build(self, name, machine.lanes)
