@@ -15,6 +15,7 @@ from qcompiler.targets.cuda.grid import Launch, launch_of, spread
 from qcompiler.targets.cuda.tir.depthwise import Depthwise
 from qcompiler.targets.cuda.tir.direct import DirectConv, DirectProduct
 from qcompiler.targets.cuda.tir.product import Product
+from qcompiler.targets.cuda.tir.rows import rowwise
 from qcompiler.targets.cuda.tir.vector import vectorize
 from qcompiler.targets.cuda.wgmma import wgmma_header
 from qcompiler.targets.shared.codegen import comment, lower_module
@@ -32,6 +33,8 @@ def arrange(program: Program) -> None:
     for call in program.calls:
         if call.launch is None and (found := vectorize(call.spec, call.arguments)) is not None:
             call.spec, call.launch, call.numbers = found
+        elif call.launch is None and (by_rows := rowwise(call.spec)) is not None:
+            call.spec, call.launch = by_rows
         elif call.launch is None:
             bound = spread(call.spec, call.units)
             call.spec, call.launch = bound, launch_of(bound.units)
@@ -39,7 +42,7 @@ def arrange(program: Program) -> None:
     for call in program.calls:
         inner = getattr(call.spec, "spec", None)
         if inner is not None:
-            call.kernel = re.sub(r"_(thread|vector)_", f"_{type(inner).__name__.lower()}_", call.kernel)
+            call.kernel = re.sub(r"_(thread|vector|rownormalize|rowsoftmax)_", f"_{type(inner).__name__.lower()}_", call.kernel)
 
 
 def cuda_source(program: Program) -> str:
@@ -115,7 +118,7 @@ def emulator_table(source: str) -> str:
     """C++ that the emulator needs of kernels: how each is called."""
     lines = []
     rows = []
-    together = {name for name, body in _bodies(source).items() if re.search(r"__syncthreads|qc_mma|qc_wgmma|qc_shuffle", body)}
+    together = {name for name, body in _bodies(source).items() if re.search(r"__syncthreads|qc_mma|qc_wgmma|qc_warp", body)}
     for name, types in signatures(source).items():
         arguments = ", ".join(f"*({kind.strip()} *)a[{i}]" for i, kind in enumerate(types))
         sizes = ", ".join("8" if "*" in kind else "4" for kind in types)

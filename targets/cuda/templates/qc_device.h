@@ -149,6 +149,24 @@ template <class... T> QC_FN void qc_bytes16(int there, void *to, T... from) {
   for (int i = 0; i < 4; ++i) ((uint *)to)[i] = words[i];
 }
 
+/* -- what lanes of a warp find together ------------------------------------------------------------------------- */
+
+#ifdef QC_EMULATE
+QC_FN int64_t qc_warp_sum64(int64_t x) { return qc_emulate_sum(x); }
+QC_FN int qc_warp_max(int x) { return qc_emulate_max(x); }
+#else
+QC_FN int64_t qc_warp_sum64(int64_t x) {
+#pragma unroll
+  for (int step = 16; step; step /= 2) x += __shfl_xor_sync(0xffffffffu, (long long)x, step);
+  return x;
+}
+QC_FN int qc_warp_max(int x) {
+#pragma unroll
+  for (int step = 16; step; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+}
+#endif
+
 /* -- asynchronous copies to shared memory, if `there` ------------------------------------------------------------ */
 
 #if defined(QC_EMULATE)

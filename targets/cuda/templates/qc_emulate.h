@@ -89,6 +89,24 @@ static inline void qc_emulate_ldmatrix4(unsigned *r, const void *row) {
   }
   qc_emulate_leave();
 }
+static inline int64_t qc_emulate_sum(int64_t mine) {
+  const qc_given *all = qc_emulate_meet(&mine, sizeof mine);
+  int64_t sum = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    int64_t one;
+    std::memcpy(&one, all[lane].words, sizeof one);
+    sum += one;
+  }
+  qc_emulate_leave();
+  return sum;
+}
+static inline int qc_emulate_max(int mine) {
+  const qc_given *all = qc_emulate_meet(&mine, sizeof mine);
+  int most = (int)all[0].words[0];
+  for (int lane = 1; lane < 32; ++lane) most = max(most, (int)all[lane].words[0]);
+  qc_emulate_leave();
+  return most;
+}
 static inline void qc_emulate_mma(int *c, const unsigned *a, const unsigned *b, bool is_signed) {
   unsigned mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const qc_given *all = qc_emulate_meet(mine, sizeof mine);

@@ -68,7 +68,7 @@ class Normalize:
             spread = kernel.const(n, "int64") * self._total(kernel, s2, lanes)
             v = kernel.let(spread if total1 is None else spread - total1 * total1)
             w = kernel.let(v * kernel.const(1 << (2 * self.half_shift), "int64") + kernel.const(self.epsilon, "int64"))
-            r, a = self._reciprocal(kernel, machine, w)
+            r, a = self.reciprocal(kernel, machine, w)
             half = kernel.let(kernel.tirx.shift_left(kernel.const(1, "int64"), a - kernel.const(1, "int64")))
 
             def write(to: Expr, at: Expr, p: Expr, count: int) -> None:
@@ -116,7 +116,7 @@ class Normalize:
             total.store(0, total.load(0) + sums.load(i))
         return kernel.let(total.load(0))
 
-    def _reciprocal(self, kernel: Kernel, machine: Machine, w: Expr) -> tuple[Expr, Expr]:
+    def reciprocal(self, kernel: Kernel, machine: Machine, w: Expr) -> tuple[Expr, Expr]:
         """(r, a) as int64, see qcompiler/ops/normalize.py."""
         tirx = kernel.tirx
         held, k = kernel.local(1, "int64"), kernel.local(1, "int64")

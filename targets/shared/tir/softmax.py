@@ -93,7 +93,7 @@ class Softmax:
             if cells:
                 distance = tirx.Select(seen(i), distance, kernel.const(0))
             distance = kernel.let(distance)
-            e = self._exponential(kernel, table, distance)
+            e = self.exponential(kernel, table, distance)
             return kernel.let(tirx.Select(seen(i), e, kernel.const(0)) if cells else e)
 
         with kernel.loop(count) as i:
@@ -102,7 +102,7 @@ class Softmax:
                 kept.store(i, e)
             total.store(0, total.load(0) + kernel.cast(e, "int64"))
         sum_ = kernel.let(total.load(0))
-        if kept is not None and self._by_reciprocal() and self.y_stride == 1:
+        if kept is not None and self.by_reciprocal() and self.y_stride == 1:
             self._divide_by_reciprocal(kernel, machine, y, y_at, kept, sum_, count)
         else:
             with kernel.loop(count) as i:
@@ -143,7 +143,7 @@ class Softmax:
             top.store(0, tirx.max(top.load(0), value))
         return kernel.let(top.load(0))
 
-    def _exponential(self, kernel: Kernel, table: Pointer, distance: Expr) -> Expr:
+    def exponential(self, kernel: Kernel, table: Pointer, distance: Expr) -> Expr:
         """exp(-distance) in steps of 2^-20, int32."""
         if not self.wide:
             return table.load(distance)
@@ -153,7 +153,7 @@ class Softmax:
         product = low * high + kernel.const(1 << 39, "int64")
         return kernel.cast(tirx.shift_right(product, kernel.const(40, "int64")), "int32")
 
-    def _by_reciprocal(self) -> bool:
+    def by_reciprocal(self) -> bool:
         """Whether floor((2 e R + S + 1/2) * (1 / (2 S))) in doubles is the quotient exactly.
 
         The numerator is at least 1/2 away from multiples of 2 S, so the quotient is at least 1 / (4 S) away from
