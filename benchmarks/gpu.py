@@ -181,9 +181,7 @@ class Kernels:
 
         a, b = (torch.zeros(size, dtype=torch.uint8, device="cuda") for _ in range(2))
         call = self.driver.call
-        seconds = self.clock(
-            lambda: call("cuMemcpyDtoDAsync_v2", b.data_ptr(), a.data_ptr(), size, self.stream), 10
-        )
+        seconds = self.clock(lambda: call("cuMemcpyDtoDAsync_v2", b.data_ptr(), a.data_ptr(), size, self.stream), 10)
         return {"label": "copy on the card", "us": seconds * 1e6, "gbs": 2 * size / seconds / 1e9}
 
 
@@ -215,7 +213,12 @@ def peer_rows(folder: Path, only: str) -> Iterator[dict[str, Any]]:
                         run = torch.compile(call, dynamic=False) if kind == "compiled" else call
                         yield {"name": path.stem, "batch": batch, "kind": f"bfloat16 {kind}", "us": _in_graph(run, x)}
                 except Exception as error:  # whatever a peer stumbles over is its row
-                    yield {"name": path.stem, "batch": batch, "kind": kind, "error": f"{type(error).__name__}: {error}"[:300]}
+                    yield {
+                        "name": path.stem,
+                        "batch": batch,
+                        "kind": kind,
+                        "error": f"{type(error).__name__}: {error}"[:300],
+                    }
 
 
 def _in_graph(run: Callable[[Any], Any], x: Any) -> float:

@@ -74,7 +74,9 @@ def product_entry(tile: Tile, side: int = SIDE) -> tuple[Product, dict[str, Any]
         "x_pixel": side, "x_group": side, "y_group": side, "w_group": side * side, "p_group": side,
     }  # fmt: skip
     kind = "wgmma" if tile.wgmma else "mma"
-    label = f"{kind} {tile.pixels}x{tile.channels}x{tile.step} by {tile.warp_pixels}x{tile.warp_channels}, {tile.stages}"
+    label = (
+        f"{kind} {tile.pixels}x{tile.channels}x{tile.step} by {tile.warp_pixels}x{tile.warp_channels}, {tile.stages}"
+    )
     return spec, {
         "kind": "product", "label": label, "side": side, "grid": list(launch.grid), "threads": launch.threads,
         "shared": launch.shared, "pointers": ["x", "y", "w", "bias", "scale", "table", "line"],

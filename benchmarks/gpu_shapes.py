@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.conformance.problems import Problems
 
-COUNT = 48
+COUNT = 32
 
 
 def draw(arithmetic: str, count: int = COUNT, seed: int = 11) -> Problems:

@@ -163,9 +163,20 @@ def _nvrtc_names() -> list[str]:
     return [name for name in names if "builtins" not in name]
 
 
+def _nvrtc() -> ctypes.CDLL | None:
+    for name in _nvrtc_names():
+        # NVRTC looks for its builtins by name alone, so outside the system's folders they have to be there already.
+        for builtins in sorted(glob.glob(os.path.join(os.path.dirname(name), "libnvrtc-builtins.so.*"))):
+            if os.path.isabs(builtins):
+                _first([builtins])
+        if (library := _first([name])) is not None:
+            return library
+    return None
+
+
 def nvrtc_compile(source: str, headers: dict[str, str], arch: str) -> bytes:
     """A cubin for `arch`, such as sm_80. Raises CudaError, with the compiler's words where it fails."""
-    library = _first(_nvrtc_names())
+    library = _nvrtc()
     if library is None:
         raise CudaError("NVRTC is not installed (libnvrtc.so is not found)")
     program = c_void_p()

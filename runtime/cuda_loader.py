@@ -71,13 +71,17 @@ class CudaSession:
             self.outputs: list[dict[str, Any]] = self.manifest["outputs"]
             self._states = loader.state_places(self.inputs, self.outputs)
         except (KeyError, TypeError) as error:
-            raise BundleLoadError(f"{path}: not a cuda bundle, or damaged ({error}). Compile the model again.") from error
+            raise BundleLoadError(
+                f"{path}: not a cuda bundle, or damaged ({error}). Compile the model again."
+            ) from error
         try:
             self._start(device, driver)
             weights = np.fromfile(self.path / self._variant["weights"], np.uint8)
             self._places = {"weights": self._allocate(len(weights), "weights")}
             self._places["arena"] = self._allocate(int(self._variant["arena_bytes"]), "the arena")
-            self.driver.call("cuMemcpyHtoDAsync_v2", self._places["weights"], weights.ctypes.data, len(weights), self.stream)
+            self.driver.call(
+                "cuMemcpyHtoDAsync_v2", self._places["weights"], weights.ctypes.data, len(weights), self.stream
+            )
             self._in = [self._allocate(self._bytes(spec, True) + 256, "an input") for spec in self.inputs]
             self._out = [self._allocate(self._bytes(spec, False) + 256, "an output") for spec in self.outputs]
             self._spare = {i: self._allocate(self._bytes(self.inputs[i], True) + 256, "a state")
@@ -101,7 +105,9 @@ class CudaSession:
         self.launches: list[dict[str, Any]] = json.loads((self.path / self._variant["launches"]).read_text())
         needed = max((int(launch["shared"]) for launch in self.launches), default=0)
         if needed > shared:
-            raise driver_module.CudaError(f"{self.name} has {shared} bytes of shared memory, and a kernel needs {needed}")
+            raise driver_module.CudaError(
+                f"{self.name} has {shared} bytes of shared memory, and a kernel needs {needed}"
+            )
         self._image = self._code()
         self._module = self.driver.handle("cuModuleLoadData", ctypes.cast(ctypes.c_char_p(self._image), c_void_p))
         self.stream = self.driver.handle("cuStreamCreate", 1)
@@ -285,8 +291,6 @@ class CudaSession:
 
     def _play(self, inputs: list[int], outputs: list[int]) -> None:
         """Launch the graph of these addresses."""
-        if not self._open:
-            raise BundleLoadError(f"{self.path}: the session is closed.")
         self.driver.call("cuGraphLaunch", self.graph(inputs, outputs), self.stream)
 
     def graph(self, inputs: list[int] | None = None, outputs: list[int] | None = None) -> int:
@@ -309,7 +313,9 @@ class CudaSession:
             self._graphs[key] = made
         return self._graphs[key]
 
-    def launch(self, launch: Mapping[str, Any], inputs: list[int] | None = None, outputs: list[int] | None = None) -> None:
+    def launch(
+        self, launch: Mapping[str, Any], inputs: list[int] | None = None, outputs: list[int] | None = None
+    ) -> None:
         """One kernel of the list, on the session's stream."""
         inputs, outputs = inputs or self._in, outputs or self._out
         values: list[Any] = []
@@ -328,6 +334,8 @@ class CudaSession:
         )  # fmt: skip
 
     def _errors(self) -> Any:
+        if not self._open:
+            raise BundleLoadError(f"{self.path}: the session is closed.")
         return _Errors(self.path, self.driver, self._context)
 
     def self_test(self) -> None:
@@ -400,7 +408,9 @@ def _from_dlpack(array: Any, where: str) -> tuple[int, tuple[int, ...], tuple[in
     shape = tuple(tensor.shape[d] for d in range(tensor.ndim))
     kinds = {0: "i", 1: "u", 2: "f", 6: "b"}
     if tensor.code not in kinds or tensor.bits % 8:
-        raise BundleLoadError(f"{where} has a type that numpy does not know (DLPack {tensor.code}, {tensor.bits} bits).")
+        raise BundleLoadError(
+            f"{where} has a type that numpy does not know (DLPack {tensor.code}, {tensor.bits} bits)."
+        )
     dtype = np.dtype(f"{kinds[tensor.code]}{tensor.bits // 8}")
     strides = tuple(tensor.strides[d] * dtype.itemsize for d in range(tensor.ndim)) if tensor.strides else None
     return int(tensor.data or 0) + int(tensor.byte_offset), shape, strides, dtype, capsule

@@ -214,7 +214,7 @@ class Session:
 def checked(
     path: Path, inputs: Mapping[str, np.ndarray], shapes: list[tuple[str, tuple[int, ...], np.dtype]]
 ) -> list[np.ndarray]:
-    """The arrays of these inputs in order, contiguous. Raises BundleLoadError where names, shapes or types are others."""
+    """The arrays of these inputs in order, contiguous. Raises BundleLoadError for other names, shapes or types."""
     if inputs.keys() != {name for name, _, _ in shapes}:
         expected = ", ".join(f"`{name}`" for name, _, _ in shapes)
         given = ", ".join(f"`{name}`" for name in inputs) or "none"

@@ -25,6 +25,7 @@ MAY_IMPORT = {
 ALLOWED = {
     ("qcompiler/__init__.py", "driver"): "the public names, looked up on first use",
     ("qcompiler/bundle.py", "runtime"): "Bundle.load gives the runtime's session",
+    ("targets/cuda/emulate.py", "runtime"): "a bundle is emulated by its own loader, given another driver",
     ("targets/cpu/isa.py", "runtime"): "one list of the features of a processor, read where bundles run",
 }
 """Exceptions with their reasons: (file, layer that it may import besides)."""

@@ -108,7 +108,9 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
                 **sizes,
             }
         )
-    spilled = {arch: sorted(n for n, used in cubin.usage.items() if used["spilled"]) for (_, arch), cubin in made.items()}
+    spilled = {
+        arch: sorted(n for n, used in cubin.usage.items() if used["spilled"]) for (_, arch), cubin in made.items()
+    }
     manifest = {"headers": ["src/qc_device.h"], "variants": variants}
     return Lowered(files, manifest, sizes, {"cuda": {"spills": spilled}} if made else {})
 

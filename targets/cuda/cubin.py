@@ -42,7 +42,9 @@ def architectures(asked: str | None) -> list[int]:
     for name in asked.split(","):
         number = re.fullmatch(r"(?:sm_)?(\d{2,3})", name.strip())
         if number is None or int(number[1]) < LEAST:
-            hint = f"For example sm_80,sm_90; the oldest is sm_{LEAST}. Or all (default), or none: NVRTC compiles at load."
+            hint = (
+                f"For example sm_80,sm_90; the oldest is sm_{LEAST}. Or all (default), or none: NVRTC compiles at load."
+            )
             raise RecipeError(f"`{name}` is no architecture of the cuda target.", where="option arch", hint=hint)
         found.append(int(number[1]))
     if find_nvcc() is None:

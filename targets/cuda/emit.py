@@ -42,7 +42,9 @@ def arrange(program: Program) -> None:
     for call in program.calls:
         inner = getattr(call.spec, "spec", None)
         if inner is not None:
-            call.kernel = re.sub(r"_(thread|vector|rownormalize|rowsoftmax)_", f"_{type(inner).__name__.lower()}_", call.kernel)
+            call.kernel = re.sub(
+                r"_(thread|vector|rownormalize|rowsoftmax)_", f"_{type(inner).__name__.lower()}_", call.kernel
+            )
 
 
 def cuda_source(program: Program) -> str:
@@ -74,8 +76,8 @@ def signatures(source: str) -> dict[str, list[str]]:
 
 
 def launches(program: Program) -> list[dict[str, Any]]:
-    """Of every call, in order: kernel, grid, threads, bytes of shared memory, arguments; and for who measures them, node,
-    bytes of what it reads and writes, and products."""
+    """Of every call, in order: kernel, grid, threads, bytes of shared memory, arguments; and for who measures them,
+    node, bytes of what it reads and writes, and products."""
     nodes = {str(node.name): node for node in program.graph.nodes()}
     return [_launch(program, call, nodes.get(call.node)) for call in program.calls]
 
@@ -118,7 +120,9 @@ def emulator_table(source: str) -> str:
     """C++ that the emulator needs of kernels: how each is called."""
     lines = []
     rows = []
-    together = {name for name, body in _bodies(source).items() if re.search(r"__syncthreads|qc_mma|qc_wgmma|qc_warp", body)}
+    together = {
+        name for name, body in _bodies(source).items() if re.search(r"__syncthreads|qc_mma|qc_wgmma|qc_warp", body)
+    }
     for name, types in signatures(source).items():
         arguments = ", ".join(f"*({kind.strip()} *)a[{i}]" for i, kind in enumerate(types))
         sizes = ", ".join("8" if "*" in kind else "4" for kind in types)

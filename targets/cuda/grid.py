@@ -154,8 +154,8 @@ def spread(spec: Any, units: int) -> Thread:
         spec = replace(spec, nest=_split(spec.nest))
         return Thread(spec, spec.nest.units)
     if isinstance(spec, Interpolate) and spec.extents[-1] > 1:
-        strides = {"y_strides": (*spec.y_strides, 1), "x_strides": (*spec.x_strides, 1)}
-        spec = replace(spec, extents=(*spec.extents, 1), **strides)
+        y_strides, x_strides = (*spec.y_strides, 1), (*spec.x_strides, 1)
+        spec = replace(spec, extents=(*spec.extents, 1), y_strides=y_strides, x_strides=x_strides)
         return Thread(spec, spec.units)
     return Thread(spec, units)
 

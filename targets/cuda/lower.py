@@ -39,6 +39,8 @@ from qcompiler.targets.shared.views import View, as_image
 
 LEAST_INPUTS, LEAST_OUTPUTS = 4, 8
 """Channels of a group from which on its products go to tensor cores."""
+LEAST_INNER = 16
+"""The same of the inner dimension, without groups."""
 
 
 def _format(node: ir.Node) -> Int:
@@ -65,16 +67,12 @@ def lower_conv_transpose(program: Program, node: ir.Node) -> None:
     program.views[str(value.name)] = own
 
 
-def _convolve(
-    program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int
-) -> None:
+def _convolve(program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int) -> None:
     """weights: [M, C / groups, KH, KW]."""
     x = feed(program, value, program.view(value).dtype, 0, ((0, 0),) * window.rank, 0)
     bytes_ = format_of(value).bits <= 8 and weights.min() >= -128 and weights.max() <= 127
-    if bytes_ and weights.shape[1] >= LEAST_INPUTS and len(weights) // groups >= LEAST_OUTPUTS:
-        y = evenly(program, node.outputs[0], window)
-        _product(program, node, x, y, weights, window, groups)
-    elif bytes_ and weights.shape[1] * prod(window.kernel) >= 16 and groups == 1:
+    enough = weights.shape[1] >= LEAST_INPUTS and len(weights) // groups >= LEAST_OUTPUTS
+    if bytes_ and (enough or groups == 1 and weights.shape[1] * prod(window.kernel) >= LEAST_INNER):
         y = evenly(program, node.outputs[0], window)
         _product(program, node, x, y, weights, window, groups)
     else:
@@ -136,9 +134,7 @@ def _store(y: View, channels: int, size: int) -> int:
     return gcd(channels * size, y.origin * size, *(d * size for d in distances if d != 1), CHUNK)
 
 
-def _product(
-    program: Program, node: ir.Node, x: View, y: View, weights: NDArray, window: Window, groups: int
-) -> None:
+def _product(program: Program, node: ir.Node, x: View, y: View, weights: NDArray, window: Window, groups: int) -> None:
     m, c, *kernel = weights.shape
     codes, size = Codes.of(requantize_of(node)), itemsize(y.dtype)
     pixels, channels = window.batch * prod(window.output), m // groups

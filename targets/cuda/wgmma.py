@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-_HEAD = """/* Products of four warps together, operands in shared memory: sm_90a. Rows of 128 bytes, chunks of 16 turned by the row
-   (the 128-byte swizzle of the hardware), tiles at multiples of 1024 bytes. */
+_HEAD = """/* Products of four warps together, operands in shared memory: sm_90a. Rows of 128 bytes, chunks of 16 turned
+   by the row (the 128-byte swizzle of the hardware), tiles at multiples of 1024 bytes. */
 #ifdef QC_EMULATE
 QC_FN void qc_wgmma_fence() {}
 QC_FN void qc_wgmma_commit() {}
@@ -59,7 +59,8 @@ def _product(n: int, kind: str) -> str:
   qc_wgmma_emulated(c, a, b, {n}, {signed});
 #else
   asm volatile("{{.reg .pred p; setp.ne.b32 p, 1, 0;"
-               "wgmma.mma_async.sync.aligned.m64n{n}k32.s32.{kind[:2]}.{kind[2:]} {{{registers}}}, %{count}, %{count + 1}, p;}}"
+               "wgmma.mma_async.sync.aligned.m64n{n}k32.s32.{kind[:2]}.{kind[2:]} "
+               "{{{registers}}}, %{count}, %{count + 1}, p;}}"
                : {outputs}
                : "l"(qc_descriptor(a)), "l"(qc_descriptor(b)));
 #endif

@@ -3,7 +3,7 @@
 #include "qc_emulate.h"
 
 #include <map>
-#include <string>
+#include <time.h>
 
 #if !defined(__x86_64__)
 #include <ucontext.h>
@@ -283,10 +283,14 @@ API cuGraphLaunch(void *given, void *) {
 }
 API cuGraphDestroy(void *given) { delete (graph *)given; return 0; }
 API cuGraphExecDestroy(void *given) { delete (graph *)given; return 0; }
-API cuEventCreate(void **event, unsigned) { *event = &allocated; return 0; }
-API cuEventRecord(void *, void *) { return 0; }
+API cuEventCreate(void **event, unsigned) { *event = new timespec(); return 0; }
+API cuEventRecord(void *event, void *) { return clock_gettime(CLOCK_MONOTONIC, (timespec *)event); }
 API cuEventSynchronize(void *) { return 0; }
-API cuEventElapsedTime(float *milliseconds, void *, void *) { *milliseconds = 0; return 0; }
-API cuEventDestroy_v2(void *) { return 0; }
+API cuEventElapsedTime(float *milliseconds, void *from, void *to) {
+  const timespec *a = (timespec *)from, *b = (timespec *)to;
+  *milliseconds = (float)((b->tv_sec - a->tv_sec) * 1e3 + (b->tv_nsec - a->tv_nsec) * 1e-6);
+  return 0;
+}
+API cuEventDestroy_v2(void *event) { delete (timespec *)event; return 0; }
 API cuGetErrorName(CUresult error, const char **text) { *text = error == 2 ? "CUDA_ERROR_OUT_OF_MEMORY" : error == 100 ? "CUDA_ERROR_NO_DEVICE" : "CUDA_ERROR"; return 0; }
 API cuGetErrorString(CUresult error, const char **text) { *text = error == 2 ? "out of memory" : error == 100 ? "no CUDA-capable device is detected" : "an error"; return 0; }

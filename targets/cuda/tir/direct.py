@@ -22,7 +22,8 @@ WINDOW = (
     *("before_y", "before_x", "x_image", "x_row", "x_pixel", "y_image", "y_row", "y_pixel"),
     *("inputs", "outputs", "total", "x_zero_point"),
 )
-"""int32 parameters of a window: extents and strides in elements; channels of x and y that a group has; elements of y."""
+"""int32 parameters of a window: extents and strides in elements; channels of x and y that a group has; elements of y;
+the zero point of x."""
 
 
 def elements_launch(elements: int) -> Launch:

@@ -15,7 +15,17 @@ from qcompiler.targets.cuda.grid import GridKernel, Launch
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Argument
 from qcompiler.targets.shared.tir.nest import Nest, unit_offsets
-from qcompiler.targets.shared.tir.pointwise import Add, Convert, Dequantize, Divide, Fill, Lookup, Multiply, Quantize, Rescale
+from qcompiler.targets.shared.tir.pointwise import (
+    Add,
+    Convert,
+    Dequantize,
+    Divide,
+    Fill,
+    Lookup,
+    Multiply,
+    Quantize,
+    Rescale,
+)
 
 MAPS = (Add, Convert, Dequantize, Divide, Fill, Lookup, Multiply, Quantize, Rescale)
 THREADS = 128
@@ -25,7 +35,7 @@ WIDEST = 16
 
 @dataclass(frozen=True)
 class Vector:
-    """A shared spec, `run` elements a thread. Its nest is (..., run), where all strides are 1 or 0 in the last dimension.
+    """A shared spec, `run` elements a thread. Its nest is (..., run), and in that last dimension strides are 1 or 0.
 
     flat: every operand is one run from first to last element (or one element), so the extent is a number of the call.
     """
@@ -47,7 +57,7 @@ class Vector:
                 starts = [k.let(unit * (self.run * strides[-1])) for strides in nest.strides]
             else:
                 starts = unit_offsets(k, nest, unit)
-            held = []
+            held: list[tuple[Any, Any]] = []
             for pointer, at, strides in zip(operands, starts[1:], nest.strides[1:], strict=True):
                 if strides[-1] == 0:
                     held.append((k.let(pointer.load(at)), None))

@@ -26,7 +26,9 @@ Parts = tuple[Pointer, list[Pointer], Compute]
 class Map(Protocol):
     """An elementwise spec: y = compute(operands) over `nest`, whose strides are those of y, then of the operands."""
 
-    nest: Nest
+    @property
+    def nest(self) -> Nest:
+        """The iteration."""
 
     def parts(self, kernel: Kernel) -> Parts:
         """Declare the pointers, in the order of a call's arguments."""
