@@ -162,6 +162,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", default="", help="parts of names, separated by commas")
+    parser.add_argument("--pack", action="store_true", help="write FOLDER.tar.gz too")
     parser.add_argument("--arch", default="sm_90")
     parser.add_argument("--cache", type=Path, default=Path("build/gpu-cache"))
     given = parser.parse_args()
@@ -203,6 +204,8 @@ def main() -> int:
         shutil.copytree(Path(package.origin).parent, copy, dirs_exist_ok=True,
                         ignore=shutil.ignore_patterns("__pycache__", "*_test.py"))  # fmt: skip
     (given.folder / "prepared.json").write_text(json.dumps(facts, indent=1) + "\n")
+    if given.pack:
+        shutil.make_archive(str(given.folder), "gztar", given.folder.parent, given.folder.name)
     return 0
 
 
