@@ -16,8 +16,10 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -135,10 +137,28 @@ def stream(elements: int = 1 << 27) -> Prepared:
     return Prepared("stream", p.graph, [], [])
 
 
+@contextmanager
+def any_tile(seed: int = 5) -> Iterator[None]:
+    """Products get tiles at random out of all that there are, so that each is tried with each kind of window."""
+    from qcompiler.targets.cuda import lower, tile
+
+    random, own = Random(seed), lower.choose_tile
+
+    def choose(level: str, *extents: int) -> tile.Tile:
+        return random.choice((*tile.TILES, *tile.GROUPS) if level == "sm_90a" else tile.TILES)
+
+    lower.choose_tile = choose
+    try:
+        yield
+    finally:
+        lower.choose_tile = own
+
+
 def write(prepared: Prepared, folder: Path, arch: str) -> dict[str, Any]:
     """The bundle with its vectors; facts about it."""
     start = time.perf_counter()
-    lowered = get_target("cuda").build(prepared.graph, {"arch": arch}, lambda stage, done, total: None)
+    with any_tile() if prepared.name.startswith("fuzz") else nullcontext():
+        lowered = get_target("cuda").build(prepared.graph, {"arch": arch}, lambda stage, done, total: None)
     files = dict(lowered.files)
     if prepared.inputs and sum(array.nbytes for array in prepared.inputs[0].values()) < 1 << 21:
         files["selftest.npz"] = self_test(prepared.inputs[0], prepared.outputs[0])
