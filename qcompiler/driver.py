@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.budget import give_costs, with_packing
 from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
@@ -113,6 +114,7 @@ def quantize(
     arithmetic: str | None = None,
     options: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress = _silent,
 ) -> Result:
@@ -123,8 +125,9 @@ def quantize(
     that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
     [n, steps, ...] of the other inputs. position: the input that counts steps. recipe: preset, file or value; by
     default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
-    exclude, ...). budget: name (size, bops) -> number or text such as 180KiB or 0.5x: an integer program
-    then chooses the bits of every weight. constants: inputs that always have one value.
+    exclude, ...). budget: name (size, bops, latency, flash, ram, ...) -> number or text such as 180KiB or 0.5x: an
+    integer program then chooses the bits of every weight. target_options: those of `compile`; costs depend on them.
+    constants: inputs that always have one value.
     samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
     (qcompiler/calibrate/select). Raises QCompilerError.
     """
@@ -175,6 +178,7 @@ def quantize(
     held_out = None
     if known is not None and any(getattr(pass_module(name), "FITS", False) for name in plan.passes):
         context.samples, held_out = hold_out(known)
+    give_costs(context, plan, graph, chosen, target_options or {}, arithmetic)
     done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps, held_out)
@@ -220,7 +224,8 @@ def compile(  # noqa: A001 (the product's verb)
     chosen = _target(target)
     path = Path(output) if output is not None else _default_output(model, chosen.name)
     check_destination(path, overwrite)
-    _check_options(target_options or {}, chosen)
+    building = with_packing(target_options, quantization.get("budget"), chosen)
+    _check_options(building, chosen)
     if qdq_form not in (forms := pass_module("export_qdq").FORMS):
         hint = f"Forms: {', '.join(forms)}."
         raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=hint)
@@ -230,11 +235,13 @@ def compile(  # noqa: A001 (the product's verb)
         raise RecipeError(
             "it makes no integer graph.", where=f"recipe `{plan.name}`", hint="Let it end with integerize."
         )
-    result = quantize(model, calibration, plan, target=chosen, progress=progress, **quantization)
+    result = quantize(
+        model, calibration, plan, target=chosen, target_options=building, progress=progress, **quantization
+    )
     assert result.qdq_graph is not None and result.integer_graph is not None
     watch = Stopwatch()
     with watch("lower"):
-        lowered = chosen.build(result.integer_graph, dict(target_options or {}), progress)
+        lowered = chosen.build(result.integer_graph, dict(building), progress)
     oracle = Oracle(result.integer_graph)
     sample = next(iter(result.samples))
     files = {
@@ -256,7 +263,7 @@ def compile(  # noqa: A001 (the product's verb)
         with watch("evaluate"):
             facts = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
             if (parts := cut(result.integer_graph)) is not None and facts.get("verification"):
-                lowered = chosen.build(parts.graph, dict(target_options or {}), progress)
+                lowered = chosen.build(parts.graph, dict(building), progress)
                 few = take(result.samples, CHECKED_SAMPLES)
                 facts["verification"]["parts"] = verify_parts(parts, oracle, lowered, manifest, few)
         if bench and chosen.runtime:

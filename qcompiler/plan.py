@@ -15,7 +15,6 @@ from qcompiler.target import Target
 
 QUALITY_SAMPLES = 32
 """At most so many samples tell the quality in the report."""
-BUDGETS = ("size", "bops")
 LEAST_BITS = 2
 """Of weights, where a budget chooses them: what `auto` prepares for."""
 BUDGET_BASE = "w8a8"
@@ -24,6 +23,7 @@ BUDGET_BASE = "w8a8"
 
 def with_budget(options: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> dict[str, Any]:
     """Options of a recipe for a budget (name -> number or text, see passes/assign_bits.py). Raises RecipeError."""
+    known = pass_module("assign_bits").BUDGETS
     found = dict(options or {})
     automatic = found.get("precision") == "auto"
     if not budget:
@@ -32,10 +32,11 @@ def with_budget(options: Mapping[str, Any] | None, budget: Mapping[str, Any] | N
             raise RecipeError("`auto` needs to know what is to be kept to.", where="precision", hint=hint)
         return found
     for name, value in budget.items():
-        if name not in BUDGETS:
-            raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(BUDGETS)}.")
+        if name not in known:
+            raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(known)}.")
         found[f"assign_bits.budget_{name}"] = value
     found.setdefault("assign_bits.score", "swap")
+    found.setdefault("assign_bits.compare", ("gauss_newton",))
     found.setdefault("assign_bits.final_solver", True)
     if automatic or found.get("precision") is None:
         found["precision"] = BUDGET_BASE

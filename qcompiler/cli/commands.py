@@ -173,7 +173,8 @@ def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> s
         f"{report['verdict']}",
         f"  bundle   {report['bundle']}",
         f"  quality  SQNR {quality['sqnr_db']:.1f} dB against float on {quality['samples']} {held}samples{agreement}",
-        f"  size     weights {size(sizes['weight_bytes'])} (float {size(sizes['float_bytes'])}), arena "
+        f"  size     weights {size(sizes['weight_bytes'])}, {size(sizes['stored_bytes'])} as stored (float "
+        f"{size(sizes['float_bytes'])}), arena "
         f"{size(sizes['arena_bytes'])}",
         *(f"  island   {_island(island)}" for island in report["islands"]),
         f"  time     {sum(report['seconds'].values()):.1f} s",

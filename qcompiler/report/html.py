@@ -78,7 +78,11 @@ def _cards(report: Mapping[str, Any]) -> str:
     cards = [
         (f"{quality['sqnr_db']:.1f} dB", f"output SQNR on {quality['samples']} {held}samples"),
         (report["precision"], f"{report['arithmetic']} requantization"),
-        (_bytes(sizes["weight_bytes"]), f"weights, float {_bytes(sizes['float_bytes'])}"),
+        (
+            _bytes(sizes["weight_bytes"]),
+            f"weights, {_bytes(sizes['stored_bytes'])} with biases and scales as stored, float "
+            f"{_bytes(sizes['float_bytes'])}",
+        ),
         (_bytes(sizes["arena_bytes"]), f"arena, lower bound {_bytes(sizes.get('arena_lower_bound', 0))}"),
         (f"{report['macs'] / 1e6:.2f} M", "multiply-accumulates"),
     ]

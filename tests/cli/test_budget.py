@@ -29,6 +29,7 @@ def test_the_budget_holds_and_the_report_shows_the_choice(bundle: Path) -> None:
     report = json.loads((bundle / "report.json").read_text())
     found = report["facts"]["assign_bits"]
     assert found["total"]["size"] <= found["budgets"]["size"]
+    assert report["size"]["weight_bytes"] == found["total"]["size"] < report["size"]["stored_bytes"]
     assert len({item["chosen"] for item in found["items"]}) > 1
     assert any(note["where"] == "assign_bits" and "integer program" in note["text"] for note in report["notes"])
     assert report["verification"]["bit_exact"]
@@ -54,8 +55,11 @@ def test_what_cannot_be_met_is_said(bundle: Path, capsys: pytest.CaptureFixture[
 
 def test_budgets_are_checked_before_any_work() -> None:
     x = {"x": np.zeros((2, 1, 8, 8), np.float32)}
-    with pytest.raises(RecipeError, match="no budget `flash`"):
-        qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={"flash": 1})
+    with pytest.raises(RecipeError, match="no budget `weight`"):
+        qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={"weight": 1})
+    for name in ("flash", "energy"):
+        with pytest.raises(RecipeError, match=f"nothing says what `{name}` costs.*bops, latency, ram, size here"):
+            qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={name: 1})
     with pytest.raises(RecipeError, match="what is to be kept to"):
         qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, options={"precision": "auto"})
 
