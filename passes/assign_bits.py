@@ -42,6 +42,7 @@ from qcompiler.passes.mixed_precision.solve import project_psd, solve_linear
 from qcompiler.passes.mixed_precision.whole import Answer, hold, with_fixed
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
+FITS = True
 AFTER = {"decide": "it narrows the widths that were decided, and leaves alone what was fixed there"}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
 BUDGETS = ("size", "bops", "latency", "ram", "flash", "instructions", "energy")

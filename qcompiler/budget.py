@@ -6,7 +6,6 @@ those that fit numbers, tells what a choice costs as it will be built (arena, co
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -66,11 +65,8 @@ class _Planner:
     """Cost of the whole network by a choice of bits."""
 
     def __init__(self, plan: Recipe, graph: Graph, context: Context, model: CostModel, arithmetic: str) -> None:
-        kept = tuple(
-            name for name in plan.passes if name == "set_ranges" or not getattr(pass_module(name), "FITS", False)
-        )
-        options = {**plan.options, "set_ranges": {"method": "minmax"}}
-        self.recipe = dataclasses.replace(plan, passes=kept, options=options)
+        kept = tuple(n for n in plan.passes if n == OPTION or not getattr(pass_module(n), "FITS", False))
+        self.recipe = plan.only(kept).override({"set_ranges.method": "minmax"})
         few = [] if context.samples is None else list(islice(context.samples, PLANNED_ON))
         if not few:
             raise RecipeError("plans need a sample.", where=OPTION, hint="Pass --calib.")

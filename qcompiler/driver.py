@@ -29,7 +29,7 @@ from qcompiler.graph.qdq import is_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
-from qcompiler.plan import LEAST_BITS, QUALITY_SAMPLES, check_precision, hold_out, recipe_for, with_budget
+from qcompiler.plan import LEAST_BITS, QUALITY_SAMPLES, check_precision, hold_out, recipe_for, with_budget, with_search
 from qcompiler.recipe import Recipe, pass_module
 from qcompiler.selection import check_selection, choose_samples
 from qcompiler.target import Target
@@ -135,7 +135,7 @@ def quantize(
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     options = with_budget(options, budget)
-    plan = recipe_for(recipe, options).override(options)
+    plan = with_search(recipe_for(recipe, options).override(options))
     bits = check_precision(plan, chosen)
     if select is not None:
         check_selection(select, samples, calibration)
@@ -210,6 +210,7 @@ def compile(  # noqa: A001 (the product's verb)
     target_options: Mapping[str, Any] | None = None,
     qdq_form: str = "qcdq",
     bench: bool = False,
+    facts: Mapping[str, Any] | None = None,
     progress: Progress = _silent,
     **quantization: Any,
 ) -> Bundle:
@@ -217,7 +218,7 @@ def compile(  # noqa: A001 (the product's verb)
 
     output: the bundle's directory; default: the model's name with `.TARGET` beside the working directory.
     qdq_form: spelling of the bundle's qdq.onnx, see `Result.save`. bench: measure latency against onnxruntime for the
-    report. Raises QCompilerError.
+    report. facts: to stand in the report beside those of the passes. Raises QCompilerError.
     """
     from qcompiler.report import build_report, render_html
 
@@ -261,16 +262,17 @@ def compile(  # noqa: A001 (the product's verb)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         trial = write_bundle(Path(folder) / "bundle", files, manifest, overwrite=False)
         with watch("evaluate"):
-            facts = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
-            if (parts := cut(result.integer_graph)) is not None and facts.get("verification"):
+            found = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
+            if (parts := cut(result.integer_graph)) is not None and found.get("verification"):
                 lowered = chosen.build(parts.graph, dict(building), progress)
                 few = take(result.samples, CHECKED_SAMPLES)
-                facts["verification"]["parts"] = verify_parts(parts, oracle, lowered, manifest, few)
+                found["verification"]["parts"] = verify_parts(parts, oracle, lowered, manifest, few)
         if bench and chosen.runtime:
             with watch("bench"):
-                facts["latency"] = _bench(result, trial)
+                found["latency"] = _bench(result, trial)
     seconds = {stage: round(s, 3) for stage, s in {**result.seconds, **watch.seconds}.items()}
-    report = build_report(result, manifest, str(path), facts, seconds)
+    result.context.facts.update(facts or {})
+    report = build_report(result, manifest, str(path), found, seconds)
     return write_bundle(path, files, manifest, overwrite, report_files(report, render_html(report)))
 
 
