@@ -44,6 +44,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "ilp gauss_newton, rounded": {"score": "gauss_newton"},
     "pairwise gauss_newton, solved": {"solver": "pairwise", "final_solver": True, "time_limit": 30.0},
     "ilp hessian": {"score": "hessian"},
+    "combined": {"score": "combined"},
     "ilp fisher": {"score": "fisher"},
     "greedy local": {"score": "local", "solver": "greedy"},
 }
@@ -104,7 +105,7 @@ class Task:
 
     network: str
     seed: int
-    bits: int
+    bits: float
     method: str
     precision: str
     options: dict[str, Any] | None
@@ -152,11 +153,12 @@ def random_choice(document: dict[str, Any], budget: float, rng: np.random.Genera
 
 
 def tasks_of(
-    network: str, seed: int, bits: int, document: dict[str, Any], methods: list[str], count: int
+    network: str, seed: int, bits: float, document: dict[str, Any], methods: list[str], count: int
 ) -> list[Task]:
-    """Uniform, methods and random assignments at the size of `bits` uniform bits."""
-    budget = next(one["total"]["size"] for one in document["uniform"] if one["bits"] == bits)
-    found = [Task(network, seed, bits, f"uniform w{bits}", f"w{bits}a8", None, budget)]
+    """Uniform, methods and random assignments at the size of `bits` uniform bits, which need not be whole."""
+    sizes = {one["bits"]: one["total"]["size"] for one in document["uniform"]}
+    budget = float(np.interp(bits, sorted(sizes), [sizes[key] for key in sorted(sizes)]))
+    found = [] if bits % 1 else [Task(network, seed, bits, f"uniform w{bits:g}", f"w{bits:g}a8", None, budget)]
     found += [
         Task(network, seed, bits, name, "w8a8", {**METHODS[name], "budget_size": budget}, budget) for name in methods
     ]
@@ -170,7 +172,7 @@ def tasks_of(
 
 def line(row: dict[str, Any]) -> list[Any]:
     """A row of the table."""
-    return [row["network"], row["bits"], row["method"], f"{row['size'] / 1024:.1f}", f"{row['float']:.4f}",
+    return [row["network"], f"{row['bits']:g}", row["method"], f"{row['size'] / 1024:.1f}", f"{row['float']:.4f}",
             f"{row['accuracy']:.4f}", f"{row['kl']:.5f}", f"{row['search_s']:.0f}", f"{row['seconds']:.0f}",
             row["status"]]  # fmt: skip
 
@@ -215,7 +217,7 @@ def main() -> int:
     sets = [(name, seed) for name in names for seed in range(given.seeds)]
     documents = [found for _, found in sorted(run_tasks(make, payload, sets, given.workers), key=lambda one: one[0])]
     tasks = [
-        task for bits in map(int, given.bits.split(",")) for one, document in zip(sets, documents, strict=True)
+        task for bits in map(float, given.bits.split(",")) for one, document in zip(sets, documents, strict=True)
         for task in tasks_of(*one, bits, document, methods, given.random)
     ]  # fmt: skip
     # One method of each network and draw first: its probes then serve the others.
