@@ -6,14 +6,15 @@ those that fit numbers, tells what a choice costs as it will be built (arena, co
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
 from qcompiler.calibrate.data import Samples
 from qcompiler.context import Context
 from qcompiler.cost import Cost, CostModel
-from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.errors import BudgetError, RecipeError, UnsupportedError
 from qcompiler.graph.model import Graph
 from qcompiler.pipeline import run_pipeline
 from qcompiler.recipe import Recipe, pass_module
@@ -59,6 +60,18 @@ def give_costs(
     context.note(f"target `{target.name}`", note)
     context.cost = model
     context.whole = _Planner(plan, graph, context, model, arithmetic)
+
+
+@contextmanager
+def with_ways_out(plan: Recipe, target: Target, options: Mapping[str, Any]) -> Iterator[None]:
+    """A budget that nothing meets is refused with the option of the target that might help."""
+    try:
+        yield
+    except BudgetError as error:
+        if "ram" in asked(plan) and "optimize_for" in target.options and options.get("optimize_for") != "memory":
+            hint = f"{error.hint} A smaller arena: --optimize-for memory."
+            raise BudgetError(error.why, where=error.where, hint=hint) from error
+        raise
 
 
 class _Planner:

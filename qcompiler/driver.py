@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.budget import give_costs, with_packing
+from qcompiler.budget import give_costs, with_packing, with_ways_out
 from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
@@ -179,7 +179,8 @@ def quantize(
     if known is not None and any(getattr(pass_module(name), "FITS", False) for name in plan.passes):
         context.samples, held_out = hold_out(known)
     give_costs(context, plan, graph, chosen, target_options or {}, arithmetic)
-    done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
+    with with_ways_out(plan, chosen, target_options or {}):
+        done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps, held_out)
 
