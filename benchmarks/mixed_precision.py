@@ -1,11 +1,11 @@
 """Mixed precision at the size of uniform weights: the integer program against uniform, random and greedy assignments.
 
-    python -m benchmarks.mixed_precision [--only PARTS] [--bits 4,3] [--methods NAMES] [--random 20] [--seeds 3]
+    python -m benchmarks.mixed_precision [--only PARTS] [--bits 4,3] [--methods NAMES] [--random 20] [--draws 0,1,2]
                                          [--samples 512] [--limit N] [--workers processes:8] [--json FILE]
 
 The budget is the packed weights of a uniform assignment (first and last layer 8 bits), activations have 8 bits, and all
-assignments go through the same passes: those of the recipe auto below 8 bits, with solve_weights. Every seed calibrates
-on another draw. Accuracy is that of the QDQ file on the first `--limit` test samples, `kl` the divergence of its
+assignments go through the same passes: those of the recipe auto below 8 bits, with solve_weights. Every draw calibrates
+on other samples. Accuracy is that of the QDQ file on the first `--limit` test samples, `kl` the divergence of its
 predictions from the float model's there, which tells apart what accuracy cannot. Exit code 1 when the first method is
 below uniform, below the best of the random ones, or below greedy in mean accuracy by more than NOISE.
 """
@@ -209,16 +209,16 @@ def main() -> int:
     """Print the table."""
     given = arguments(
         __doc__, bits={"default": "4,3"}, methods={"default": ""}, random={"type": int, "default": 20},
-        seeds={"type": int, "default": 3}, samples={"type": int, "default": 512},
+        draws={"default": "0,1,2"}, samples={"type": int, "default": 512},
         limit={"type": int, "default": 2000}, workers={"default": "serial"},
     )  # fmt: skip
     methods = [name for name in METHODS if not given.methods or name in given.methods.split(";")]
     names, payload = [case.name for case in cases(given.only or NETWORKS)], vars(given)
-    sets = [(name, seed) for name in names for seed in range(given.seeds)]
-    documents = [found for _, found in sorted(run_tasks(make, payload, sets, given.workers), key=lambda one: one[0])]
+    sets = [(name, int(seed)) for seed in given.draws.split(",") for name in names]
+    documents = dict(run_tasks(make, payload, sets, given.workers))
     tasks = [
-        task for bits in map(float, given.bits.split(",")) for one, document in zip(sets, documents, strict=True)
-        for task in tasks_of(*one, bits, document, methods, given.random)
+        task for i, one in enumerate(sets) for bits in map(float, given.bits.split(","))
+        for task in tasks_of(*one, bits, documents[i], methods, given.random)
     ]  # fmt: skip
     # One method of each network and draw first: its probes then serve the others.
     first = {(task.network, task.seed): task for task in reversed(tasks) if task.method == methods[0]}.values()
@@ -232,7 +232,7 @@ def main() -> int:
               for key in dict.fromkeys((task.network, task.bits) for task in tasks)]  # fmt: skip
     means = [summary(group) for group in groups]
     write_json(given.json, [*(row for found in means for row in found), *rows])
-    print(f"{given.seeds} seeds; {machine()}\n" + table(HEADERS, [line(row) for found in means for row in found]))
+    print(f"draws {given.draws}; {machine()}\n" + table(HEADERS, [line(row) for found in means for row in found]))
     return 0 if all(met(found, methods[0]) for found in means) else 1
 
 
