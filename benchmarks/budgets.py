@@ -133,7 +133,6 @@ def reduction(trial: Trial, given: Any) -> list[dict[str, Any]]:
     options = {
         "assign_bits.activations": True, "assign_bits.activation_widths": (3, 4, 5, 6, 8), "assign_bits.widths": WIDTHS,
         "assign_bits.points": 10, "assign_bits.score": "gauss_newton", "assign_bits.compare": (),
-        "keep_first_last": False,
     }  # fmt: skip
     first = trial.quantize(budget={"bops": "1x"}, options=options)
     facts = first.context.facts["assign_bits"]
@@ -141,7 +140,7 @@ def reduction(trial: Trial, given: Any) -> list[dict[str, Any]]:
     rows, missing = [], list(KEPT)
     for point in facts["curve"]:
         solved = resolve(facts, {"bops": point["total"]["bops"]})
-        chosen = {"precision": "w8a8", "keep_first_last": False, "assign_bits.choice": choice_of(solved)}
+        chosen = {**options, "precision": "w8a8", "assign_bits.choice": choice_of(solved)}
         lost = trial.lost(runner(trial.quantize(options=chosen).qdq_graph))
         for kept in [one for one in missing if trial.float - lost >= one * trial.float]:
             missing.remove(kept)
