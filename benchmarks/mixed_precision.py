@@ -1,11 +1,11 @@
 """Mixed precision at the size of uniform weights: the integer program against uniform, random and greedy assignments.
 
-    python -m benchmarks.mixed_precision [--only PARTS] [--bits 4,3] [--methods NAMES] [--random 20] [--seeds 3]
-                                         [--samples 512] [--limit N] [--executor processes] [--json FILE]
+    python -m benchmarks.mixed_precision [--only PARTS] [--bits 4,3] [--methods NAMES] [--random 20] [--draws 0,1,2]
+                                         [--samples 512] [--limit N] [--workers processes:8] [--json FILE]
 
 The budget is the packed weights of a uniform assignment (first and last layer 8 bits), activations have 8 bits, and all
-assignments go through the same passes: those of the recipe auto below 8 bits, with solve_weights. Every seed calibrates
-on another draw. Accuracy is that of the QDQ file on the first `--limit` test samples, `kl` the divergence of its
+assignments go through the same passes: those of the recipe auto below 8 bits, with solve_weights. Every draw calibrates
+on other samples. Accuracy is that of the QDQ file on the first `--limit` test samples, `kl` the divergence of its
 predictions from the float model's there, which tells apart what accuracy cannot. Exit code 1 when the first method is
 below uniform, below the best of the random ones, or below greedy in mean accuracy by more than NOISE.
 """
@@ -15,7 +15,9 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,30 +28,34 @@ from qcompiler.calibrate.data import load_samples
 from qcompiler.choose import choose_passes, facts_of
 from qcompiler.cli.console import table
 from qcompiler.evaluate import runner
+from qcompiler.execute.prefix import workers
+from qcompiler.execute.tasks import run_tasks
 from qcompiler.graph.io import load_graph
 from qcompiler.passes.mixed_precision import facts, losses
+from qcompiler.passes.mixed_precision.whole import named
 from qcompiler.recipe import Recipe, load_recipe
 
 NETWORKS = "resnet20_cifar10_jpeg,mobilenetv2_cifar10_jpeg"
 NOISE = 0.001
 METHODS: dict[str, dict[str, Any]] = {
-    "ilp gauss_newton, solved": {"score": "gauss_newton", "final_solver": True},
-    "ilp swap, solved, 4 rounds": {"score": "swap", "final_solver": True, "rounds": 4},
-    "ilp gauss_newton, rounded": {"score": "gauss_newton"},
+    "product": {"score": "swap", "compare": ("gauss_newton",), "final_solver": True},
     "ilp swap, solved": {"score": "swap", "final_solver": True},
+    "ilp gauss_newton, solved": {"score": "gauss_newton", "final_solver": True},
+    "ilp gauss_newton, rounded": {"score": "gauss_newton"},
     "pairwise gauss_newton, solved": {"solver": "pairwise", "final_solver": True, "time_limit": 30.0},
     "ilp hessian": {"score": "hessian"},
+    "combined": {"score": "combined"},
     "ilp fisher": {"score": "fisher"},
     "greedy local": {"score": "local", "solver": "greedy"},
 }
-"""Name -> options of assign_bits. The first is what the others are compared with."""
+"""Name -> options of assign_bits. The first is what --budget does, and what the others are compared with."""
 
 
 class Bench:
     """One network with one draw of calibration samples."""
 
     def __init__(self, case: Case, seed: int, samples: int, limit: int | None) -> None:
-        self.case = dataclasses.replace(case, draw=(seed, samples))
+        self.case, self.seed = dataclasses.replace(case, draw=(seed, samples)), seed
         graph = load_graph(str(case.model), shapes=case.shapes)
         self.recipe, _ = choose_passes(load_recipe("auto"), facts_of(graph, 4, 8))
         self.test = load_samples(case.feed("test"), graph, None, limit)
@@ -58,28 +64,66 @@ class Bench:
     def outputs(self, graph: Any) -> np.ndarray:
         """First outputs over the test samples."""
         run = runner(graph)
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(workers()) as pool:
             return np.concatenate([np.atleast_1d(found[0]) for found in pool.map(run, self.test)])
 
-    def row(self, method: str, precision: str, options: dict[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Quantize and measure; options: of assign_bits, None to leave it out. Returns the row and the pass's facts."""
-        recipe = self.recipe if options is None else with_assignment(self.recipe, options)
+    def search(self) -> dict[str, Any]:
+        """The facts of a search that needs no data: items, sizes, uniform assignments."""
+        recipe = with_assignment(self.recipe, {"score": "pushdown", "budget_size": "1x"})
+        passes = recipe.passes[: recipe.passes.index("assign_bits") + 1]
+        result = qcompiler.quantize(
+            str(self.case.model), self.case.feed("calib"), dataclasses.replace(recipe, passes=passes),
+            shapes=self.case.shapes, options={"precision": "w8a8"},
+        )  # fmt: skip
+        return dict(result.context.facts["assign_bits"])
+
+    def row(self, task: Task) -> dict[str, Any]:
+        """Quantize and measure."""
+        recipe = self.recipe if task.options is None else with_assignment(self.recipe, task.options)
         start = time.perf_counter()
         result = qcompiler.quantize(
             str(self.case.model), self.case.feed("calib"), recipe, shapes=self.case.shapes,
-            options={"precision": precision},
+            options={"precision": task.precision},
         )  # fmt: skip
         seconds = time.perf_counter() - start
         found = self.outputs(result.qdq_graph)
         divergence = losses.loss_of(losses.Loss("kl", ()), self.exact[:, None], found[:, None])
         document = result.context.facts.get("assign_bits", {})
-        row = {
-            "network": self.case.name, "method": method, "accuracy": self.case.score(found, self.exact),
+        return {
+            "network": self.case.name, "bits": task.bits, "seed": self.seed, "method": task.method,
+            "samples": self.test.count, "accuracy": self.case.score(found, self.exact),
             "float": self.case.score(self.exact, self.exact), "kl": divergence, "seconds": seconds,
             "search_s": result.seconds.get("assign_bits", 0.0), "status": document.get("status", ""),
-            "size": document.get("total", {}).get("size"),
+            "score": document.get("score_name", ""), "size": task.size,
+            "chosen": {i["name"]: i["chosen"] for i in document.get("items", ()) if i["kind"] == "weight"},
         }  # fmt: skip
-        return row, document
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row of one bench. options: of assign_bits, None to leave it out."""
+
+    network: str
+    seed: int
+    bits: float
+    method: str
+    precision: str
+    options: dict[str, Any] | None
+    size: float
+
+
+def make(payload: dict[str, Any]) -> Callable[[Any], Any]:
+    """The worker: benches are set up once each. A task is a Task, or (network, seed) for `search`."""
+    benches: dict[tuple[str, int], Bench] = {}
+
+    def do(task: Any) -> Any:
+        name, seed = task if isinstance(task, tuple) else (task.network, task.seed)
+        if (name, seed) not in benches:
+            case = next(one for one in cases(name) if one.name == name)
+            benches[name, seed] = Bench(case, seed, payload["samples"], payload["limit"])
+        return benches[name, seed].search() if isinstance(task, tuple) else benches[name, seed].row(task)
+
+    return do
 
 
 def with_assignment(recipe: Recipe, options: dict[str, Any]) -> Recipe:
@@ -93,7 +137,7 @@ def with_assignment(recipe: Recipe, options: dict[str, Any]) -> Recipe:
 def random_choice(document: dict[str, Any], budget: float, rng: np.random.Generator) -> tuple[str, ...]:
     """A random assignment that fits the budget and leaves nothing unused: random widths, then random steps."""
     items, problem = facts.problem_of(document)
-    problem = facts.with_budgets(problem, {"size": budget})
+    problem = dataclasses.replace(problem, budgets={"size": budget})
     free = [i for i, item in enumerate(items) if not item.pinned]
     choice = [int(rng.integers(len(item.bits))) for item in items]
     while not problem.fits(choice):
@@ -105,34 +149,32 @@ def random_choice(document: dict[str, Any], budget: float, rng: np.random.Genera
             if not problem.fits(choice):
                 choice[i] -= 1
                 break
-    return tuple(f"{items[i].name}={items[i].bits[choice[i]]}" for i in free)
+    return named(items, choice)
 
 
-def compare(case: Case, bits: int, seed: int, given: Any, methods: list[str]) -> list[dict[str, Any]]:
-    """All methods on one network at the size of `bits` uniform bits."""
-    bench = Bench(case, seed, given.samples, given.limit)
-    rows = [bench.row(f"uniform w{bits}", f"w{bits}a8", None)[0]]
-    probe = {"executor": given.executor}
-    # What uniform weights cost: of the curve's uniform points, by a search that needs no data.
-    _, document = bench.row("", "w8a8", {"score": "pushdown", "budget_size": "1x"})
-    budget = next(one["total"]["size"] for one in document["uniform"] if one["bits"] == bits)
-    rows[0]["size"] = budget
-    for name in methods:
-        rows.append(bench.row(name, "w8a8", {**METHODS[name], **probe, "budget_size": budget})[0])
-        print(*line(bits, rows[-1]), file=sys.stderr, flush=True)
+def tasks_of(
+    network: str, seed: int, bits: float, document: dict[str, Any], methods: list[str], count: int
+) -> list[Task]:
+    """Uniform, methods and random assignments at the size of `bits` uniform bits, which need not be whole."""
+    sizes = {one["bits"]: one["total"]["size"] for one in document["uniform"]}
+    budget = float(np.interp(bits, sorted(sizes), [sizes[key] for key in sorted(sizes)]))
+    found = [] if bits % 1 else [Task(network, seed, bits, f"uniform w{bits:g}", f"w{bits:g}a8", None, budget)]
+    found += [
+        Task(network, seed, bits, name, "w8a8", {**METHODS[name], "budget_size": budget}, budget) for name in methods
+    ]
     rng = np.random.default_rng(seed)
-    for i in range(given.random):
-        choice = random_choice(document, budget, rng)
-        rows.append(bench.row(f"random {i}", "w8a8", {"choice": choice})[0])
-        print(*line(bits, rows[-1]), file=sys.stderr, flush=True)
-    return [{"bits": bits, "seed": seed, "samples": bench.test.count, "budget": budget, **row} for row in rows]
+    found += [
+        Task(network, seed, bits, f"random {i}", "w8a8", {"choice": random_choice(document, budget, rng)}, budget)
+        for i in range(count)
+    ]
+    return found
 
 
-def line(bits: int, row: dict[str, Any]) -> list[Any]:
+def line(row: dict[str, Any]) -> list[Any]:
     """A row of the table."""
-    size = "" if row["size"] is None else f"{row['size'] / 1024:.1f}"
-    return [row["network"], bits, row["method"], size, f"{row['float']:.4f}", f"{row['accuracy']:.4f}",
-            f"{row['kl']:.5f}", f"{row['search_s']:.0f}", f"{row['seconds']:.0f}", row["status"]]  # fmt: skip
+    return [row["network"], f"{row['bits']:g}", row["method"], f"{row['size'] / 1024:.1f}", f"{row['float']:.4f}",
+            f"{row['accuracy']:.4f}", f"{row['kl']:.5f}", f"{row['search_s']:.0f}", f"{row['seconds']:.0f}",
+            row["status"]]  # fmt: skip
 
 
 HEADERS = ["network", "bits", "method", "KiB", "float", "accuracy", "kl", "search s", "s", ""]
@@ -167,21 +209,31 @@ def main() -> int:
     """Print the table."""
     given = arguments(
         __doc__, bits={"default": "4,3"}, methods={"default": ""}, random={"type": int, "default": 20},
-        seeds={"type": int, "default": 3}, samples={"type": int, "default": 512},
-        limit={"type": int, "default": 2000}, executor={"default": "serial"},
+        draws={"default": "0,1,2"}, samples={"type": int, "default": 512},
+        limit={"type": int, "default": 2000}, workers={"default": "serial"},
     )  # fmt: skip
-    methods = [name for name in METHODS if not given.methods or any(p in name for p in given.methods.split(";"))]
-    rows, table_rows, good = [], [], True
-    for case in cases(given.only or NETWORKS):
-        for bits in map(int, given.bits.split(",")):
-            mine = [row for seed in range(given.seeds) for row in compare(case, bits, seed, given, methods)]
-            found = summary(mine)
-            rows += [*found, *mine]
-            table_rows += [line(bits, row) for row in found]
-            good = good and met(found, methods[0])
+    methods = [name for name in METHODS if not given.methods or name in given.methods.split(";")]
+    names, payload = [case.name for case in cases(given.only or NETWORKS)], vars(given)
+    sets = [(name, int(seed)) for seed in given.draws.split(",") for name in names]
+    documents = dict(run_tasks(make, payload, sets, given.workers))
+    tasks = [
+        task for i, one in enumerate(sets) for bits in map(float, given.bits.split(","))
+        for task in tasks_of(*one, bits, documents[i], methods, given.random)
+    ]  # fmt: skip
+    # One method of each network and draw first: its probes then serve the others.
+    first = {(task.network, task.seed): task for task in reversed(tasks) if task.method == methods[0]}.values()
+    rows: list[dict[str, Any]] = []
+    for part in (list(first), [task for task in tasks if task not in first]):
+        for _, row in run_tasks(make, payload, part, given.workers):
+            rows.append(row)
+            print(*line(row), file=sys.stderr, flush=True)
             write_json(given.json, rows)
-    print(f"{given.seeds} seeds; {machine()}\n" + table(HEADERS, table_rows))
-    return 0 if good else 1
+    groups = [[r for r in rows if (r["network"], r["bits"]) == key]
+              for key in dict.fromkeys((task.network, task.bits) for task in tasks)]  # fmt: skip
+    means = [summary(group) for group in groups]
+    write_json(given.json, [*(row for found in means for row in found), *rows])
+    print(f"draws {given.draws}; {machine()}\n" + table(HEADERS, [line(row) for found in means for row in found]))
+    return 0 if all(met(found, methods[0]) for found in means) else 1
 
 
 if __name__ == "__main__":

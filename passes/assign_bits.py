@@ -7,8 +7,8 @@ chosen widths go into the assignment; scores, costs, choice, gap and the curve o
 from which `qcompiler.passes.mixed_precision.facts.resolve` solves other budgets without new probes.
 
 score     gauss_newton, swap, hessian, fisher, local, pushdown, combined: see mixed_precision/sensitivity.py
-rounds    probe the whole choice, and solve anew around it: never worse on these samples than the solver's choice or a
-          uniform one that fits
+compare   solve with these scores, too, and take what loses least when measured as a whole; uniform widths take part
+rounds    the same, and solve anew around it: never worse on these samples than any of them
 solver    ilp (optimal for the sum of scores), pairwise (with what pairs of items lose together), greedy, or bisection
           (as few bits as `max_loss` allows, measured)
 
@@ -18,7 +18,8 @@ Decide on w8a8: `decided` probes then have 8 bits around the item. Sources: Huba
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,11 +38,16 @@ from qcompiler.passes.mixed_precision.greedy import solve_bisection
 from qcompiler.passes.mixed_precision.problem import Problem, Solution
 from qcompiler.passes.mixed_precision.refine import refine
 from qcompiler.passes.mixed_precision.sensitivity import Pairs, Scores, Study, study
-from qcompiler.passes.mixed_precision.solve import project_psd
+from qcompiler.passes.mixed_precision.solve import project_psd, solve_linear
+from qcompiler.passes.mixed_precision.whole import Answer, hold, with_fixed
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
+FITS = True
 AFTER = {"decide": "it narrows the widths that were decided, and leaves alone what was fixed there"}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
+BUDGETS = ("size", "bops", "latency", "ram", "flash", "instructions", "energy")
+ADDED = {"size", "bops"}
+"""Costs that are known without a target."""
 SCORES: dict[str, Callable[[Study], Scores]] = {
     "gauss_newton": sensitivity.gauss_newton,
     "swap": sensitivity.swap_loss,
@@ -69,9 +75,15 @@ class Options:
     budget_bops: Any = None
     """Multiply-accumulates times the bits of both operands: a number, `3G` or `0.5x`."""
     budget_latency: Any = None
-    """Seconds by the target's cost model: a number, `12ms` or `0.6x`."""
+    """By the target's cost model: milliseconds, `12ms` or `0.6x`."""
     budget_ram: Any = None
-    """Bytes at each node by the target's cost model: a number, `64KiB` or `0.6x`."""
+    """Bytes of RAM in the target's plan: a number, `64KiB` or `0.6x`."""
+    budget_flash: Any = None
+    """Bytes of code and constants as the target stores them: a number, `256KiB` or `0.6x`."""
+    budget_instructions: Any = None
+    """Of an inference, where the target counts them: a number, `3M` or `0.6x`."""
+    budget_energy: Any = None
+    """Of an inference, where the target has a table: a number or `0.6x`."""
     score: str = "gauss_newton"
     """gauss_newton, swap, hessian, fisher, local, pushdown or combined."""
     solver: str = "ilp"
@@ -98,6 +110,8 @@ class Options:
     """Of solver bisection: largest loss of the whole choice against the float network."""
     executor: str = "serial"
     """serial, processes, processes:N, or the address of a Dask scheduler."""
+    compare: tuple[str, ...] = ()
+    """Scores whose choices are measured beside that of `score`; solvers ilp and greedy."""
     rounds: int = 0
     """Solve anew around the choice so many times, with probes of the whole; see mixed_precision/refine.py."""
     points: int = 12
@@ -122,38 +136,29 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     if not any(not item.pinned for item in items):
         hint = "Exclude less, or offer more widths."
         raise RecipeError("there is nothing to choose.", where="assign_bits", hint=hint)
+    problem, limits = _problem(graph, items, assignment, context, budgets, options)
     one = study(
         graph, assignment, items, context, samples=options.samples, loss=options.loss, base=options.base,
         final_solver=options.final_solver, executor=options.executor,
     )  # fmt: skip
-    scores = [monotone(row) for row in SCORES[options.score](one)]
-    pairs: Pairs = {}
-    if options.solver == "pairwise":
-        pairs = PAIRS[options.pairs](one)
-        if options.project and options.pairs != "gauss_newton":
-            scores, pairs = project_psd(scores, pairs)
-    linear, crossed = costs(graph, items, context.node_cost)
-    problem = Problem(scores, linear, {}, pairs, crossed, [item.name for item in items])
-    limits = {name: facts.parse_budget(name, value, problem, items) for name, value in budgets.items()}
-    problem = facts.with_budgets(problem, limits)
-    if options.solver == "bisection":
-        solution = _bisect(one, problem, options.max_loss)
+
+    def solve(fixed: Mapping[str, float]) -> Answer:
+        return _solve(one, dataclasses.replace(problem, fixed=fixed), options)
+
+    planned: dict[str, float] = {}
+    if context.whole is not None and limits.keys() - ADDED:
+        found, planned = hold(solve, problem.fixed, items, context.whole)
     else:
-        solution = facts.run_solver(problem, options.solver, time_limit=options.time_limit)
-    measured = None
-    if options.rounds > 0 and options.solver != "bisection":
-        choice, measured = refine(one.probes, items, problem, solution.choice, options.rounds, options.time_limit)
-        if choice != solution.choice:
-            solution = Solution(choice, problem.score(choice, linear=not pairs), problem.cost(choice), solution.bound,
-                                np.inf, "refined")  # fmt: skip
+        found = solve(problem.fixed)
     about = {
-        **({"measured": measured} if measured else {}),
-        "score_name": options.score, "pairs_name": options.pairs if pairs else "", "samples": len(one.probes.samples),
-        "loss": one.probes.loss.kind, "base": options.base, "final_solver": options.final_solver,
+        **({"measured": found.measured} if found.measured else {}), **({"planned": planned} if planned else {}),
+        "score_name": found.score, "pairs_name": options.pairs if found.problem.pairs else "",
+        "samples": len(one.probes.samples), "loss": one.probes.loss.kind, "base": options.base,
+        "final_solver": options.final_solver,
     }  # fmt: skip
-    solver = options.solver if options.solver in facts.SOLVERS else "ilp"
+    solution, solver = found.solution, options.solver if options.solver in facts.SOLVERS else "ilp"
     context.facts["assign_bits"] = facts.describe(
-        items, problem, limits, solution, solver=solver, points=options.points, time_limit=options.time_limit,
+        items, found.problem, limits, solution, solver=solver, points=options.points, time_limit=options.time_limit,
         about=about,
     )  # fmt: skip
     context.assignment = change(assignment, items, solution.choice)
@@ -191,24 +196,75 @@ def _check(options: Options) -> dict[str, Any]:
     """Budgets by name. Raises RecipeError."""
     for what, given, known in (
         ("score", options.score, SCORES), ("solver", options.solver, (*facts.SOLVERS, "bisection")),
-        ("pairs", options.pairs, PAIRS),
+        ("pairs", options.pairs, PAIRS), *(("score", name, SCORES) for name in options.compare),
     ):  # fmt: skip
         if given not in known:
             raise RecipeError(f"`{given}` is no {what}.", where="assign_bits", hint=f"Known: {', '.join(known)}.")
     check_executor(options.executor)
-    budgets = {
-        "size": options.budget_size, "bops": options.budget_bops, "latency": options.budget_latency,
-        "ram": options.budget_ram,
-    }  # fmt: skip
-    budgets = {name: value for name, value in budgets.items() if value is not None}
+    asked = {name: getattr(options, f"budget_{name}") for name in BUDGETS}
+    budgets = {name: value for name, value in asked.items() if value is not None}
     if options.solver == "bisection":
         if budgets or options.max_loss <= 0:
             hint = "Give `max_loss`, or choose another solver for a budget."
             raise RecipeError("bisection takes a loss and no budget.", where="assign_bits", hint=hint)
     elif not budgets:
-        hint = 'Set budget_size (for example "180KiB" or "0.5x"), budget_bops, budget_latency or budget_ram.'
+        hint = 'Set budget_size (for example "180KiB" or "0.5x"), or another of the budgets.'
         raise RecipeError("it needs a budget.", where="assign_bits", hint=hint)
     return budgets
+
+
+def _problem(
+    graph: Graph,
+    items: list[Item],
+    assignment: Assignment,
+    context: Context,
+    budgets: Mapping[str, Any],
+    options: Options,
+) -> tuple[Problem, dict[str, float]]:
+    """The problem with all costs and no scores, and the budgets as numbers. Raises BudgetError where nothing fits:
+    before anything is measured."""
+    asked = budgets.keys() - ADDED
+    linear, crossed = costs(graph, items, assignment, context.cost if asked else None)
+    names = [item.name for item in items]
+    problem = Problem([np.zeros(len(item.bits)) for item in items], linear, {}, {}, crossed, names)
+    if asked and context.whole is not None:
+        problem = with_fixed(problem, items, context.whole)
+    limits = {name: facts.parse_budget(name, value, problem, items) for name, value in budgets.items()}
+    problem = dataclasses.replace(problem, budgets=limits)
+    if limits:
+        solve_linear(problem, time_limit=options.time_limit)
+    return problem, limits
+
+
+def _solve(one: Study, problem: Problem, options: Options) -> Answer:
+    """The choice of the score, or what loses least of several choices, measured."""
+
+    def scored(name: str) -> Problem:
+        return dataclasses.replace(problem, scores=[monotone(row) for row in SCORES[name](one)])
+
+    mine = scored(options.score)
+    if options.solver == "pairwise":
+        pairs = PAIRS[options.pairs](one)
+        if options.project and options.pairs != "gauss_newton":
+            projected, pairs = project_psd(mine.scores, pairs)
+            mine = dataclasses.replace(mine, scores=projected)
+        mine = dataclasses.replace(mine, pairs=pairs)
+    if options.solver == "bisection":
+        return Answer(mine, _bisect(one, mine, options.max_loss), options.score)
+    answers = [Answer(mine, facts.run_solver(mine, options.solver, time_limit=options.time_limit), options.score)]
+    for name in options.compare:
+        other = scored(name)
+        answers.append(Answer(other, facts.run_solver(other, options.solver, time_limit=options.time_limit), name))
+    if len(answers) == 1 and options.rounds == 0:
+        return answers[0]
+    choices = {one.score: one.solution.choice for one in answers}
+    choice, measured = refine(one.probes, one.items, mine, choices, options.rounds, options.time_limit)
+    for answer in answers:
+        if answer.solution.choice == choice:
+            return dataclasses.replace(answer, measured=measured)
+    score, bound = mine.score(choice, linear=not mine.pairs), answers[0].solution.bound
+    status = "refined" if measured["rounds"] else "measured"
+    return Answer(mine, Solution(choice, score, mine.cost(choice), bound, np.inf, status), options.score, measured)
 
 
 def _bisect(one: Study, problem: Problem, max_loss: float) -> Solution:

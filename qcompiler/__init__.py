@@ -15,16 +15,20 @@ _root = Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "passes" / "__init__.py").is_file():
     __path__.append(str(_root))
 
-__all__ = ["Bundle", "Graph", "QCompilerError", "Result", "compile", "load_graph", "quantize"]
+__all__ = [
+    "Bundle", "Graph", "QCompilerError", "Result", "cheapest", "compile", "load_graph", "quantize", "sweep",
+]  # fmt: skip
 
 _HOMES = {
     "Bundle": "bundle",
     "Graph": "graph.model",
     "QCompilerError": "errors",
     "Result": "driver",
+    "cheapest": "frontier",
     "compile": "driver",
     "load_graph": "graph.io",
     "quantize": "driver",
+    "sweep": "frontier",
 }
 
 

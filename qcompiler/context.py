@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qcompiler.assignment import Assignment
     from qcompiler.calibrate.data import Samples
     from qcompiler.calibrate.statistics import Statistics
+    from qcompiler.cost import Cost, CostModel
     from qcompiler.graph.model import Graph
     from qcompiler.target import Capabilities
 
@@ -46,9 +47,11 @@ class Context:
     notes: list[Note] = field(default_factory=list)
     source: str = ""
     """Name of the pass that runs; set by the pipeline."""
-    node_cost: Callable[[ir.Node, int, int], Mapping[str, float]] | None = None
-    """The target's cost of a product: (node of the float graph, bits of its weight or second operand, bits of its first
-    operand) -> cost by name. `ram` holds while the node runs, others (latency, energy, ...) add up."""
+    cost: CostModel | None = None
+    """What choices of widths cost on the target; None: bytes and bit operations alone are known."""
+    whole: Callable[[tuple[str, ...]], Cost] | None = None
+    """Cost of the network as it will be built with a choice of bits (`assign_bits.choice`): all kernels, the true
+    arena, code where it counts."""
     facts: dict[str, Any] = field(default_factory=dict)
     """JSON-able measurements that passes leave for the report."""
 

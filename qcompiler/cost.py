@@ -87,6 +87,16 @@ class Work:
         return list(value) if isinstance(value, tuple) else value
 
 
+def totals(cost: Cost) -> dict[str, float]:
+    """What budgets are held against, by their names: latency (ms), ram, flash (bytes), instructions, energy; those that
+    the cost tells. `ram` is that of a whole graph where the model knows it, else the peak."""
+    found = {"latency": cost.latency, "ram": float(cost.resources.get("ram_bytes", cost.peak_bytes))}
+    for name, key in (("flash", "flash_bytes"), ("instructions", "instructions"), ("energy", "energy")):
+        if key in cost.resources:
+            found[name] = float(cost.resources[key])
+    return {name: value for name, value in found.items() if value or name not in ("latency", "ram")}
+
+
 class CostModel(Protocol):
     """Prices work at widths. `origin`: device, date and how it was measured, '' for what needs no measurement."""
 

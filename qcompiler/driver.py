@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.budget import give_costs, with_packing, with_ways_out
 from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
@@ -28,7 +29,7 @@ from qcompiler.graph.qdq import is_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.graph.state import bind_state, state_pairs
 from qcompiler.pipeline import run_pipeline
-from qcompiler.plan import LEAST_BITS, QUALITY_SAMPLES, check_precision, hold_out, recipe_for, with_budget
+from qcompiler.plan import LEAST_BITS, QUALITY_SAMPLES, check_precision, hold_out, recipe_for, with_budget, with_search
 from qcompiler.recipe import Recipe, pass_module
 from qcompiler.selection import check_selection, choose_samples
 from qcompiler.target import Target
@@ -113,6 +114,7 @@ def quantize(
     arithmetic: str | None = None,
     options: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
+    target_options: Mapping[str, Any] | None = None,
     seed: int = 0,
     progress: Progress = _silent,
 ) -> Result:
@@ -123,8 +125,9 @@ def quantize(
     that are kept between steps, or "auto" (by naming; see qcompiler/graph/state.py); calibration is then sequences
     [n, steps, ...] of the other inputs. position: the input that counts steps. recipe: preset, file or value; by
     default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
-    exclude, ...). budget: name (size, bops) -> number or text such as 180KiB or 0.5x: an integer program
-    then chooses the bits of every weight. constants: inputs that always have one value.
+    exclude, ...). budget: name (size, bops, latency, flash, ram, ...) -> number or text such as 180KiB or 0.5x: an
+    integer program then chooses the bits of every weight. target_options: those of `compile`; costs depend on them.
+    constants: inputs that always have one value.
     samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
     (qcompiler/calibrate/select). Raises QCompilerError.
     """
@@ -132,7 +135,7 @@ def quantize(
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     options = with_budget(options, budget)
-    plan = recipe_for(recipe, options).override(options)
+    plan = with_search(recipe_for(recipe, options).override(options))
     bits = check_precision(plan, chosen)
     if select is not None:
         check_selection(select, samples, calibration)
@@ -175,7 +178,9 @@ def quantize(
     held_out = None
     if known is not None and any(getattr(pass_module(name), "FITS", False) for name in plan.passes):
         context.samples, held_out = hold_out(known)
-    done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
+    give_costs(context, plan, graph, chosen, target_options or {}, arithmetic)
+    with with_ways_out(plan, chosen, target_options or {}):
+        done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps, held_out)
 
@@ -206,6 +211,7 @@ def compile(  # noqa: A001 (the product's verb)
     target_options: Mapping[str, Any] | None = None,
     qdq_form: str = "qcdq",
     bench: bool = False,
+    facts: Mapping[str, Any] | None = None,
     progress: Progress = _silent,
     **quantization: Any,
 ) -> Bundle:
@@ -213,14 +219,15 @@ def compile(  # noqa: A001 (the product's verb)
 
     output: the bundle's directory; default: the model's name with `.TARGET` beside the working directory.
     qdq_form: spelling of the bundle's qdq.onnx, see `Result.save`. bench: measure latency against onnxruntime for the
-    report. Raises QCompilerError.
+    report. facts: to stand in the report beside those of the passes. Raises QCompilerError.
     """
     from qcompiler.report import build_report, render_html
 
     chosen = _target(target)
     path = Path(output) if output is not None else _default_output(model, chosen.name)
     check_destination(path, overwrite)
-    _check_options(target_options or {}, chosen)
+    building = with_packing(target_options, quantization.get("budget"), chosen)
+    _check_options(building, chosen)
     if qdq_form not in (forms := pass_module("export_qdq").FORMS):
         hint = f"Forms: {', '.join(forms)}."
         raise RecipeError(f"`{qdq_form}` is no form of a QDQ file.", where="qdq_form", hint=hint)
@@ -230,11 +237,13 @@ def compile(  # noqa: A001 (the product's verb)
         raise RecipeError(
             "it makes no integer graph.", where=f"recipe `{plan.name}`", hint="Let it end with integerize."
         )
-    result = quantize(model, calibration, plan, target=chosen, progress=progress, **quantization)
+    result = quantize(
+        model, calibration, plan, target=chosen, target_options=building, progress=progress, **quantization
+    )
     assert result.qdq_graph is not None and result.integer_graph is not None
     watch = Stopwatch()
     with watch("lower"):
-        lowered = chosen.build(result.integer_graph, dict(target_options or {}), progress)
+        lowered = chosen.build(result.integer_graph, dict(building), progress)
     oracle = Oracle(result.integer_graph)
     sample = next(iter(result.samples))
     files = {
@@ -254,16 +263,17 @@ def compile(  # noqa: A001 (the product's verb)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
         trial = write_bundle(Path(folder) / "bundle", files, manifest, overwrite=False)
         with watch("evaluate"):
-            facts = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
-            if (parts := cut(result.integer_graph)) is not None and facts.get("verification"):
-                lowered = chosen.build(parts.graph, dict(target_options or {}), progress)
+            found = {**lowered.facts, **_evaluate(result, trial, oracle, progress)}
+            if (parts := cut(result.integer_graph)) is not None and found.get("verification"):
+                lowered = chosen.build(parts.graph, dict(building), progress)
                 few = take(result.samples, CHECKED_SAMPLES)
-                facts["verification"]["parts"] = verify_parts(parts, oracle, lowered, manifest, few)
+                found["verification"]["parts"] = verify_parts(parts, oracle, lowered, manifest, few)
         if bench and chosen.runtime:
             with watch("bench"):
-                facts["latency"] = _bench(result, trial)
+                found["latency"] = _bench(result, trial)
     seconds = {stage: round(s, 3) for stage, s in {**result.seconds, **watch.seconds}.items()}
-    report = build_report(result, manifest, str(path), facts, seconds)
+    result.context.facts.update(facts or {})
+    report = build_report(result, manifest, str(path), found, seconds)
     return write_bundle(path, files, manifest, overwrite, report_files(report, render_html(report)))
 
 

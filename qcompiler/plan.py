@@ -15,7 +15,8 @@ from qcompiler.target import Target
 
 QUALITY_SAMPLES = 32
 """At most so many samples tell the quality in the report."""
-BUDGETS = ("size", "bops")
+SEARCH = {"score": "swap", "compare": ("gauss_newton",), "final_solver": True}
+"""How --budget measures sensitivity: options of assign_bits."""
 LEAST_BITS = 2
 """Of weights, where a budget chooses them: what `auto` prepares for."""
 BUDGET_BASE = "w8a8"
@@ -24,19 +25,18 @@ BUDGET_BASE = "w8a8"
 
 def with_budget(options: Mapping[str, Any] | None, budget: Mapping[str, Any] | None) -> dict[str, Any]:
     """Options of a recipe for a budget (name -> number or text, see passes/assign_bits.py). Raises RecipeError."""
+    known = pass_module("assign_bits").BUDGETS
     found = dict(options or {})
     automatic = found.get("precision") == "auto"
     if not budget:
-        if automatic:
+        if automatic and "assign_bits.choice" not in found:
             hint = "Pass a budget, as --budget size=180KiB."
             raise RecipeError("`auto` needs to know what is to be kept to.", where="precision", hint=hint)
         return found
     for name, value in budget.items():
-        if name not in BUDGETS:
-            raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(BUDGETS)}.")
+        if name not in known:
+            raise RecipeError(f"there is no budget `{name}`.", where="budget", hint=f"Known: {', '.join(known)}.")
         found[f"assign_bits.budget_{name}"] = value
-    found.setdefault("assign_bits.score", "swap")
-    found.setdefault("assign_bits.final_solver", True)
     if automatic or found.get("precision") is None:
         found["precision"] = BUDGET_BASE
     return found
@@ -50,6 +50,14 @@ def recipe_for(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | 
     default = load_recipe("default")
     precision = default.override(options or {}).options_of(DECIDE).precision
     return load_recipe(AUTO) if min(pass_module(DECIDE).parse_precision(precision)) < 8 else default
+
+
+def with_search(plan: Recipe) -> Recipe:
+    """The recipe with how bits are searched, where it has a budget and does not say itself."""
+    given = plan.options.get("assign_bits", {})
+    if not any(key.startswith("budget_") for key in given) or given.get("choice"):
+        return plan
+    return plan.override({f"assign_bits.{key}": value for key, value in SEARCH.items() if key not in given})
 
 
 def check_precision(plan: Recipe, target: Target) -> tuple[int, int] | None:

@@ -32,7 +32,7 @@ import json
 import math
 import pkgutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -81,6 +81,11 @@ class Recipe:
             else:
                 quantize[key] = value
         return dataclasses.replace(self, quantize=quantize, options=passes, rules=rules)
+
+    def only(self, passes: Sequence[str]) -> Recipe:
+        """A copy with these passes alone, and the options of these."""
+        kept = {name: given for name, given in self.options.items() if name in passes}
+        return dataclasses.replace(self, passes=tuple(passes), options=kept)
 
     def options_of(self, name: str, **extra: Any) -> Any:
         """The Options of a pass; `extra` are used where the pass has such a key and the recipe does not set it."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from qcompiler import assignment as decisions
 from qcompiler.assignment import WEIGHTED, Assignment
-from qcompiler.errors import RecipeError
+from qcompiler.cost import CostModel, Widths, Work, totals, widths_of, work_of
 from qcompiler.formats import Int, QuantSpec, parse_format
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
@@ -27,11 +27,9 @@ from qcompiler.graph.model import Graph
 from qcompiler.ops.macs import float_macs
 from qcompiler.passes.decide import weight_token
 
-NodeCost = Callable[[ir.Node, int, int], Mapping[str, float]]
-"""(node of the float graph, bits of its weight or second operand, bits of its first operand) -> cost by name."""
-PEAKS = ("ram",)
-"""Costs of a node that hold while it runs: each node has a row of its own. Others add up."""
 FLOAT_BITS = 32
+WHOLE = ("ram",)
+"""Costs that only a whole network has: nodes do not add up to them."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,7 @@ def find_items(
 ) -> list[Item]:
     """Items of a FLOAT graph behind `decide`, in topological order.
 
-    weights, activations: widths on offer; without any, the widths that were decided are the only options. Raises
-    RecipeError where none is left.
+    weights, activations: widths on offer; without any, the widths that were decided are the only options.
     """
     items: dict[str, Item] = {}
     seen: set[str] = set()
@@ -121,12 +118,13 @@ def products(graph: Graph, items: Sequence[Item]) -> list[tuple[ir.Node, Any, An
 
 
 def costs(
-    graph: Graph, items: Sequence[Item], node_cost: NodeCost | None = None
+    graph: Graph, items: Sequence[Item], assignment: Assignment | None = None, model: CostModel | None = None
 ) -> tuple[dict[str, list[NDArray]], dict[str, dict[tuple[int, int], NDArray]]]:
     """Costs [K] of every item by name, and costs [K_i, K_j] of pairs: see Problem.
 
-    size: bytes of packed weight codes. bops: multiply-accumulates times the bits of both operands. Others are those of
-    `node_cost`; `ram` becomes rows `ram:NODE`, each of which a budget for `ram` must hold for.
+    size: bytes of packed weight codes. bops: multiply-accumulates times the bits of both operands. With a model, also
+    what it says of every product at every width, in milliseconds, bytes, ... (qcompiler.cost.totals), and of the
+    conversion where a product reads a value through a second, narrower quantizer. Raises what the model raises.
     """
     linear = {"size": [np.zeros(len(item.bits)) for item in items]}
     crossed: dict[str, dict[tuple[int, int], NDArray]] = {}
@@ -137,35 +135,59 @@ def costs(
     for node, first, second in products(graph, items):
         macs = float_macs(graph, node)
         tables = {"bops": _table(items, first, second, _bops(macs))}
-        if node_cost is not None:
-            for name in node_cost(node, 8, 8):
-                key = f"{name}:{node.name or node.outputs[0].name}" if name in PEAKS else name
-                tables[key] = _table(items, first, second, _of_target(node_cost, node, name))
+        if model is not None and assignment is not None:
+            price = _Price(graph, node, assignment, model)
+            for name in price.names:
+                tables[name] = _table(items, first, second, price.of(name))
         for name, table in tables.items():
             rows = linear.setdefault(name, [np.zeros(len(item.bits)) for item in items])
             _add(rows, crossed.setdefault(name, {}), first, second, table, len(items))
+    if model is not None and assignment is not None:
+        for i, item in enumerate(items):
+            for name, row in _conversions(graph, item, assignment, model).items():
+                rows = linear.setdefault(name, [np.zeros(len(one.bits)) for one in items])
+                rows[i] = rows[i] + row
     return linear, {name: pairs for name, pairs in crossed.items() if pairs}
-
-
-def budget_rows(name: str, budget: float, linear: Mapping[str, Any]) -> dict[str, float]:
-    """Rows of a problem that a budget means: its own, or one a node for what holds while a node runs.
-
-    Raises RecipeError when nothing has such a cost.
-    """
-    rows = [row for row in linear if row == name or row.startswith(f"{name}:")]
-    if not rows:
-        known = ", ".join(sorted({row.partition(":")[0] for row in linear}))
-        hint = f"There are budgets for {known}; others need a cost model of the target (context.node_cost)."
-        raise RecipeError(f"nothing says what `{name}` costs.", where="budget", hint=hint)
-    return dict.fromkeys(rows, budget)
 
 
 def _bops(macs: int) -> Callable[[int, int], float]:
     return lambda weight, activation: float(macs) * weight * activation
 
 
-def _of_target(node_cost: NodeCost, node: ir.Node, name: str) -> Callable[[int, int], float]:
-    return lambda weight, activation: float(node_cost(node, weight, activation)[name])
+class _Price:
+    """What a target's model says of one product, by the bits of its second and its first operand."""
+
+    def __init__(self, graph: Graph, node: ir.Node, assignment: Assignment, model: CostModel) -> None:
+        self.work, self.model = work_of(graph, node), model
+        self.output = widths_of(graph, node, assignment).output
+        self.weighted = decisions.weight_of(graph, node) is not None
+        self.names = [name for name in self._at(8, 8) if name not in WHOLE]
+
+    def _at(self, second: int, first: int) -> dict[str, float]:
+        widths = (
+            Widths(second, (first,), self.output) if self.weighted else Widths(None, (first, second), self.output)
+        )
+        return totals(self.model.cost(self.work, widths))
+
+    def of(self, name: str) -> Callable[[int, int], float]:
+        """(bits of the second operand, bits of the first) -> cost."""
+        return lambda second, first: self._at(second, first).get(name, 0.0)
+
+
+def _conversions(graph: Graph, item: Item, assignment: Assignment, model: CostModel) -> dict[str, NDArray]:
+    """What it costs to read a value anew, narrower: [K] by name. Nothing where all readers have the same width."""
+    if item.kind == "weight" or not item.inner or item.pinned:
+        return {}
+    found: dict[str, NDArray] = {}
+    by_name = {str(value.name): value for value in graph.values()}
+    for member in item.values:
+        shape, own = graph.shape(by_name[member]), assignment.activations[member].format.bits
+        work = Work("activation", "Identity", (shape,), shape)
+        for k, bits in enumerate(item.bits):
+            for name, value in (totals(model.cost(work, Widths(None, (own,), bits))) if bits < own else {}).items():
+                if name not in WHOLE:
+                    found.setdefault(name, np.zeros(len(item.bits)))[k] += value
+    return found
 
 
 def _item(

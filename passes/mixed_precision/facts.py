@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from qcompiler.errors import BudgetError, RecipeError
-from qcompiler.passes.mixed_precision.candidates import Item, budget_rows
+from qcompiler.passes.mixed_precision.candidates import Item
 from qcompiler.passes.mixed_precision.greedy import solve_greedy
 from qcompiler.passes.mixed_precision.problem import Problem, Solution
 from qcompiler.passes.mixed_precision.refine import uniform_choices
@@ -18,26 +19,35 @@ from qcompiler.passes.mixed_precision.solve import pareto, solve_linear, solve_p
 SOLVERS = ("ilp", "pairwise", "greedy")
 UNITS = {
     "": 1.0, "B": 1.0, "kB": 1e3, "KB": 1e3, "MB": 1e6, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30,
-    "s": 1.0, "ms": 1e-3, "us": 1e-6, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
+    "s": 1e3, "ms": 1.0, "us": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12,
 }  # fmt: skip
+TIMES = ("s", "ms", "us")
+"""Units of latency, which is in milliseconds; the others are of what is counted."""
 
 
 def parse_budget(name: str, given: Any, problem: Problem, items: Sequence[Item]) -> float:
-    """A budget as a number, or as text: `180KiB`, `1.5MiB`, `12ms` (in seconds), `3G`, or `0.6x` of what the widest
-    options cost. Raises RecipeError."""
+    """A budget as a number, or as text: `180KiB`, `1.5MiB`, `12ms`, `3G`, or `0.6x` of what the widest options cost.
+
+    A number for latency is milliseconds. Raises RecipeError.
+    """
+    if name not in problem.known:
+        hint = f"There are budgets for {', '.join(problem.known)} here; others need a cost model of the target."
+        raise RecipeError(f"nothing says what `{name}` costs.", where="budget", hint=hint)
     if isinstance(given, int | float) and not isinstance(given, bool) and np.isfinite(given) and given > 0:
         return float(given)
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)\s*", str(given))
     if isinstance(given, str) and match is not None and float(match[1]) > 0:
         if match[2] == "x":
-            rows = budget_rows(name, 0.0, problem.cost([0] * len(items)))
-            widest = problem.cost([len(item.bits) - 1 for item in items])
-            return float(match[1]) * max(widest[row] for row in rows)
-        if match[2] in UNITS:
+            return float(match[1]) * problem.cost([len(item.bits) - 1 for item in items])[name]
+        if match[2] in _units(name):
             return float(match[1]) * UNITS[match[2]]
-    units = ", ".join(unit for unit in UNITS if unit)
+    units = ", ".join(unit for unit in _units(name) if unit)
     hint = f"Give a number, one with a unit ({units}), or a share such as 0.6x."
     raise RecipeError(f"`{given}` is no budget for {name}.", where="assign_bits", hint=hint)
+
+
+def _units(name: str) -> list[str]:
+    return ["", *TIMES] if name == "latency" else [unit for unit in UNITS if unit not in TIMES]
 
 
 def run_solver(problem: Problem, solver: str, *, gap: float = 1e-6, time_limit: float = 60.0) -> Solution:
@@ -79,7 +89,8 @@ def describe(
         "pair_costs": {
             name: [[i, j, _plain(one)] for (i, j), one in pairs.items()] for name, pairs in problem.pair_costs.items()
         },
-        "budgets": dict(budgets), "solver": solver, "points": points, "time_limit": time_limit,
+        "fixed": dict(problem.fixed), "budgets": dict(budgets),
+        "solver": solver, "points": points, "time_limit": time_limit,
         "score": solution.score, "bound": _number(solution.bound), "gap": _number(solution.gap),
         "status": solution.status, "total": dict(solution.costs),
     }  # fmt: skip
@@ -97,7 +108,7 @@ def resolve(facts: Mapping[str, Any], budgets: Mapping[str, Any], solver: str | 
     items, problem = problem_of(facts)
     solver = solver or str(facts["solver"])
     given = {name: parse_budget(name, value, problem, items) for name, value in budgets.items()}
-    problem = with_budgets(problem, given)
+    problem = dataclasses.replace(problem, budgets=given)
     points, limit = int(facts["points"]), float(facts["time_limit"])
     solution = run_solver(problem, solver, time_limit=limit)
     kept = ("score_name", "pairs_name", "samples", "loss", "base", "final_solver")
@@ -124,19 +135,12 @@ def problem_of(facts: Mapping[str, Any]) -> tuple[list[Item], Problem]:
             {(i, j): np.array(one, float) for i, j, one in facts["pairs"]},
             {name: {(i, j): np.array(one, float) for i, j, one in v} for name, v in facts["pair_costs"].items()},
             [item.name for item in items],
+            facts.get("fixed", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         hint = "It is the entry `assign_bits` of the facts in a report."
         raise RecipeError(f"this is no solved assignment ({error}).", where="assign_bits", hint=hint) from error
     return items, problem
-
-
-def with_budgets(problem: Problem, budgets: Mapping[str, float]) -> Problem:
-    """The problem with these budgets, each as the rows that it means."""
-    rows: dict[str, float] = {}
-    for name, budget in budgets.items():
-        rows.update(budget_rows(name, budget, {**problem.costs, **problem.pair_costs}))
-    return Problem(problem.scores, problem.costs, rows, problem.pairs, problem.pair_costs, problem.names)
 
 
 def _uniform(items: Sequence[Item], problem: Problem, linear: bool) -> list[dict[str, Any]]:
@@ -151,10 +155,10 @@ def _curve(
     items: Sequence[Item], problem: Problem, budgets: Mapping[str, float], solver: str, points: int, time_limit: float
 ) -> list[dict[str, Any]]:
     name = next(iter(budgets), "size")
-    if points < 2 or name not in problem.costs:
+    if points < 2 or (name not in problem.costs and name not in problem.pair_costs):
         return []
     if solver != "pairwise":
-        problem = Problem(problem.scores, problem.costs, problem.budgets, {}, problem.pair_costs, problem.names)
+        problem = dataclasses.replace(problem, pairs={})
     try:
         curve = pareto(problem, name, points, gap=1e-4, time_limit=max(time_limit / points, 1.0))
     except BudgetError:  # the other budgets alone cannot be met: the solution has said so

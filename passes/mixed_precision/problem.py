@@ -3,9 +3,10 @@
 Each item i takes one of K_i options. With one option k_i each,
 
     score = sum_i scores[i][k_i] + sum_(i,j) pairs[i,j][k_i, k_j]                                      is minimised, and
-    cost  = sum_i costs[name][i][k_i] + sum_(i,j) pair_costs[name][i,j][k_i, k_j] <= budgets[name]     for every name.
+    cost  = fixed[name] + sum_i costs[name][i][k_i] + sum_(i,j) pair_costs[name][i,j][k_i, k_j] <= budgets[name]
 
-pair_costs are for costs that are products, such as BOPs (bits of the weight times bits of what it meets).
+for every name. pair_costs are for costs that are products, such as BOPs (bits of the weight times bits of what it
+meets); fixed is what nobody chooses.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ SLACK = 1e-9
 class Problem:
     """scores: float [K_i] of every item, lower is better. costs: name -> [K_i] of every item. budgets: name -> limit;
     costs without a budget are only reported. pairs, pair_costs: (i, j) with i < j -> [K_i, K_j]. names: of items, for
-    messages. Raises RecipeError for arrays that do not fit each other or are not finite."""
+    messages. fixed: name -> a cost beside those of the items. Raises RecipeError for arrays that do not fit each other
+    or are not finite."""
 
     scores: Sequence[NDArray]
     costs: Mapping[str, Sequence[NDArray]] = field(default_factory=dict)
@@ -36,6 +38,7 @@ class Problem:
     pairs: Pairs = field(default_factory=dict)
     pair_costs: Mapping[str, Pairs] = field(default_factory=dict)
     names: Sequence[str] = ()
+    fixed: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -50,8 +53,8 @@ class Problem:
         if not sizes or min(sizes) < 1 or any(one.ndim != 1 for one in self.scores):
             raise RecipeError("every item needs at least one option.", where="bits", hint="Give scores [K] of each.")
         for name, budget in self.budgets.items():
-            if name not in self.costs and name not in self.pair_costs:
-                hint = f"Costs are known for {', '.join(sorted({*self.costs, *self.pair_costs})) or 'nothing'}."
+            if name not in self.known:
+                hint = f"Costs are known for {', '.join(self.known) or 'nothing'}."
                 raise RecipeError(f"there is a budget for `{name}`, which nothing costs.", where="bits", hint=hint)
             if not np.isfinite(budget):
                 raise RecipeError(f"the budget for `{name}` is {budget}.", where="bits", hint="Give a number.")
@@ -67,6 +70,11 @@ class Problem:
             _finite(what, pairs)
 
     @property
+    def known(self) -> list[str]:
+        """Names of costs."""
+        return sorted({*self.costs, *self.pair_costs, *self.fixed})
+
+    @property
     def sizes(self) -> list[int]:
         """K_i."""
         return [one.size for one in self.scores]
@@ -78,8 +86,10 @@ class Problem:
     def cost(self, choice: Sequence[int]) -> dict[str, float]:
         """Of one option each, by name."""
         none = [np.zeros(k) for k in self.sizes]
-        names = sorted({*self.costs, *self.pair_costs})
-        return {n: _sum(self.costs.get(n, none), self.pair_costs.get(n, {}), choice) for n in names}
+        return {
+            n: self.fixed.get(n, 0.0) + _sum(self.costs.get(n, none), self.pair_costs.get(n, {}), choice)
+            for n in self.known
+        }  # fmt: skip
 
     def fits(self, choice: Sequence[int]) -> bool:
         """Whether all budgets are met."""

@@ -14,7 +14,7 @@ Deng et al. 2023 (CLADO) for the quadratic one; its linearization is Adams and S
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import combinations
 from typing import Any
@@ -97,12 +97,13 @@ def pareto(
 
 def least_cost(problem: Problem, name: str, *, time_limit: float = TIME_LIMIT) -> float:
     """The least that `name` can cost while the other budgets hold. Raises BudgetError when they cannot hold."""
+    fixed = problem.fixed.get(name, 0.0)
     budgets = {key: value for key, value in problem.budgets.items() if key != name}
     rows = problem.costs.get(name, [np.zeros(k) for k in problem.sizes])
     bare = dataclasses.replace(problem, scores=rows, pairs=problem.pair_costs.get(name, {}), budgets=budgets)
     if not budgets and not bare.pairs:
-        return float(sum(one.min() for one in rows))
-    return _solve(bare, bare.pairs, GAP, time_limit, None).score
+        return fixed + float(sum(one.min() for one in rows))
+    return fixed + _solve(bare, bare.pairs, GAP, time_limit, None).score
 
 
 def project_psd(scores: Sequence[NDArray], pairs: Pairs) -> tuple[list[NDArray], dict[tuple[int, int], NDArray]]:
@@ -198,7 +199,7 @@ class _Program:
             row = self._row(problem, problem.costs.get(name, none), problem.pair_costs.get(name, {}))
             size = max(float(np.abs(row).max(initial=0.0)), abs(budget), 1e-300)
             self.budgets.append(csr_matrix(row / size))
-            self.limits.append(budget / size)
+            self.limits.append((budget - problem.fixed.get(name, 0.0)) / size)
         equal, self.right = self._equalities(problem.sizes)
         self.equal = csr_matrix((equal[2], (equal[0], equal[1])), shape=(len(self.right), self.count))
         self._stack = vstack
@@ -275,6 +276,8 @@ def _refuse(problem: Problem, time_limit: float) -> None:
             lowest = [float(one.min()) for one in rows] if rows is not None else [0.0]
             most = int(np.argmax(lowest))
             share = f", of which `{problem.names[most]}` {lowest[most]:.10g}" if lowest[most] > 0 else ""
+            if fixed := problem.fixed.get(name, 0.0):
+                share += f"; {fixed:.10g} is the same whatever the widths"
             lines.append((name, budget, least, share))
     if lines:
         text = "; ".join(f"{name} needs at least {least:.10g}{share}" for name, _, least, share in lines)
@@ -289,8 +292,3 @@ def _refuse(problem: Problem, time_limit: float) -> None:
             continue  # the others contradict each other
     hint = f"With the other budgets as they are, the least is {', or '.join(told)}." if told else "Raise several."
     raise BudgetError("no assignment fits all budgets at once, though each alone can be met.", where="bits", hint=hint)
-
-
-def budgets_of(problem: Problem, budgets: Mapping[str, float]) -> Problem:
-    """The same problem with other budgets."""
-    return dataclasses.replace(problem, budgets=dict(budgets))

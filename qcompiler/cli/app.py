@@ -46,6 +46,7 @@ def compile_command(
     recipe: str | None = None,
     precision: str | None = None,
     budget: Texts = (),
+    pareto: int | None = None,
     nonlinear: str | None = None,
     exclude: Texts = (),
     arithmetic: str | None = None,
@@ -85,7 +86,10 @@ def compile_command(
     precision
         Bits of weights and activations, as w8a8, w4a8 or w8a16; `auto`: chosen for --budget.
     budget
-        What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, or a share as size=0.5x.
+        What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, latency=0.6x or 3ms,
+        flash=, ram=, instructions= where the target knows them; a number, or a share of 8 bits as 0.5x.
+    pareto
+        Write so many bundles along the curve of loss over the first budget (default: size) into the folder --output.
     nonlinear
         integer, or float: operators without an integer form and non-linear ones run in float32 between the others.
     exclude
@@ -112,16 +116,17 @@ def compile_command(
     min_sqnr
         Accuracy goal: exit with 4 if the output SQNR in dB is lower.
     max_drop
-        Accuracy goal: exit with 4 if the metric on --eval-data falls by more than this (points for top1).
+        Accuracy goal: exit with 4 if the metric on --eval-data falls by more than this (points for top1). With
+        `--precision auto` and no budget: the smallest weights that meet it.
     eval_data
-        Data for --max-drop, in any form that --calib takes.
+        Data for --max-drop and --pareto, in any form that --calib takes.
     labels
         Key of the labels in --eval-data, or a .npy file.
     metric
         Metric for --max-drop; see `qcompile eval`.
     """
     with Console(as_json=common.json, quiet=common.quiet) as console:
-        from qcompiler.cli.commands import CompileRequest, run_compile
+        from qcompiler.cli.compile import CompileRequest, run_compile
 
         request = CompileRequest(
             model=model,
@@ -131,6 +136,7 @@ def compile_command(
             recipe=recipe,
             precision=precision,
             budget=dict(pairs(budget, "--budget size=180KiB")),
+            pareto=pareto,
             nonlinear=nonlinear,
             exclude=exclude,
             arithmetic=arithmetic,

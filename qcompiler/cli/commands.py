@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from qcompiler import evaluate, latency
 from qcompiler.bundle import Bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
-from qcompiler.cli.app import GOAL_MISSED, TOO_SLOW
-from qcompiler.cli.console import Console, size, table
-from qcompiler.driver import bundle_runner, compile
+from qcompiler.cli.app import TOO_SLOW
+from qcompiler.cli.console import Console, table
+from qcompiler.driver import bundle_runner
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.io import load_graph
@@ -25,187 +24,16 @@ from qcompiler.targets import NAMES, get_target
 from qcompiler.tolerance import Tolerance
 
 
-@dataclass(frozen=True, kw_only=True)
-class CompileRequest:
-    """The options of `compile`."""
-
-    model: Path
-    target: str
-    output: Path | None
-    calib: str | None
-    recipe: str | None
-    precision: str | None
-    budget: Mapping[str, str]
-    nonlinear: str | None
-    exclude: tuple[str, ...]
-    arithmetic: str | None
-    samples: int | None
-    select: str | None
-    target_options: Mapping[str, Any]
-    qdq_form: str
-    seed: int
-    overwrite: bool
-    bench: bool
-    require_speedup: bool
-    min_sqnr: float | None
-    max_drop: float | None
-    eval_data: str | None
-    labels: str | None
-    metric: str
-    shapes: Mapping[str, Sequence[int]]
-    dims: Mapping[str, int]
-    constants: Mapping[str, float]
-    state: Mapping[str, str] | str | None
-    position: str | None
-    preprocess: Mapping[str, Any] | None
+def island_line(island: Mapping[str, Any]) -> str:
+    """A float island in a line."""
+    return ", ".join(f"{node['operator']} `{node['name']}` {node['reason']}" for node in island["nodes"])
 
 
-def run_compile(request: CompileRequest, console: Console) -> int:
-    """Compile; exit code 0, 4 (goal missed) or 5 (slower than float)."""
-    exam = _exam(request) if request.max_drop is not None else None
-    overrides: dict[str, Any] = {}
-    if request.precision:
-        overrides["precision"] = request.precision
-    if request.nonlinear:
-        overrides["check_support.nonlinear"] = request.nonlinear
-    if request.exclude:
-        overrides["exclude"] = list(request.exclude)
-    bundle = compile(
-        request.model,
-        request.target,
-        request.calib,
-        request.recipe,
-        output=request.output,
-        overwrite=request.overwrite,
-        target_options=request.target_options,
-        bench=request.bench or request.require_speedup,
-        progress=console.progress,
-        shapes=request.shapes,
-        dims=request.dims,
-        constants=request.constants,
-        state=request.state,
-        position=request.position,
-        preprocess=request.preprocess,
-        samples=request.samples,
-        select=request.select,
-        arithmetic=request.arithmetic,
-        options=overrides,
-        budget=request.budget,
-        seed=request.seed,
-        qdq_form=request.qdq_form,
-    )
-    report = bundle.report()
-    code, goals = _goals(request, exam, bundle, report)
-    document = {**report, "goals": goals, "exit_code": code}
-    console.result(document, _summary(report, goals))
-    return code
-
-
-@dataclass(frozen=True)
-class _Exam:
-    """What --max-drop measures with, read before any work is done."""
-
-    graph: Graph
-    samples: Samples
-    labels: NDArray | None
-
-
-def _exam(request: CompileRequest) -> _Exam:
-    """Raises RecipeError, CalibrationError, ModelError for what would fail after the compilation."""
-    if request.eval_data is None:
-        raise RecipeError("needs data to measure on.", where="--max-drop", hint="Pass --eval-data and --labels.")
-    evaluate.check_metric(request.metric)
-    if request.labels is None and request.metric in evaluate.METRICS and request.metric != "top1":
-        raise RecipeError(f"metric {request.metric} needs references.", where="--max-drop", hint="Pass --labels.")
-    graph = load_graph(request.model, shapes=request.shapes, dims=request.dims, constants=request.constants)
-    samples = _samples(request.eval_data, graph, request.preprocess, None)
-    next(iter(samples))
-    labels = evaluate.load_labels(request.labels, request.eval_data) if request.labels else None
-    return _Exam(graph, samples, labels)
-
-
-def _goals(
-    request: CompileRequest, exam: _Exam | None, bundle: Bundle, report: Mapping[str, Any]
-) -> tuple[int, list[dict[str, Any]]]:
-    goals: list[dict[str, Any]] = []
-    if request.min_sqnr is not None:
-        value = report["quality"]["sqnr_db"]
-        goals.append({"goal": f"SQNR >= {request.min_sqnr} dB", "value": value, "met": value >= request.min_sqnr})
-    if exam is not None and request.max_drop is not None:
-        drop = _drop(request.metric, exam, bundle)
-        goals.append(
-            {"goal": f"{request.metric} loss <= {request.max_drop}", "value": drop, "met": drop <= request.max_drop}
-        )
-    fits = (report.get("fit") or {}).get("verdict") != "TOO BIG"
-    code = 0 if fits and all(goal["met"] for goal in goals) else GOAL_MISSED
-    if request.require_speedup:
-        ours, peer = _pair(report["latency"])
-        goals.append({"goal": "faster than onnxruntime float32", "value": peer / ours, "met": ours <= peer})
-        if ours > peer and code == 0:
-            code = TOO_SLOW
-    return code, goals
-
-
-def _drop(metric: str, exam: _Exam, bundle: Bundle) -> float:
-    """How much the metric falls, in points for shares; for mse the rise. Without labels the float model is right."""
-    runs = (evaluate.runner(exam.graph), bundle_runner(bundle))
-    outputs = [evaluate.predict(run, exam.samples) for run in runs]
-    labels = outputs[0] if exam.labels is None and metric == "top1" else exam.labels
-    values = [evaluate.metric(metric, found, labels) for found in outputs]
-    drop = values[0] - values[1]
-    if metric == "top1":
-        return 100 * drop
-    return -drop if metric == "mse" else drop
-
-
-def _pair(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+def pair_of(rows: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
     """Median milliseconds of ours and of onnxruntime float32."""
     by = {(row["runtime"], row["precision"]): row["median_ms"] for row in rows}
     ours = next(ms for (name, _), ms in by.items() if name == "qcompiler")
     return ours, by["onnxruntime", "float32"]
-
-
-def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> str:
-    quality, sizes = report["quality"], report["size"]
-    agreement = f", top-1 agreement {quality['top1_agreement']:.1%}" if "top1_agreement" in quality else ""
-    held = "held-out " if quality.get("held_out") else ""
-    lines = [
-        f"{report['verdict']}",
-        f"  bundle   {report['bundle']}",
-        f"  quality  SQNR {quality['sqnr_db']:.1f} dB against float on {quality['samples']} {held}samples{agreement}",
-        f"  size     weights {size(sizes['weight_bytes'])} (float {size(sizes['float_bytes'])}), arena "
-        f"{size(sizes['arena_bytes'])}",
-        *(f"  island   {_island(island)}" for island in report["islands"]),
-        f"  time     {sum(report['seconds'].values()):.1f} s",
-    ]
-    if report.get("fit"):
-        lines.extend(_fit_lines(report["fit"]))
-    for row in report.get("latency", []):
-        lines.append(f"  latency  {row['runtime']} {row['precision']}: {row['median_ms']:.3f} ms")
-    for goal in goals:
-        lines.append(f"  goal     {goal['goal']}: {goal['value']:.3g}, {'met' if goal['met'] else 'MISSED'}")
-    lines.append(f"  report   {Path(report['bundle']) / 'report.html'}")
-    return "\n".join(lines)
-
-
-def _island(island: Mapping[str, Any]) -> str:
-    return ", ".join(f"{node['operator']} `{node['name']}` {node['reason']}" for node in island["nodes"])
-
-
-def _fit_lines(fit: Mapping[str, Any]) -> list[str]:
-    """What a microcontroller has to hold, and whether it can."""
-    limits = fit["limits"]
-
-    def of(name: str) -> str:
-        return f" of {size(limits[name])}" if name in limits else ""
-
-    lines = [
-        f"  firmware flash {size(fit['flash_bytes'])}{of('flash')} ({size(fit['code_bytes'])} code), RAM "
-        f"{size(fit['ram_bytes'])}{of('ram')} ({size(fit['stack_bytes'])} stack), {fit['how']} for {fit['core']}",
-        f"           about {fit['instructions'] / 1e6:.2f} M instructions an inference",
-    ]
-    lines += [f"  fits     {fit['verdict']}"] if fit["verdict"] else []
-    return lines + [f"           {advice}" for advice in fit["advice"]]
 
 
 def run_verify(
@@ -219,7 +47,7 @@ def run_verify(
     """Target against oracle."""
     bundle = Bundle.open(path)
     graph = bundle.integer_graph()
-    samples = _samples(data, graph, preprocess, limit)
+    samples = read_samples(data, graph, preprocess, limit)
     total = len(samples)
     runs = [bundle_runner(bundle, threads=count) for count in threads]
     names = [f"{count} thread{'s' * (count > 1)}" for count in threads]
@@ -254,7 +82,7 @@ def run_eval(
         graph = opened.integer_graph()
     else:
         opened = graph = load_graph(source, shapes=shapes, dims=dims, constants=constants, lifted=False)
-    samples = _samples(data, graph, preprocess, limit)
+    samples = read_samples(data, graph, preprocess, limit)
     total = len(samples)
     open_runner = bundle_runner if isinstance(opened, Bundle) else evaluate.runner
     run = open_runner(opened, threads=threads)  # type: ignore[arg-type]
@@ -292,7 +120,7 @@ def run_bench(
     text = table(["runtime", "precision", "median ms", "min ms", "ratio"], lines)
     console.result({"threads": threads, "results": rows}, text)
     if require_speedup:
-        ours, peer = _pair(rows)
+        ours, peer = pair_of(rows)
         return 0 if ours <= peer else TOO_SLOW
     return 0
 
@@ -369,7 +197,7 @@ def run_inspect(
         f"weights {found['weight_bytes'] / 1024:.0f} KiB, activations at most "
         f"{found['activation_peak_bytes'] / 1024:.0f} KiB",
         *(f"{note['where']}: {note['text']}" for note in found["notes"]),
-        *(f"float island: {_island(island)}" for island in found["islands"]),
+        *(f"float island: {island_line(island)}" for island in found["islands"]),
         table([*keys[:-2], "MACs", "reason"], [[row[key] for key in keys] for row in found["nodes"]]),
     ]
     text = "\n".join(lines)
@@ -377,5 +205,6 @@ def run_inspect(
     return 0
 
 
-def _samples(data: str, graph: Graph, preprocess: Mapping[str, Any] | None, limit: int | None) -> Samples:
+def read_samples(data: str, graph: Graph, preprocess: Mapping[str, Any] | None, limit: int | None) -> Samples:
+    """Data that the user names. Raises CalibrationError."""
     return load_samples(data, graph, Preprocess.parse(preprocess) if preprocess else None, limit)

@@ -28,11 +28,14 @@ class Console:
         if self.quiet:
             return
         if self._bar is None:
+            from rich import progress
             from rich.console import Console as RichConsole
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-            columns = (TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bar = Progress(*columns, console=RichConsole(stderr=True))
+            columns = (
+                progress.TextColumn("{task.description:<22}"), progress.BarColumn(), progress.MofNCompleteColumn(),
+                progress.TimeElapsedColumn(), progress.TimeRemainingColumn(compact=True),
+            )  # fmt: skip
+            self._bar = progress.Progress(*columns, console=RichConsole(stderr=True))
             self._bar.start()
         if stage not in self._tasks:
             self._tasks[stage] = self._bar.add_task(stage, total=total or None)

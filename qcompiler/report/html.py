@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from qcompiler.report import pictures
 from qcompiler.report.build import passed
 
 _STYLE = """
@@ -16,6 +17,7 @@ _STYLE = """
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 1080px; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin: 0 0 .2rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
+h3 { font-size: .95rem; margin: 1.2rem 0 .4rem; color: var(--soft); }
 .verdict { font-size: 1.1rem; border-left: 4px solid var(--good); padding: .6rem 1rem; background: #f4f8f6; }
 .verdict.fair { border-color: var(--fair); background: #fdf8ee; }
 .verdict.bad { border-color: var(--bad); background: #fdf3f2; }
@@ -52,6 +54,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         _fit(report.get("fit")),
         _latency(report.get("latency") or []),
         _islands(report.get("islands") or []),
+        _mixed(report["facts"].get("assign_bits")),
         _passes(report["passes"]),
         "<h2>Worst layers</h2>",
         "<p class='soft'>Signal to quantization noise of a value against the float model; every layer inherits the "
@@ -63,9 +66,13 @@ def render_html(report: Mapping[str, Any]) -> str:
         _seconds(report["seconds"]),
         "<h2>Made with</h2><p>" + ", ".join(f"{escape(k)} {escape(v)}" for k, v in report["versions"].items()) + "</p>",
     ]
-    title = escape(f"qcompiler report: {report['model']}")
+    return page(f"qcompiler report: {report['model']}", sections)
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """A whole page in the style of reports."""
     return (
-        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{title}</title>"
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
         f"<meta name='viewport' content='width=device-width'><style>{_STYLE}</style></head><body>"
         + "\n".join(section for section in sections if section)
         + "</body></html>\n"
@@ -78,7 +85,11 @@ def _cards(report: Mapping[str, Any]) -> str:
     cards = [
         (f"{quality['sqnr_db']:.1f} dB", f"output SQNR on {quality['samples']} {held}samples"),
         (report["precision"], f"{report['arithmetic']} requantization"),
-        (_bytes(sizes["weight_bytes"]), f"weights, float {_bytes(sizes['float_bytes'])}"),
+        (
+            _bytes(sizes["weight_bytes"]),
+            f"weights, {_bytes(sizes['stored_bytes'])} with biases and scales as stored, float "
+            f"{_bytes(sizes['float_bytes'])}",
+        ),
         (_bytes(sizes["arena_bytes"]), f"arena, lower bound {_bytes(sizes.get('arena_lower_bound', 0))}"),
         (f"{report['macs'] / 1e6:.2f} M", "multiply-accumulates"),
     ]
@@ -151,6 +162,38 @@ def _latency(rows: Sequence[Mapping[str, Any]]) -> str:
     )
     head = "<tr><th>runtime</th><th>precision</th><th class='n'>median ms</th><th class='n'>min ms</th><th></th></tr>"
     return f"<h2>Latency, one thread, interleaved</h2><table>{head}{body}</table>"
+
+
+def _mixed(facts: Mapping[str, Any] | None) -> str:
+    """How the bits were chosen, in pictures."""
+    if not facts:
+        return ""
+    held = "; ".join(
+        f"{name} {_amount(name, facts['total'][name])} of {_amount(name, limit)}"
+        for name, limit in facts["budgets"].items()
+    )
+    gap = facts["gap"]
+    proof = f"{facts['status']}, at most {gap:.2%} from the least sum" if gap is not None else facts["status"]
+    measured = facts.get("measured")
+    told = ""
+    if measured:
+        whole = {**measured["choices"], **{f"all {bits} bits": v for bits, v in measured["uniform"].items()}}
+        told = ". Whole choices measured, loss against float: " + ", ".join(f"{k} {v:.3g}" for k, v in whole.items())
+    text = f"Score {facts['score_name']} on {facts['samples']} samples, {held}. Solver: {proof}{told}."
+    parts = [
+        ("Bits by layer, in order", pictures.bits_bars(facts)),
+        ("Sensitivity of each layer by width", pictures.heat_map(facts)),
+        ("What pairs of layers lose together", pictures.interactions(facts)),
+        ("The best sum of sensitivities over the budget", pictures.facts_pareto(facts)),
+    ]
+    shown = "".join(f"<h3>{title}</h3>{picture}" for title, picture in parts if picture)
+    return f"<h2>Mixed precision</h2><p class='soft'>{escape(text)}</p>{shown}"
+
+
+def _amount(name: str, value: float) -> str:
+    if name in ("size", "flash", "ram"):
+        return _bytes(int(value))
+    return f"{value:.4g} ms" if name == "latency" else f"{value:.4g}"
 
 
 def _passes(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -32,7 +32,7 @@ def _host(path: Path, manifest: Mapping[str, Any]) -> Callable[[Mapping[str, NDA
 def _cost(options: Mapping[str, Any]) -> tuple[CostModel, str]:
     from qcompiler.targets.c.cost import CCost
 
-    model = CCost(bool(options.get("pack")))
+    model = CCost(bool(options.get("pack")), options.get("optimize_for") == "memory")
     return model, f"flash, RAM and instructions by plan; code and instructions estimated from {model.origin}"
 
 

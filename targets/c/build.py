@@ -30,10 +30,14 @@ from qcompiler.targets.shared.codegen import compile_objects
 from qcompiler.targets.shared.lower import check_operators, lower
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Program
-from qcompiler.targets.shared.stream import Chain, least_memory
+from qcompiler.targets.shared.stream import least_memory
 
 Progress = Callable[[str, int, int], None]
 _TEMPLATES = Path(__file__).resolve().parent / "templates"
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    """Progress that nobody sees."""
 
 
 def check(options: Mapping[str, Any]) -> None:
@@ -100,7 +104,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     core = options.get("object")
     machine = OBJECTS[core] if core else PACKED if options.get("pack") else SCALAR
     in_bands = options.get("optimize_for") == "memory"
-    program = (_in_bands if in_bands else _at_once)(stripped, machine, states, progress)
+    program = plan(stripped, machine, states, in_bands, progress)
     progress("generate code", 0, 1)
     sources = Sources(
         stripped,
@@ -165,28 +169,25 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     return Lowered(files, entry, sizes, {"fit": fit})
 
 
-def _at_once(graph: Graph, machine: Machine, states: Mapping[str, str], progress: Progress) -> Program:
-    return lower(graph, machine, progress, states=states)
-
-
-def _in_bands(graph: Graph, machine: Machine, states: Mapping[str, str], progress: Progress) -> Program:
-    def plan(chains: tuple[Chain, ...]) -> Program:
-        return lower(graph, machine, progress, chains, states)
-
-    return least_memory(graph, plan, lambda program: peak(program)[0])
+def plan(
+    graph: Graph, machine: Machine, states: Mapping[str, str], in_bands: bool = False, progress: Progress = quiet
+) -> Program:
+    """The program of a graph without its boundary. in_bands: in the order that needs least memory."""
+    if not in_bands:
+        return lower(graph, machine, progress, states=states)
+    return least_memory(
+        graph,
+        lambda chains: lower(graph, machine, progress, chains, states),
+        lambda program: peak(program)[0],
+    )
 
 
 def _ways(graph: Graph, options: Mapping[str, Any], states: Mapping[str, str]) -> Ways:
     """What options that are not in use would take; lowers once more when it is asked."""
     machine = PACKED if options.get("pack") else SCALAR
 
-    def quiet(stage: str, done: int, total: int) -> None:
-        pass
-
     return Ways(
-        None
-        if options.get("optimize_for") == "memory"
-        else lambda: _in_bands(graph, machine, states, quiet).arena_bytes,
+        None if options.get("optimize_for") == "memory" else lambda: plan(graph, machine, states, True).arena_bytes,
         None if options.get("pack") else lambda: lower(graph, PACKED, states=states).constant_bytes(),
     )
 

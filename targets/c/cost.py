@@ -14,6 +14,7 @@ from qcompiler.cost import Cost, Widths, Work, bops, value_bytes
 from qcompiler.graph.model import Graph
 from qcompiler.graph.state import state_pairs
 from qcompiler.targets.c import footprint
+from qcompiler.targets.c.build import plan
 from qcompiler.targets.c.emit import Sources
 from qcompiler.targets.c.fit import constants_by_node
 from qcompiler.targets.c.instructions import estimate, read_rates
@@ -27,15 +28,16 @@ ARITHMETIC = "fixed"
 
 
 class CCost(SampleCost):
-    """A cost model (qcompiler/cost.py). packed: as with option `pack`, weights of 2 to 4 bits stay packed.
+    """A cost model (qcompiler/cost.py). packed: as with option `pack`, weights of 2 to 4 bits stay packed. in_bands: as
+    with `optimize_for` memory.
 
     latency is 0: how long an instruction takes is the board's matter. resources: `flash_bytes` (of a node: its
     constants alone), `ram_bytes` (arena, states and stack; whole graphs only), `code_bytes`, `instructions` (of a
     Cortex-M4), `bops`, `unpriced`.
     """
 
-    def __init__(self, packed: bool = False) -> None:
-        self.packed = packed
+    def __init__(self, packed: bool = False, in_bands: bool = False) -> None:
+        self.packed, self.in_bands = packed, in_bands
         self.machine = PACKED if packed else SCALAR
         self.rates = read_rates()
         super().__init__()
@@ -62,7 +64,7 @@ class CCost(SampleCost):
         check_operators(graph, "c")
         stripped = strip_boundary(graph)
         states = state_pairs(graph)
-        program = lower(stripped, self.machine, states=states)
+        program = plan(stripped, self.machine, states, self.in_bands)
         constants = program.constant_bytes()
         spent = sum(entry["instructions"] for entry in estimate(program, self.rates))
         resources: dict[str, Any] = {"instructions": spent}

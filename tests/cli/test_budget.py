@@ -10,7 +10,7 @@ import pytest
 
 import qcompiler
 from qcompiler.cli import main
-from qcompiler.errors import RecipeError
+from qcompiler.errors import BudgetError, RecipeError
 from qcompiler.recipe import load_recipe
 
 DIGITS = Path(__file__).parents[2] / "examples" / "digits"
@@ -29,6 +29,7 @@ def test_the_budget_holds_and_the_report_shows_the_choice(bundle: Path) -> None:
     report = json.loads((bundle / "report.json").read_text())
     found = report["facts"]["assign_bits"]
     assert found["total"]["size"] <= found["budgets"]["size"]
+    assert report["size"]["weight_bytes"] == found["total"]["size"] < report["size"]["stored_bytes"]
     assert len({item["chosen"] for item in found["items"]}) > 1
     assert any(note["where"] == "assign_bits" and "integer program" in note["text"] for note in report["notes"])
     assert report["verification"]["bit_exact"]
@@ -54,8 +55,11 @@ def test_what_cannot_be_met_is_said(bundle: Path, capsys: pytest.CaptureFixture[
 
 def test_budgets_are_checked_before_any_work() -> None:
     x = {"x": np.zeros((2, 1, 8, 8), np.float32)}
-    with pytest.raises(RecipeError, match="no budget `flash`"):
-        qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={"flash": 1})
+    with pytest.raises(RecipeError, match="no budget `weight`"):
+        qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={"weight": 1})
+    for name in ("flash", "energy"):
+        with pytest.raises(RecipeError, match=f"nothing says what `{name}` costs.*bops, latency, ram, size here"):
+            qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={name: 1})
     with pytest.raises(RecipeError, match="what is to be kept to"):
         qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, options={"precision": "auto"})
 
@@ -67,3 +71,22 @@ def test_a_bundle_without_scores_is_refused(tmp_path: Path, capsys: pytest.Captu
     qcompiler.compile(DIGITS / "cnn.onnx", "cpu", {"x": x}, "minmax", dims={"N": 1}, output=path)
     assert main(["resolve", str(path), "--budget", "size=0.5x"]) == 2
     assert "holds no scores" in capsys.readouterr().err
+
+
+def test_firmware_budgets_hold_of_the_plan_and_refusals_name_a_way(tmp_path: Path) -> None:
+    with np.load(DIGITS / "digits.npz") as data:
+        x = data["x_calib"][:24]
+    options = {"assign_bits.final_solver": False, "assign_bits.compare": ()}
+    given = {"calibration": {"x": x}, "dims": {"N": 1}, "options": options, "output": tmp_path / "c"}
+    bundle = qcompiler.compile(DIGITS / "cnn.onnx", "c", budget={"flash": "0.85x", "instructions": "1.5x"}, **given)
+    report = bundle.report()
+    found = report["facts"]["assign_bits"]
+    assert found["planned"]["flash"] <= found["budgets"]["flash"]
+    # The plan of the choice is the bundle that was built from it.
+    size = bundle.manifest["size"]
+    assert found["planned"]["flash"] == size["weight_bytes"] + size["code_bytes"] == found["total"]["flash"]
+    assert found["planned"]["ram"] == size["arena_bytes"] + size["stack_bytes"]
+    assert len({item["chosen"] for item in found["items"] if not item["pinned"]}) > 1
+    with pytest.raises(BudgetError, match="whatever the widths.*--optimize-for memory"):
+        qcompiler.compile(DIGITS / "cnn.onnx", "c", budget={"ram": 100}, **{**given, "output": tmp_path / "no"})
+    assert not (tmp_path / "no").exists()

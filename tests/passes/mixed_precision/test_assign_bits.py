@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from qcompiler.context import Context
+from qcompiler.cost import Cost, Widths, Work, totals
 from qcompiler.errors import BudgetError, QCompilerError, RecipeError
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph
@@ -131,17 +132,91 @@ def test_a_target_that_lacks_widths_is_asked_first() -> None:
         assign_bits.run(graph, options, context)
 
 
+class Line:
+    """A cost model: 1 us a bit of the weight, a byte of flash a weight's bit, and 3 us for a narrower reading."""
+
+    origin = "made up"
+
+    def cost(self, work: Work, widths: Widths) -> Cost:
+        if work.op_type == "Identity":
+            return Cost(0.003, resources={"flash_bytes": 0})
+        return Cost(1e-3 * widths.weight, resources={"flash_bytes": widths.weight})
+
+
+def planned(extra: float, arena: int = 640):
+    """Cost of the whole: `extra` ms and bytes more than all products, and as much again if `w2` is narrow."""
+
+    def whole(choice: tuple[str, ...]) -> Cost:
+        bits = dict(pair.split("=") for pair in choice)
+        more = extra * (2 if int(bits["w2"]) < 6 else 1)
+        total = sum(int(value) for name, value in bits.items() if name[0] == "w")
+        return Cost(1e-3 * total + more, 0, arena, {"flash_bytes": total + 1000 * more})
+
+    return whole
+
+
 def test_costs_of_the_target_are_budgets() -> None:
     graph, context = residual()
-    context.node_cost = lambda node, weight, activation: {"latency": weight * 1e-3, "ram": 64.0 * activation}
-    options = assign_bits.Options(budget_latency="20ms", budget_ram=64 * 6, activations=True, points=0)
+    context.cost, context.whole = Line(), planned(0.01)
+    before = context.assignment
+    options = assign_bits.Options(budget_latency="0.036ms", budget_flash=37, budget_ram=640, points=3, score="local")
     assign_bits.run(graph, options, context)
     found = context.facts["assign_bits"]
-    assert found["total"]["latency"] <= 0.020
-    assert all(bits <= 6 for name, bits in chosen(found).items() if not name.startswith("w"))
-    context.node_cost = None
+    items, problem = facts.problem_of(json.loads(json.dumps(found)))
+    # What the plan says, to the last bit, is what the program says of its choice.
+    want = totals(planned(0.01)(facts.choice_of(found)))
+    assert found["planned"] == want
+    assert {name: found["total"][name] for name in want} == pytest.approx(want)
+    assert all(found["total"][name] <= limit * (1 + 1e-9) for name, limit in found["budgets"].items())
+    assert len(found["curve"]) >= 2 and [p["total"]["latency"] for p in found["curve"]] == sorted(
+        p["total"]["latency"] for p in found["curve"]
+    )
+    assert facts.parse_budget("latency", "0.5x", problem, items) == pytest.approx(
+        0.5 * problem.cost([len(i.bits) - 1 for i in items])["latency"]
+    )
+    # The arena is what it is, and said before anything is measured.
+    context.assignment, context.samples = before, None
+    with pytest.raises(BudgetError, match="ram needs at least 640.*whatever the widths"):
+        assign_bits.run(graph, dataclasses.replace(options, budget_ram=600), context)
+    context.cost = context.whole = None
     with pytest.raises(RecipeError, match="nothing says what `latency` costs"):
-        assign_bits.run(residual()[0], options, residual()[1])
+        assign_bits.run(graph, options, context)
+
+
+def test_a_plan_that_never_holds_is_refused() -> None:
+    graph, context = residual()
+    context.cost = Line()
+    seen: list[tuple[str, ...]] = []
+
+    def whole(choice: tuple[str, ...]) -> Cost:
+        seen.append(choice)
+        return Cost(1.0 * len(seen), resources={"flash_bytes": 1})
+
+    context.whole = whole
+    with pytest.raises(BudgetError, match="needs at least|no choice was found"):
+        assign_bits.run(graph, assign_bits.Options(budget_latency=1.001, points=0, score="local"), context)
+    assert len(seen) > 1
+
+
+def test_narrow_readings_cost_a_conversion() -> None:
+    graph, context = residual()
+    context.cost, context.whole = Line(), None
+    options = {"budget_latency": 1.0, "activations": True, "activation_widths": (4, 8), "points": 0, "score": "local"}
+    assign_bits.run(graph, assign_bits.Options(**options), context)
+    costs = context.facts["assign_bits"]["costs"]["latency"]
+    items = context.facts["assign_bits"]["items"]
+    inner = {item["name"]: row for item, row in zip(items, costs, strict=True) if item["inner"]}
+    assert inner == {"a1": [pytest.approx(0.003), 0.0]}  # an Add reads it with all its bits
+
+
+def test_several_scores_are_compared_by_what_whole_choices_lose() -> None:
+    options = {"budget_size": 560, "points": 0, "score": "local", "final_solver": True}
+    one = assign({**options, "compare": ("gauss_newton", "swap")})[2]
+    about = one["measured"]
+    assert about["choices"].keys() == {"local", "gauss_newton", "swap"}
+    assert about["loss"] == min([*about["choices"].values(), *about["uniform"].values()])
+    alone = assign({**options, "score": one["score_name"]})[2]
+    assert chosen(alone) == chosen(one) and alone["score"] == one["score"] and one["status"] == "optimal"
 
 
 def test_bisection_takes_as_few_bits_as_the_loss_allows() -> None:
@@ -162,9 +237,9 @@ def test_rounds_only_lower_the_measured_loss(activations: bool) -> None:
     found = assign({**options, "rounds": 3})[2]
     about = found["measured"]
     assert "measured" not in first
-    assert about["loss"] <= min([about["first"], *about["uniform"].values()])
-    assert about["loss"] < about["first"] and found["status"] == "refined"  # local scores do not know it
-    steps = [about["first"], *about["rounds"]]
+    assert about["loss"] <= min([*about["choices"].values(), *about["uniform"].values()])
+    assert about["loss"] < about["choices"]["local"] and found["status"] == "refined"  # local scores do not know it
+    steps = [about["choices"]["local"], *about["rounds"]]
     assert steps == sorted(steps, reverse=True)
     assert all(found["total"][name] <= budget for name, budget in found["budgets"].items())
 
@@ -204,8 +279,14 @@ def test_nothing_to_do_and_nothing_decided() -> None:
 def test_budgets_as_text() -> None:
     found = assign({"budget_size": 700, "points": 0})[2]
     items, problem = facts.problem_of(found)
-    for text, want in (("1KiB", 1024), ("0.5 kB", 500), ("2MiB", 2**21), ("3e2", 300), (12, 12.0), ("12ms", 0.012)):
+    for text, want in (("1KiB", 1024), ("0.5 kB", 500), ("2MiB", 2**21), ("3e2", 300), (12, 12.0)):
         assert facts.parse_budget("size", text, problem, items) == want
+    timed = dataclasses.replace(problem, fixed={"latency": 3.0})
+    for text, want in (("12ms", 12), ("0.5 s", 500), ("250us", 0.25), (4, 4.0), ("2x", 6.0)):
+        assert facts.parse_budget("latency", text, timed, items) == want
+    for name, text in (("size", "12ms"), ("latency", "12KiB")):
+        with pytest.raises(RecipeError, match="no budget for"):
+            facts.parse_budget(name, text, timed, items)
     assert facts.parse_budget("size", "0.25x", problem, items) == pytest.approx(
         0.25 * sum(max(row) for row in found["costs"]["size"])
     )

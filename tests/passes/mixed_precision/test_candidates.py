@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 
-from qcompiler.errors import RecipeError
+from qcompiler.cost import BytesAndBops, Cost, Widths, Work
 from qcompiler.graph import qdq
 from qcompiler.ops.macs import float_macs
 from qcompiler.passes import insert_qdq, set_ranges
@@ -107,18 +106,17 @@ def test_products_of_activations_and_shared_weights() -> None:
 
 
 def test_costs_of_a_target() -> None:
-    def cost(node: ir.Node, weight: int, activation: int) -> dict[str, float]:
-        return {"latency": weight + activation / 10, "ram": 100.0 * activation}
-
     graph, context = residual()
     items = items_of(graph, context)
-    linear, crossed = candidates.costs(graph, items, cost)
-    assert not crossed
-    rows = candidates.budget_rows("ram", 900.0, linear)
-    assert rows == {f"ram:{name}": 900.0 for name in ("c1", "c2", "c3", "fc", "last")}
-    problem = Problem([np.zeros(len(item.bits)) for item in items], linear, rows)
+    linear, crossed = candidates.costs(graph, items, context.assignment, BytesAndBops())
+    assert not crossed and linear.keys() == {"size", "bops"}  # it knows no latency, and peaks do not add up
+
+    class Model(BytesAndBops):
+        def cost(self, work: Work, widths: Widths) -> Cost:
+            return Cost(float(widths.weight) + widths.inputs[0] / 10, 0, 5, {"instructions": work.macs})
+
+    linear, crossed = candidates.costs(graph, items, context.assignment, Model())
+    problem = Problem([np.zeros(len(item.bits)) for item in items], linear, {}, {}, crossed)
     narrow = problem.cost([0] * len(items))
-    assert narrow["latency"] == pytest.approx(5 * 2.8) and narrow["ram:c1"] == 800
-    assert problem.fits([0] * len(items))
-    with pytest.raises(RecipeError, match="nothing says what `energy` costs"):
-        candidates.budget_rows("energy", 1.0, linear)
+    assert narrow["latency"] == pytest.approx(5 * 2.8) and "ram" not in narrow
+    assert narrow["instructions"] == sum(float_macs(graph, node) for node in graph.nodes("Conv", "MatMul"))

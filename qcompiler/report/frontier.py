@@ -1,0 +1,45 @@
+"""The page of several bundles along a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from qcompiler.report import pictures
+from qcompiler.report.html import page
+
+
+def render_frontier(document: Mapping[str, Any]) -> str:
+    """HTML of pareto.json (qcompiler/frontier.py): what was measured of every bundle, over its cost."""
+    name, rows = document["cost"], document["rows"]
+    title = pictures.AXES.get(name, name)
+    marks = [
+        (row["cost"][name], row["quality"]["sqnr_db"], f"{row['bundle']}: {row['quality']['sqnr_db']:.1f} dB")
+        for row in rows
+    ]
+    drops = [(row["cost"][name], row["drop"], f"{row['bundle']}: {row['drop']:.3g}") for row in rows if "drop" in row]
+    facts = document["assign_bits"]
+    head = ["bundle", title, "SQNR, dB", "decisions kept", "drop", "bits"]
+    body = ""
+    for row in rows:
+        link = f"<a href='{escape(row['bundle'])}/report.html'>{escape(row['bundle'])}</a>"
+        kept = f"{row['quality']['top1_agreement']:.1%}" if "top1_agreement" in row["quality"] else ""
+        drop = f"{row['drop']:.3g}" if "drop" in row else ""
+        cells = [f"{row['cost'][name]:.4g}", f"{row['quality']['sqnr_db']:.1f}", kept, drop]
+        body += f"<tr><td>{link}</td>" + "".join(f"<td class='n'>{cell}</td>" for cell in cells)
+        body += f"<td>{escape(row['precision'])}</td></tr>"
+    table = "<table><tr>" + "".join(f"<th>{escape(text)}</th>" for text in head) + f"</tr>{body}</table>"
+    parts = [
+        "<h1>Bundles along the curve</h1>",
+        table,
+        "<h2>Measured: output SQNR on calibration samples that no pass saw</h2>",
+        pictures.pareto(marks, None, (), title, "dB", log=False),
+        "<h2>Measured: how much the metric falls</h2>" if len(drops) > 1 else "",
+        pictures.pareto(drops, None, (), title, "drop", log=False) if len(drops) > 1 else "",
+        "<h2>Predicted: the best sum of sensitivities, and uniform widths</h2>",
+        pictures.facts_pareto({**facts, "score": 0.0}),
+        "<h2>Sensitivity of each layer by width</h2>",
+        pictures.heat_map({**facts, "items": [{**item, "chosen": None} for item in facts["items"]]}),
+    ]
+    return page("qcompiler: bundles along the curve", parts)
