@@ -13,7 +13,7 @@ from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
 from qcompiler.targets.cuda.cubin import HOPPER, architectures, compile_cubins
 from qcompiler.targets.cuda.emit import TEMPLATES, arrange, cuda_source, launches
-from qcompiler.targets.cuda.lower import CUDA_RULES
+from qcompiler.targets.cuda.lower import rules_for
 from qcompiler.targets.cuda.machine import LEVELS
 from qcompiler.targets.shared.boundary import check_states, strip_boundary
 from qcompiler.targets.shared.lower import check_operators, lower
@@ -36,7 +36,7 @@ def plan(graph: Graph, level: str, progress: Progress) -> Program:
     if pairs := state_pairs(graph):  # state stays codes between two steps
         graph = strip_boundary(graph, {*pairs, *pairs.values()})
         check_states(graph, pairs)
-    program = lower(graph, LEVELS[level], progress, rules=CUDA_RULES)
+    program = lower(graph, LEVELS[level], progress, rules=rules_for(graph))
     arrange(program)
     for call in program.calls:
         if max(call.launch.grid[1:]) > _LARGEST:

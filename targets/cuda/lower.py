@@ -5,25 +5,25 @@ Everything else is the shared lowering's, one thread a unit (grid.py).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from math import gcd, prod
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.formats import Int
-from qcompiler.graph.model import attribute
-from qcompiler.targets.cuda.tile import choose_tile
+from qcompiler.graph.model import Graph, attribute
+from qcompiler.targets.cuda.fuse import Fusion, on_tensor_cores, steps_of
+from qcompiler.targets.cuda.lower_product import grain_of, product, store_of
 from qcompiler.targets.cuda.tir.depthwise import Depthwise
 from qcompiler.targets.cuda.tir.direct import BATCHED, WINDOW, DirectConv, DirectPool, DirectProduct, elements_launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
-from qcompiler.targets.cuda.tir.product import Product
-from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, OUTSIDE
 from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.lower import RULES, Rule
 from qcompiler.targets.shared.lower_attention import batch_nest, batched, sums_of_products_fit
-from qcompiler.targets.shared.lower_clipped import evenly, flat
+from qcompiler.targets.shared.lower_clipped import evenly
 from qcompiler.targets.shared.lower_products import transposed_window
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import (
@@ -37,23 +37,19 @@ from qcompiler.targets.shared.reads import (
 )
 from qcompiler.targets.shared.views import View, as_image
 
-LEAST_INPUTS, LEAST_OUTPUTS = 4, 8
-"""Channels of a group from which on its products go to tensor cores."""
-LEAST_INNER = 16
-"""The same of the inner dimension, without groups."""
-
 
 def _format(node: ir.Node) -> Int:
     return format_of(node.outputs[0])
 
 
-def lower_conv(program: Program, node: ir.Node) -> None:
-    """Conv."""
+def lower_conv(program: Program, node: ir.Node, chain: Sequence[ir.Node] = ()) -> bool:
+    """Conv, with the nodes of `chain`; False where those have to be done by themselves, which are not done then."""
     value, weights = node.inputs[0], program.graph.const(node.inputs[1])
     assert value is not None and weights is not None
     if weights.ndim == 3:
         weights = weights[:, :, None, :]
-    _convolve(program, node, value, weights, window_of(program.graph, node), attribute(node, "group", 1))
+    window, groups = window_of(program.graph, node), attribute(node, "group", 1)
+    return _convolve(program, node, value, weights, window, groups, chain)
 
 
 def lower_conv_transpose(program: Program, node: ir.Node) -> None:
@@ -67,25 +63,36 @@ def lower_conv_transpose(program: Program, node: ir.Node) -> None:
     program.views[str(value.name)] = own
 
 
-def _convolve(program: Program, node: ir.Node, value: ir.Value, weights: NDArray, window: Window, groups: int) -> None:
+def _convolve(
+    program: Program,
+    node: ir.Node,
+    value: ir.Value,
+    weights: NDArray,
+    window: Window,
+    groups: int,
+    chain: Sequence[ir.Node] = (),
+) -> bool:
     """weights: [M, C / groups, KH, KW]."""
     x = feed(program, value, program.view(value).dtype, 0, ((0, 0),) * window.rank, 0)
+    if on_tensor_cores(format_of(value), weights, groups):
+        steps = steps_of(program, node, chain, len(weights) // groups)
+        last = (chain[-1] if chain and steps is not None else node).outputs[0]
+        y = evenly(program, last, window)
+        product(program, node, x, y, weights, window, groups, steps or ())
+        settle(program, last, y)
+        return steps is not None
+    y = target_of(program, node.outputs[0], 1)
     bytes_ = format_of(value).bits <= 8 and weights.min() >= -128 and weights.max() <= 127
-    enough = weights.shape[1] >= LEAST_INPUTS and len(weights) // groups >= LEAST_OUTPUTS
-    if bytes_ and (enough or groups == 1 and weights.shape[1] * prod(window.kernel) >= LEAST_INNER):
-        y = evenly(program, node.outputs[0], window)
-        _product(program, node, x, y, weights, window, groups)
-    else:
-        y = target_of(program, node.outputs[0], 1)
-        depthwise = bytes_ and groups == window.channels == len(weights) and _fours(x, y)
-        (_depthwise if depthwise else _direct)(program, node, value, x, y, weights, window, groups)
+    depthwise = bytes_ and groups == window.channels == len(weights) and _fours(x, y)
+    (_depthwise if depthwise else _direct)(program, node, value, x, y, weights, window, groups)
     settle(program, node.outputs[0], y)
+    return True
 
 
 def _fours(x: View, y: View) -> bool:
     """Whether four channels are a word, in x and in y."""
     size = itemsize(y.dtype)
-    return x.shape[1] % 4 == 0 and _grain(x, x.shape[1]) >= 4 and _store(y, y.shape[1], size) >= 4 * size
+    return x.shape[1] % 4 == 0 and grain_of(x, x.shape[1]) >= 4 and store_of(y, y.shape[1], size) >= 4 * size
 
 
 def _depthwise(
@@ -117,97 +124,6 @@ def _depthwise(
         ],
         launch=spec.launch(window.batch, rows, columns, groups),
     )
-
-
-def _grain(x: View, inputs: int) -> int:
-    """Bytes of x that may be copied at once, wherever a run begins."""
-    image = as_image(x)
-    distances = [stride for extent, stride in zip(image.shape, image.strides, strict=True) if extent > 1]
-    common = gcd(inputs, x.origin, *(d for d in distances if d != 1), CHUNK)
-    return common if common >= 4 else 1
-
-
-def _store(y: View, channels: int, size: int) -> int:
-    """Bytes of y that may be written at once."""
-    image = as_image(y)
-    distances = [stride for extent, stride in zip(image.shape, image.strides, strict=True) if extent > 1]
-    return gcd(channels * size, y.origin * size, *(d * size for d in distances if d != 1), CHUNK)
-
-
-def _product(program: Program, node: ir.Node, x: View, y: View, weights: NDArray, window: Window, groups: int) -> None:
-    m, c, *kernel = weights.shape
-    codes, size = Codes.of(requantize_of(node)), itemsize(y.dtype)
-    pixels, channels = window.batch * prod(window.output), m // groups
-    tile = choose_tile(program.machine.name, pixels, channels, c * prod(kernel), groups)
-    tiles = -(-c * prod(kernel) // tile.step)
-    grain = _grain(x, c)
-    direct = flat(window, x) and grain >= 4
-    spec = Product(x.dtype, codes, tile, grain, _store(y, channels, size), direct)
-    zero = attribute(node, "x_zero_point", 0)
-    ordered = weights.transpose(0, 2, 3, 1).reshape(m, -1).astype(np.int64)
-    bias = program.graph.const(node.inputs[2])
-    assert bias is not None
-    # Sums may wrap around on the way: only the last one has to be the oracle's.
-    folded = (bias.astype(np.int64) - zero * ordered.sum(axis=1)).astype(np.int32)
-    padded = -(-channels // tile.channels) * tile.channels
-    packed = np.zeros((groups, padded, tiles * tile.step), np.int8)
-    packed[:, :channels, : ordered.shape[1]] = ordered.reshape(groups, channels, -1)
-    xi, yi = as_image(x), as_image(y)
-    table = np.zeros(2, np.int32) if direct else _runs(window, xi, c, grain, tiles * tile.step)
-    values = {
-        "pixels": pixels,
-        "channels": channels,
-        "tiles": tiles,
-        "y_pixel": yi.strides[3] if window.output[1] > 1 or yi.shape[2] == 1 else yi.strides[2],
-        "columns": window.output[1],
-        "positions": prod(window.output),
-        **dict(zip(("stride_y", "stride_x"), window.strides, strict=True)),
-        **dict(zip(("before_y", "before_x"), window.before, strict=True)),
-        **dict(zip(("height", "width"), window.input, strict=True)),
-        **{f"x_{name}": xi.strides[d] for name, d in (("image", 0), ("row", 2), ("pixel", 3))},
-        "x_group": c,
-        "y_group": channels,
-        "w_group": padded * tiles * tile.step,
-        "p_group": padded,
-    }
-    if direct and window.output[1] == 1:
-        values["x_pixel"] = xi.strides[2] if window.output[0] > 1 else xi.strides[0]
-    if window.output[1] == 1:
-        values["y_pixel"] = yi.strides[2] if window.output[0] > 1 else yi.strides[0]
-    program.call(
-        spec,
-        0,
-        x,
-        y,
-        program.parameter(packed, f"{node.name}/weights"),
-        *(
-            program.parameter(_padded(p, groups, padded), f"{node.name}/parameters")
-            for p in (folded, *requantize_inputs(program, node, 3))
-        ),
-        program.parameter(table, f"{node.name}/table"),
-        program.parameter(np.full(CHUNK, zero, x.dtype), f"{node.name}/line"),
-        numbers=[*(values[name] for name in NUMBERS), *code_numbers(_format(node), attribute(node, "zero_point", 0))],
-        launch=spec.launch(groups, pixels, channels),
-    )
-
-
-def _padded(values: NDArray, groups: int, padded: int) -> NDArray:
-    """[M] -> [groups, padded]; shifts of channels that are not there have to be legal ones."""
-    found = np.ones((groups, padded), values.dtype)
-    found[:, : values.size // groups] = values.reshape(groups, -1)
-    return found
-
-
-def _runs(window: Window, x: View, inputs: int, grain: int, inner: int) -> NDArray[np.int32]:
-    """Pairs (offset from the first tap, row << 16 | column) of every run; those behind the last one lie outside."""
-    k = np.arange(inner // grain) * grain
-    tap, channel = np.divmod(k, inputs)
-    ky, kx = np.divmod(tap, window.kernel[1])
-    row, column = ky * window.dilations[0], kx * window.dilations[1]
-    offset = row * x.strides[2] + column * x.strides[3] + channel
-    row = np.where(tap < prod(window.kernel), row, OUTSIDE)
-    where = (row << 16) | (column & 0xFFFF)
-    return np.stack([offset, where], axis=1).astype(np.int32).ravel()
 
 
 def _window_numbers(
@@ -249,28 +165,32 @@ def _direct(
     )
 
 
-def lower_matmul(program: Program, node: ir.Node) -> None:
-    """x [..., K] @ w [K, N]: a 1x1 convolution over a line of pixels."""
+def lower_matmul(program: Program, node: ir.Node, chain: Sequence[ir.Node] = ()) -> bool:
+    """x [..., K] @ w [K, N]: a 1x1 convolution over a line of pixels. chain, result: as lower_conv has them."""
     value, weights = node.inputs[0], program.graph.const(node.inputs[1])
     assert value is not None and weights is not None
-    x, target = program.view(value), program.view(node.outputs[0])
+    x = program.view(value)
     (k, n), rows = weights.shape, prod(x.shape[:-1])
     if not x.is_dense():
         dense = program.scratch(f"{value.name}/dense", x.dtype, x.shape, range(len(x.shape)))
         program.copy(x, dense)
         x = dense
-    y = target
+    tensor = on_tensor_cores(format_of(value), weights.T[:, :, None, None], 1, least=0)
+    steps = steps_of(program, node, chain, n) if tensor else []
+    last = (chain[-1] if chain and steps is not None else node).outputs[0]
+    y = target = program.view(last)
     if not target.is_dense():
-        y = program.scratch(f"{node.outputs[0].name}/dense", target.dtype, target.shape, range(len(target.shape)))
+        y = program.scratch(f"{last.name}/dense", target.dtype, target.shape, range(len(target.shape)))
     line = replace(x, shape=(1, k, 1, rows), strides=(rows * k, 1, rows * k, k), border=())
     out = replace(y, shape=(1, n, 1, rows), strides=(rows * n, 1, rows * n, n), border=())
     window = Window(4, 1, k, (1, rows), (1, rows), (1, 1), (1, 1), (1, 1), (0, 0))
-    product = np.ascontiguousarray(weights.T)[:, :, None, None]
-    if format_of(value).bits <= 8 and weights.min() >= -128 and weights.max() <= 127:
-        _product(program, node, line, out, product, window, 1)
+    turned = np.ascontiguousarray(weights.T)[:, :, None, None]
+    if tensor:
+        product(program, node, line, out, turned, window, 1, steps or ())
     else:
-        _direct(program, node, value, line, out, product, window, 1)
-    settle(program, node.outputs[0], y)
+        _direct(program, node, value, line, out, turned, window, 1)
+    settle(program, last, y)
+    return steps is not None
 
 
 def lower_batch_matmul(program: Program, node: ir.Node) -> None:
@@ -328,12 +248,43 @@ def lower_pool(program: Program, node: ir.Node) -> None:
     settle(program, node.outputs[0], y)
 
 
+def _alone(program: Program, node: ir.Node) -> None:
+    (lower_conv if node.op_type == "Conv" else lower_matmul)(program, node)
+
+
 OWN: dict[str, Rule] = {
     "qcompiler::AveragePool": lower_pool,
     "qcompiler::BatchMatMul": lower_batch_matmul,
-    "qcompiler::Conv": lower_conv,
+    "qcompiler::Conv": _alone,
     "qcompiler::ConvTranspose": lower_conv_transpose,
-    "qcompiler::MatMul": lower_matmul,
+    "qcompiler::MatMul": _alone,
     "qcompiler::MaxPool": lower_pool,
 }
-CUDA_RULES: dict[str, Rule] = {**RULES, **OWN}
+
+
+def rules_for(graph: Graph) -> dict[str, Rule]:
+    """Operator -> rule, of a graph: products are lowered where the last node of their chain is (fuse.py)."""
+    fusion = Fusion(graph)
+    rules: dict[str, Rule] = {**RULES, **OWN}
+
+    def make(program: Program, node: ir.Node) -> None:
+        if not fusion.chain(node):
+            _alone(program, node)
+
+    def follow(program: Program, node: ir.Node) -> None:
+        product = fusion.owner(node)
+        if product is None:
+            rules_before[f"qcompiler::{node.op_type}"](program, node)
+            return
+        chain = fusion.chain(product)
+        if node is not chain[-1]:
+            return
+        program.node = str(product.name)
+        if not (lower_conv if product.op_type == "Conv" else lower_matmul)(program, product, chain):
+            for one in chain:
+                program.node = str(one.name)
+                rules_before[f"qcompiler::{one.op_type}"](program, one)
+
+    rules_before = dict(rules)
+    own: dict[str, Rule] = {"Conv": make, "MatMul": make, "Add": follow, "Table": follow}
+    return {**rules, **{f"qcompiler::{name}": rule for name, rule in own.items()}}

@@ -24,6 +24,10 @@ from qcompiler.targets.shared.views import Buffer, View, allocate, channels_last
 IN_PLACE = {"Add", "Mul", "Requantize", "Table"}
 """Operators of one pass over their elements."""
 SPATIAL = {"Conv", "ConvTranspose", "MaxPool", "AveragePool", "Resize", "DepthToSpace"}
+MOVING = {"Identity", "Reshape", "Slice", "Split", "Transpose"}
+"""Operators whose outputs can be their inputs' memory."""
+CONTIGUOUS = {"AveragePool", "Conv", "ConvTranspose", "MatMul", "MaxPool"}
+"""Operators that write runs of channels."""
 TIED = {
     "Add",
     "Mul",
@@ -133,13 +137,14 @@ def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) ->
         return target
     if reader.op_type == "Transpose":
         perm = attribute(reader, "perm", list(reversed(range(len(shape)))))
-        return View(
+        view = View(
             target.buffer,
             target.dtype,
             shape,
             tuple(target.strides[perm.index(d)] for d in range(len(shape))),
             target.origin,
         )
+        return view if not program.machine.grid or _written_there(program, value, reader, view) else None
     if reader.op_type == "Concat":
         axis = attribute(reader, "axis") % len(shape)
         before = list(reader.inputs).index(value)
@@ -150,6 +155,9 @@ def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) ->
         begins, ends = pad_amounts(program, reader)
         if min(begins + ends) >= 0:
             return target.window(begins, shape)
+    if reader.op_type == "Reshape" and program.machine.grid:
+        inside = target.regrouped(shape)
+        return inside if inside is not None and _written_there(program, value, reader, inside) else None
     if reader.op_type == "Reshape" and target.is_dense():
         size = allocate("", "uint8", shape, order)
         if size.is_dense():
@@ -157,6 +165,21 @@ def _inside_reader(program: Program, value: ir.Value, order: tuple[int, ...]) ->
     if program.machine.in_place and _may_overwrite(program, value, reader, target):
         return replace(target, dtype=storage_of(value))
     return None
+
+
+def _written_there(program: Program, value: ir.Value, reader: ir.Node, view: View) -> bool:
+    """On a grid, whether `value` is made where its reader, which only moves it, has it (`view`): else the reader shows
+    the value's memory, since strides cost kernels that read it little, and a copy costs a launch."""
+    producer, shown = value.producer(), reader.outputs[0]
+    fixed = view.buffer.kind != "arena" or view.buffer.name != shown.name
+    if producer is None or producer.op_type in MOVING:
+        return fixed
+    if producer.op_type in CONTIGUOUS:
+        channel = 1 if producer.op_type != "MatMul" else len(view.shape) - 1
+        kept = [d for d in range(len(view.shape)) if d != channel and view.shape[d] != 1]
+        even = all(view.strides[a] == view.strides[b] * view.shape[b] for a, b in zip(kept, kept[1:], strict=False))
+        return even and (view.strides[channel] == 1 or view.shape[channel] == 1)
+    return fixed or not {use.node.op_type for use in shown.uses()} <= {"BatchMatMul", "Slice", "Split", "Transpose"}
 
 
 def _may_overwrite(program: Program, value: ir.Value, reader: ir.Node, target: View) -> bool:

@@ -46,6 +46,11 @@ def lower_reshape(program: Program, node: ir.Node) -> None:
     target = program.view(value)
     if _written_in_place(x, target):
         return
+    same = x.regrouped(shape) if program.machine.grid else None
+    if same is not None:
+        if not show(program, value, same):
+            _copy(program, value, same)
+        return
     if x.is_dense():
         if not show(program, value, x.reshaped(shape)):
             _copy(program, value, x.reshaped(shape))
@@ -67,7 +72,8 @@ def lower_transpose(program: Program, node: ir.Node) -> None:
         return
     perm = attribute(node, "perm") or list(reversed(range(len(x.shape))))
     permuted = replace(x.permuted(perm), border=())
-    if permuted.strides != target.strides or not show(program, value, permuted):
+    wanted = program.machine.grid or permuted.strides == target.strides
+    if not wanted or not show(program, value, permuted):
         _copy(program, value, permuted)
 
 

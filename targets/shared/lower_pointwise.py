@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from qcompiler.formats import parse_format, parse_integers
 from qcompiler.graph.model import attribute
@@ -115,6 +116,19 @@ def _lower_levels(program: Program, encode: ir.Node, node: ir.Node) -> None:
     program.call(spec, nest.units, y, x, program.parameter(steps, f"{node.name}/thresholds"))
 
 
+def byte_table(program: Program, node: ir.Node) -> tuple[NDArray, int]:
+    """The entries of a Table node, and the code of the first: 256 of them wherever codes are bytes."""
+    table = program.graph.const(node.inputs[1])
+    assert table is not None
+    fmt = parse_format(attribute(node, "x_format"))
+    if fmt.storage.itemsize > 1 or len(table) == 256:
+        return table, fmt.min
+    info = np.iinfo(fmt.storage)
+    full = np.zeros(256, table.dtype)
+    full[fmt.min - info.min : fmt.min - info.min + len(table)] = table
+    return full, int(info.min)
+
+
 def lower_table(program: Program, node: ir.Node) -> None:
     """Table: 8-bit tables are widened to 256 entries, so that every stored byte is an index."""
     maker = node.inputs[0].producer()  # type: ignore[union-attr]
@@ -122,18 +136,10 @@ def lower_table(program: Program, node: ir.Node) -> None:
         _lower_levels(program, maker, node)
         return
     x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
-    table = program.graph.const(node.inputs[1])
-    assert table is not None
-    fmt = parse_format(attribute(node, "x_format"))
-    low, entries = fmt.min, len(table)
-    if fmt.storage.itemsize == 1 and entries < 256:
-        full = np.zeros(256, table.dtype)
-        info = np.iinfo(fmt.storage)
-        full[fmt.min - info.min : fmt.min - info.min + entries] = table
-        table, low, entries = full, int(info.min), 256
+    table, low = byte_table(program, node)
     program.fill_border(y)
     nest = nest_of(y, x)
-    spec = Lookup(nest, x.dtype, low, entries, y.dtype)
+    spec = Lookup(nest, x.dtype, low, len(table), y.dtype)
     program.call(spec, nest.units, y, x, program.parameter(table.astype(y.dtype), f"{node.name}/table"))
 
 

@@ -93,6 +93,33 @@ class View:
         return replace(self, shape=tuple(shape), strides=dense_strides(shape), border=())
 
 
+    def regrouped(self, shape: Sequence[int]) -> View | None:
+        """The same memory under another shape in logical order, where strides can say it."""
+        if any(before or after for before, after in self.border):
+            return None
+        kept = [(e, s) for e, s in zip(self.shape, self.strides, strict=True) if e != 1]
+        runs: list[tuple[int, int]] = []  # the longest runs at one distance, (extent, stride)
+        for extent, stride in kept:
+            if runs and runs[-1][1] == stride * extent:
+                runs[-1] = (runs[-1][0] * extent, stride)
+            else:
+                runs.append((extent, stride))
+        strides = [0] * len(shape)
+        left = [*runs]
+        step = 1
+        for d in reversed(range(len(shape))):
+            if shape[d] == 1:
+                strides[d] = step
+                continue
+            if not left or left[-1][0] % shape[d]:
+                return None
+            extent, stride = left.pop()
+            strides[d], step = stride, stride * shape[d]
+            if extent > shape[d]:
+                left.append((extent // shape[d], step))
+        return None if left else replace(self, shape=tuple(shape), strides=tuple(strides), border=())
+
+
 def dense_strides(shape: Sequence[int]) -> tuple[int, ...]:
     """Strides of logical order."""
     return tuple(prod(shape[d + 1 :]) for d in range(len(shape)))

@@ -63,6 +63,15 @@ QC_FN int qc_requantize_fixed(int acc, int multiplier, int shift, int low, int h
   return qc_clip(((qc_high(acc, multiplier) >> (shift - 33)) + 1) >> 1, low, high, zero);
 }
 
+/* clip(((a - za) ma + (b - zb) mb + 2^(shift-1)) >> shift, low, high) + zero; sums of bytes fit int32. */
+QC_FN int qc_add(int a, int b, int za, int zb, int ma, int mb, int shift, int low, int high, int zero) {
+  return qc_clip(((a - za) * ma + (b - zb) * mb + (1 << (shift - 1))) >> shift, low, high, zero);
+}
+QC_FN int qc_add_wide(int a, int b, int za, int zb, int ma, int mb, int shift, int low, int high, int zero) {
+  int64_t sum = ((int64_t)(a - za) * ma + (int64_t)(b - zb) * mb + ((int64_t)1 << (shift - 1))) >> shift;
+  return (int)(sum < low ? (int64_t)low : sum > high ? (int64_t)high : sum) + zero;
+}
+
 /* -- addresses and moves --------------------------------------------------------------------------------------- */
 
 QC_FN int qc_low_half(int pair) { return (int)(short)(pair & 0xffff); }

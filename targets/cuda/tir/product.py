@@ -14,6 +14,7 @@ from typing import Any
 from qcompiler.targets.cuda.grid import GridKernel, Launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, itemsize
 from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, Staging
+from qcompiler.targets.cuda.tir.tail import Tail, Tails
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.builder import Expr
 
@@ -73,6 +74,8 @@ class Product:
     """Bytes of y that are written at once."""
     direct: bool
     """Whether pixels are rows of x at one distance (`x_pixel`) and the inner dimension is contiguous: no window."""
+    tails: tuple[Tail, ...] = ()
+    """What follows on the codes, before they leave."""
 
     def launch(self, groups: int, pixels: int, channels: int) -> Launch:
         """Blocks of channels beside each other, so that they find the same x in the cache."""
@@ -81,7 +84,7 @@ class Product:
         return Launch(grid, tile.threads, tile.shared(self.codes.storage))
 
     def build(self, name: str, machine: Machine) -> Any:
-        """void name(x, y, w, bias, scales..., table, line, NUMBERS..., numbers of codes...)."""
+        """void name(x, y, w, bias, scales..., table, line, tails..., NUMBERS..., numbers of codes and tails...)."""
         return _Emitter(self, name).function()
 
 
@@ -91,12 +94,15 @@ class _Emitter:
     def __init__(self, spec: Product, name: str) -> None:
         self.spec, self.tile = spec, spec.tile
         kernel = self.kernel = GridKernel(name, spec.tile.threads, 3)
-        self.x, self.y = kernel.pointer("x", spec.storage), kernel.pointer("y", spec.codes.storage)
+        self.left = spec.tails[-1].storage if spec.tails else spec.codes.storage
+        self.x, self.y = kernel.pointer("x", spec.storage), kernel.pointer("y", self.left)
         self.w, self.bias = kernel.pointer("w", "int8"), kernel.pointer("bias", "int32")
         self.scales = spec.codes.pointers(kernel)
         self.table, self.line = kernel.pointer("table", "int32"), kernel.pointer("line", spec.storage)
+        self.tails = Tails(kernel, spec.codes.storage, spec.tails)
         self.n = {number: kernel.number(number) for number in NUMBERS}
         self.code_numbers = spec.codes.numbers(kernel)
+        self.tails.numbers()
         self.memory = kernel.shared()
 
     def function(self) -> Any:
@@ -208,12 +214,27 @@ class _Emitter:
         self._store(size, pitch)
 
     def _store(self, size: int, pitch: int) -> None:
-        """Rows of codes, `store` bytes a thread at a time."""
+        """Rows of codes, `store` bytes a thread at a time. size: of a code in shared memory."""
         k, tile, n = self.kernel, self.tile, self.n
-        per_row = tile.channels * size // self.spec.store
+        own = itemsize(self.left)
+        elements = max(1, self.spec.store // own)
+        per_row = tile.channels // elements
         pieces = tile.pixels * per_row
-        elements = max(1, self.spec.store // size)
         y_first = k.let(self.group * n["y_group"] + self.first_channel)
+
+        def move(row: Expr, column: Expr, pixel: Expr) -> None:
+            target = k.at(self.y, y_first + pixel * n["y_pixel"] + column)
+            if not self.spec.tails:
+                k.call(f"qc_move{self.spec.store}", target, k.at(self.memory, row * pitch + column * size))
+                return
+            codes = k.local(elements, self.spec.codes.storage)
+            piece = min(CHUNK, elements * size)
+            for begin in range(0, elements * size, piece):
+                source = k.at(self.memory, row * pitch + column * size + begin)
+                k.call(f"qc_move{piece}", k.at(codes, begin // size), source)
+            out = self.tails.apply(codes, pixel, k.let(y_first + column), elements)
+            k.call(f"qc_move{self.spec.store}", target, k.at(out, 0))
+
         with k.loop(-(-pieces // tile.threads)) as i:
             piece = k.let(k.thread + i * tile.threads)
             row = k.let(piece // per_row)
@@ -222,6 +243,4 @@ class _Emitter:
             fits = k.tirx.all(pixel < n["pixels"], self.first_channel + column < n["channels"])
             if pieces % tile.threads:
                 fits = k.tirx.all(fits, row < tile.pixels)
-            target = k.at(self.y, y_first + pixel * n["y_pixel"] + column)
-            source = k.at(self.memory, row * pitch + column * size)
-            k.when(fits, lambda to=target, at=source: k.call(f"qc_move{self.spec.store}", to, at))  # type: ignore[misc]
+            k.when(fits, lambda at=(row, column, pixel): move(*at))  # type: ignore[misc]
