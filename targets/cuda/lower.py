@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qcompiler.formats import Int
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.targets.cuda.fuse import Fusion, on_tensor_cores, steps_of
+from qcompiler.targets.cuda.lower_attention import find_heads, lower_heads
 from qcompiler.targets.cuda.lower_product import grain_of, product, store_of
 from qcompiler.targets.cuda.tir.depthwise import Depthwise
 from qcompiler.targets.cuda.tir.direct import BATCHED, WINDOW, DirectConv, DirectPool, DirectProduct, elements_launch
@@ -285,6 +286,25 @@ def rules_for(graph: Graph) -> dict[str, Rule]:
                 program.node = str(one.name)
                 rules_before[f"qcompiler::{one.op_type}"](program, one)
 
+    def batch(program: Program, node: ir.Node) -> None:
+        if node.name in ends:
+            lower_heads(program, ends[str(node.name)])
+        elif node.name not in inside:
+            lower_batch_matmul(program, node)
+
+    def inside_or(program: Program, node: ir.Node) -> None:
+        if node.name not in inside:
+            (follow if node.op_type == "Table" else RULES["qcompiler::Softmax"])(program, node)
+
     rules_before = dict(rules)
-    own: dict[str, Rule] = {"Conv": make, "MatMul": make, "Add": follow, "Table": follow}
+    taken = {str(node.name) for chain in fusion.chains.values() for node in chain}
+    ends, inside = {}, set()
+    for node in graph.nodes():
+        heads = find_heads(graph, node, taken) if node.op_type == "BatchMatMul" else None
+        if heads is not None and node.name not in inside:
+            ends[str(node.name)] = heads
+            inside |= {str(one.name) for one in heads.inside()}
+    own: dict[str, Rule] = {
+        "Conv": make, "MatMul": make, "Add": follow, "Table": inside_or, "Softmax": inside_or, "BatchMatMul": batch,
+    }  # fmt: skip
     return {**rules, **{f"qcompiler::{name}": rule for name, rule in own.items()}}

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import parse_integers
-from qcompiler.graph.model import attribute
+from qcompiler.graph.model import Graph, attribute
 from qcompiler.targets.shared.lower_movement import gather, show
 from qcompiler.targets.shared.lower_pointwise import nest_of
-from qcompiler.targets.shared.program import Program
+from qcompiler.targets.shared.program import Argument, Program
 from qcompiler.targets.shared.tir.lookup import Pick, Piecewise, WriteSlot
 from qcompiler.targets.shared.tir.nest import Nest
 from qcompiler.targets.shared.tir.normalize import Normalize
@@ -73,13 +73,21 @@ def _merged(run: Sequence[tuple[int, ...]]) -> tuple[tuple[int, int, int, int], 
 
 def lower_softmax(program: Program, node: ir.Node) -> None:
     """Softmax along one axis."""
+    spec, arguments = softmax_of(program, node)
     x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
     program.fill_border(y)
+    program.call(spec, spec.nest.units, y, x, *arguments)
+
+
+def softmax_of(program: Program, node: ir.Node) -> tuple[Softmax, list[View | Argument]]:
+    """What a Softmax node does, and what its kernel reads besides x: the mask, if there is one, and exponentials."""
+    x, y = program.view(node.inputs[0]), program.view(node.outputs[0])  # type: ignore[arg-type]
     table = program.graph.const(node.inputs[1])
     assert table is not None
     axis = attribute(node, "axis", -1) % len(x.shape)
     kept = [d for d in range(len(x.shape)) if d != axis]
-    arguments: list[View] = []
+    arguments: list[View | Argument] = []
+    mask_type = ""
     strides = [y.strides, x.strides]
     kind, mask_stride = "", 0
     if len(node.inputs) > 3 and node.inputs[3] is not None:
@@ -88,6 +96,7 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
         kind = "position"
         strides.append((0,) * len(x.shape))
         arguments.append(program.view(node.inputs[3]))
+        mask_type = program.view(node.inputs[3]).dtype
     elif len(node.inputs) > 2 and node.inputs[2] is not None:
         hidden = program.graph.const(node.inputs[2])
         if hidden is None:
@@ -98,6 +107,7 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
         strides.append(view.broadcast(x.shape))
         mask_stride = strides[-1][axis]
         arguments.append(view)
+        mask_type = view.dtype
     nest = Nest((*(x.shape[d] for d in kept), 1), tuple((*(s[d] for d in kept), 1) for s in strides))
     fmt = parse_integers(attribute(node, "x_format"))
     spec = Softmax(
@@ -112,10 +122,17 @@ def lower_softmax(program: Program, node: ir.Node) -> None:
         fmt.bits > 8,
         kind,
         mask_stride,
-        arguments[0].dtype if arguments else "",
+        mask_type,
     )
-    exponentials = program.parameter(table.astype(np.int32), f"{node.name}/table")
-    program.call(spec, nest.units, y, x, *arguments, exponentials)
+    arguments.append(program.parameter(table.astype(np.int32), f"{node.name}/table"))
+    return spec, arguments
+
+
+def mask_of(graph: Graph, node: ir.Node) -> str:
+    """What kind of mask the third input of a Softmax node is: prefix, cells or flags."""
+    hidden = graph.const(node.inputs[2])
+    shape = graph.shape(node.inputs[0])
+    return "flags" if hidden is None else _mask(hidden, shape, attribute(node, "axis", -1) % len(shape))[0]
 
 
 def _mask(hidden: NDArray, shape: tuple[int, ...], axis: int) -> tuple[str, NDArray]:

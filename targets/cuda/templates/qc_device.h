@@ -108,6 +108,29 @@ QC_FN void qc_put4_2(void *to, int a, int b, int c, int d) {
   qc_put2_2(to, a, b);
   qc_put2_2((uint *)to + 1, c, d);
 }
+QC_FN void qc_put_word(void *to, int word) { *(int *)to = word; }
+QC_FN void qc_put_byte(void *to, int byte) { *(uchar *)to = (uchar)byte; }
+QC_FN int qc_get_uint8(const void *from) { return *(const uchar *)from; }
+QC_FN int qc_get_int8(const void *from) { return *(const signed char *)from; }
+QC_FN int qc_get_uint16(const void *from) { return *(const ushort *)from; }
+QC_FN int qc_get_int16(const void *from) { return *(const short *)from; }
+/* Four bytes at one distance as a word, of which the first `valid` are there; of `fill` the rest. */
+QC_FN int qc_word_if(const void *x, int, int valid, int fill) { return valid > 0 ? *(const int *)x : fill; }
+QC_FN int qc_bytes_if(const void *x, int step, int valid, int fill) {
+  uint word = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    word |= (i < valid ? (uint)((const uchar *)x)[i * step] : (uint)fill >> 8 * i & 255) << 8 * i;
+  return (int)word;
+}
+/* The first `valid` bytes of a word by a table that begins with the byte `start`; 0 for the rest. */
+QC_FN int qc_table4(const void *table, int word, int start, int valid) {
+  uint found = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+    if (i < valid) found |= (uint)((const uchar *)table)[(word >> 8 * i & 255) ^ start] << 8 * i;
+  return (int)found;
+}
 QC_FN int qc_word_or(int there, const void *x, int fill) { return there ? *(const int *)x : fill; }
 /* Four words of four bytes, rows and columns exchanged. */
 QC_FN void qc_turn4(int *to, int a, int b, int c, int d) {
@@ -158,11 +181,13 @@ template <class... T> QC_FN void qc_bytes16(int there, void *to, T... from) {
   for (int i = 0; i < 4; ++i) ((uint *)to)[i] = words[i];
 }
 
-/* -- what lanes of a warp find together ------------------------------------------------------------------------- */
+/* -- what lanes of a warp, or eight neighbours, find together ------------------------------------------------------------------- */
 
 #ifdef QC_EMULATE
 QC_FN int64_t qc_warp_sum64(int64_t x) { return qc_emulate_sum(x); }
 QC_FN int qc_warp_max(int x) { return qc_emulate_max(x); }
+QC_FN int64_t qc_eight_sum64(int64_t x) { return qc_emulate_sum(x, 8); }
+QC_FN int qc_eight_max(int x) { return qc_emulate_max(x, 8); }
 #else
 QC_FN int64_t qc_warp_sum64(int64_t x) {
 #pragma unroll
@@ -172,6 +197,16 @@ QC_FN int64_t qc_warp_sum64(int64_t x) {
 QC_FN int qc_warp_max(int x) {
 #pragma unroll
   for (int step = 16; step; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
+  return x;
+}
+QC_FN int64_t qc_eight_sum64(int64_t x) {
+#pragma unroll
+  for (int step = 4; step; step /= 2) x += __shfl_xor_sync(0xffffffffu, (long long)x, step);
+  return x;
+}
+QC_FN int qc_eight_max(int x) {
+#pragma unroll
+  for (int step = 4; step; step /= 2) x = max(x, __shfl_xor_sync(0xffffffffu, x, step));
   return x;
 }
 #endif

@@ -89,10 +89,11 @@ static inline void qc_emulate_ldmatrix4(unsigned *r, const void *row) {
   }
   qc_emulate_leave();
 }
-static inline int64_t qc_emulate_sum(int64_t mine) {
+static inline int64_t qc_emulate_sum(int64_t mine, int lanes = 32) {
   const qc_given *all = qc_emulate_meet(&mine, sizeof mine);
   int64_t sum = 0;
-  for (int lane = 0; lane < 32; ++lane) {
+  int first = qc_self->lane / lanes * lanes;
+  for (int lane = first; lane < first + lanes; ++lane) {
     int64_t one;
     std::memcpy(&one, all[lane].words, sizeof one);
     sum += one;
@@ -100,10 +101,10 @@ static inline int64_t qc_emulate_sum(int64_t mine) {
   qc_emulate_leave();
   return sum;
 }
-static inline int qc_emulate_max(int mine) {
+static inline int qc_emulate_max(int mine, int lanes = 32) {
   const qc_given *all = qc_emulate_meet(&mine, sizeof mine);
-  int most = (int)all[0].words[0];
-  for (int lane = 1; lane < 32; ++lane) most = max(most, (int)all[lane].words[0]);
+  int first = qc_self->lane / lanes * lanes, most = (int)all[first].words[0];
+  for (int lane = first + 1; lane < first + lanes; ++lane) most = max(most, (int)all[lane].words[0]);
   qc_emulate_leave();
   return most;
 }

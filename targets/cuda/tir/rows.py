@@ -20,7 +20,7 @@ from qcompiler.targets.shared.tir.softmax import Softmax
 WARPS = 4
 """Rows of a block."""
 LANES = 32
-_DOUBLES = replace(THREAD, name="cuda-double", lanes=2)
+DOUBLES = replace(THREAD, name="cuda-double", lanes=2)
 """What tells shared code that roots and quotients may go by doubles (with their exact corrections)."""
 
 
@@ -93,7 +93,7 @@ class RowNormalize:
         total = rows.total(s1) if spec.centre else k.const(0, "int64")
         v = k.let(squares * k.const(n, "int64") - total * total)
         w = k.let(v * k.const(1 << (2 * spec.half_shift), "int64") + k.const(spec.epsilon, "int64"))
-        r, a = spec.reciprocal(k, _DOUBLES, w)
+        r, a = spec.reciprocal(k, DOUBLES, w)
         half = k.let(tirx.shift_left(k.const(1, "int64"), a - k.const(1, "int64")))
 
         def write(i: Expr) -> None:
@@ -152,7 +152,7 @@ class RowSoftmax:
 
         rows.each(count, lambda i: total.store(0, total.load(0) + k.cast(exponential(i), "int64")))
         sum_ = rows.total(total)
-        share = self._share(k, sum_)
+        share = share_of(spec, k, sum_)
         low, high = spec.format.min - spec.zero_point, spec.format.max - spec.zero_point
 
         def write(i: Expr) -> None:
@@ -193,25 +193,25 @@ class RowSoftmax:
         none = k.let(k.tirx.EQ(rows.total(visible), k.const(0, "int64")))
         return spec.length, lambda i: k.tirx.any(shown(i), none)
 
-    def _share(self, k: GridKernel, sum_: Expr) -> Callable[[Expr], Expr]:
-        """e -> (2 e R + S) // (2 S), int32; by doubles where that is exact (see Softmax)."""
-        spec = self.spec
-        if spec.by_reciprocal():
-            real = k.let(k.cast(sum_, "float64"))
-            inverse, offset = k.let(k.const(0.5, "float64") / real), k.let(real + k.const(0.5, "float64"))
 
-            def share(e: Expr) -> Expr:
-                twice = k.cast(e, "float64") * k.const(2.0 * spec.numerator, "float64") + offset
-                return k.let(k.cast(twice * inverse, "int32"))
+def share_of(spec: Softmax, k: GridKernel, sum_: Expr) -> Callable[[Expr], Expr]:
+    """e -> (2 e R + S) // (2 S), int32; by doubles where that is exact (see Softmax)."""
+    if spec.by_reciprocal():
+        real = k.let(k.cast(sum_, "float64"))
+        inverse, offset = k.let(k.const(0.5, "float64") / real), k.let(real + k.const(0.5, "float64"))
 
-            return share
-        double = k.let(sum_ * k.const(2, "int64"))
+        def share(e: Expr) -> Expr:
+            twice = k.cast(e, "float64") * k.const(2.0 * spec.numerator, "float64") + offset
+            return k.let(k.cast(twice * inverse, "int32"))
 
-        def quotient(e: Expr) -> Expr:
-            twice = k.cast(e, "int64") * k.const(2 * spec.numerator, "int64") + sum_
-            return k.let(k.cast(k.tirx.truncdiv(twice, double), "int32"))
+        return share
+    double = k.let(sum_ * k.const(2, "int64"))
 
-        return quotient
+    def quotient(e: Expr) -> Expr:
+        twice = k.cast(e, "int64") * k.const(2 * spec.numerator, "int64") + sum_
+        return k.let(k.cast(k.tirx.truncdiv(twice, double), "int32"))
+
+    return quotient
 
 
 def rowwise(spec: Any) -> tuple[RowNormalize | RowSoftmax, Launch] | None:
