@@ -80,14 +80,20 @@ def bundle_row(path: Path) -> dict[str, Any]:
                     row["wrong"].append([spec["name"], different])
         graph, clock = session.graph(), Clock(session.driver, session.stream)
         row["graph_us"] = 1e6 * clock(lambda: session.driver.call("cuGraphLaunch", graph, session.stream), 50)
+        if session.early:
+            with CudaSession(path, check=False, early=False) as plain:
+                graph = plain.graph()
+                row["late_us"] = 1e6 * clock(lambda: plain.driver.call("cuGraphLaunch", graph, session.stream), 50)
+        row["early"] = session.early
         if row["compared"]:
             inputs = {spec["name"]: np.zeros(spec["shape"], spec["dtype"]) for spec in session.inputs}
-            session.run(inputs)
-            times = []
+            first = session.run(inputs)
+            times, row["repeated"] = [], True
             for _ in range(20):
                 begin = time.perf_counter()
-                session.run(inputs)
+                again = session.run(inputs)
                 times.append(time.perf_counter() - begin)
+                row["repeated"] &= all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
             row["run_us"] = 1e6 * median(times)
         if path.name.startswith(PROFILED):
             row["launches"] = list(profile(session, clock))
@@ -306,7 +312,7 @@ def main() -> int:
                     return
 
         attempt("peers", peers)
-    bad = [row["name"] for row in found["bundles"] if row["wrong"]]
+    bad = [row["name"] for row in found["bundles"] if row["wrong"] or row.get("repeated") is False]
     bad += [row["label"] for row in found["kernels"] if row.get("exact") is False]
     compared = sum(row["compared"] for row in found["bundles"])
     print(

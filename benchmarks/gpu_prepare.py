@@ -114,11 +114,13 @@ def _place(key: str) -> tuple[str, int, int]:
 def problems() -> Iterator[Prepared]:
     """The conformance suite in both arithmetics, and shapes drawn at random."""
     from benchmarks.gpu_shapes import draw
+    from tests.conformance.fused import fused_suite
     from tests.conformance.suite import build_suite, samples
 
     for arithmetic in ("float", "fixed"):
         for label, suite in (
             (f"suite-{arithmetic}", build_suite(arithmetic)),
+            (f"fused-{arithmetic}", fused_suite(arithmetic)),
             (f"fuzz-{arithmetic}", draw(arithmetic)),
         ):
             oracle = Oracle(suite.graph)

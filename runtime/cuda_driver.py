@@ -58,6 +58,7 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "cuModuleGetFunction": [c_void_p, c_void_p, c_char_p],
     "cuFuncSetAttribute": [c_void_p, c_int, c_int],
     "cuLaunchKernel": [c_void_p, *[c_uint] * 7, c_void_p, c_void_p, c_void_p],
+    "cuLaunchKernelEx": [c_void_p, c_void_p, c_void_p, c_void_p],
     "cuGraphInstantiateWithFlags": [c_void_p, c_void_p, c_ulonglong],
     "cuGraphLaunch": [c_void_p, c_void_p],
     "cuGraphDestroy": [c_void_p],
@@ -70,6 +71,25 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "cuGetErrorName": [c_int, c_void_p],
     "cuGetErrorString": [c_int, c_void_p],
 }
+
+
+class LaunchAttribute(ctypes.Structure):
+    """CUlaunchAttribute: a number and, at its eighth byte, a value."""
+
+    _fields_ = [("id", c_int), ("pad", c_int), ("value", c_int * 16)]
+
+
+class LaunchConfig(ctypes.Structure):
+    """CUlaunchConfig."""
+
+    _fields_ = [
+        ("grid", c_uint * 3), ("block", c_uint * 3), ("shared", c_uint), ("stream", c_void_p),
+        ("attributes", c_void_p), ("count", c_uint),
+    ]  # fmt: skip
+
+
+PROGRAMMATIC = LaunchAttribute(6, 0, (1,))
+"""CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION: the kernel waits itself for those before it."""
 
 
 class Driver:
@@ -99,6 +119,17 @@ class Driver:
         found = c_char_p()
         failed = getattr(self._library, name)(code, byref(found))
         return "an unknown error" if failed or found.value is None else found.value.decode(errors="replace")
+
+    def launch(
+        self, function: int, grid: Sequence[int], threads: int, shared: int, stream: int, arguments: Any, early: bool
+    ) -> None:
+        """A kernel. early: it may begin before those before it end, for which it waits itself."""
+        if not early:
+            self.call("cuLaunchKernel", function, *grid, threads, 1, 1, shared, stream, arguments, None)
+            return
+        attributes = c_void_p(ctypes.addressof(PROGRAMMATIC))
+        config = LaunchConfig((c_uint * 3)(*grid), (c_uint * 3)(threads, 1, 1), shared, stream, attributes, 1)
+        self.call("cuLaunchKernelEx", byref(config), function, arguments, None)
 
     # -- devices -----------------------------------------------------------------------------------------------
 

@@ -30,6 +30,8 @@ driver_module = import_module(f"{_home}.cuda_driver" if _home else "cuda_driver"
 BundleLoadError = loader.BundleLoadError
 GRAPHS = 8
 """Captured graphs that are kept, one for each set of addresses."""
+EARLY = 90
+"""The architecture from which on kernels may be made ready before the one before them ends."""
 ALIGNMENT = 16
 """Bytes at whose multiples arrays on the card have to begin so that they are not copied."""
 
@@ -53,10 +55,14 @@ class CudaSession:
     """A loaded bundle on one device. `run`, `step`, `reset`, `self_test` and `close` as loader.Session has them.
 
     device: number of the card. driver: path of a library that stands in for libcuda. check: compare every file's
-    sha256. Raises BundleLoadError.
+    sha256. early: where the card can (sm_90), make each kernel ready while the one before it runs; off only to measure.
+    Raises BundleLoadError.
     """
 
-    def __init__(self, path: Any, *, device: int = 0, driver: str | None = None, check: bool = True) -> None:
+    def __init__(
+        self, path: Any, *, device: int = 0, driver: str | None = None, check: bool = True, early: bool = True
+    ) -> None:
+        self.early = early
         self._lock = threading.Lock()
         self._open = False
         self._memory: list[int] = []
@@ -102,6 +108,7 @@ class CudaSession:
         self._context = self.driver.handle("cuDevicePrimaryCtxRetain", self._device)
         self.driver.call("cuCtxSetCurrent", self._context)
         self._variant = self._pick()
+        self.early = self.early and self.arch >= EARLY
         self.launches: list[dict[str, Any]] = json.loads((self.path / self._variant["launches"]).read_text())
         needed = max((int(launch["shared"]) for launch in self.launches), default=0)
         if needed > shared:
@@ -299,19 +306,29 @@ class CudaSession:
         key = (*inputs, *outputs)
         if key not in self._graphs:
             self.driver.call("cuCtxSetCurrent", self._context)
-            self.driver.call("cuStreamBeginCapture_v2", self.stream, 2)  # relaxed
             try:
-                for launch in self.launches:
-                    self.launch(launch, inputs, outputs)
-            finally:
-                graph = self.driver.handle_of_capture(self.stream)
-            made = self.driver.handle("cuGraphInstantiateWithFlags", graph, 0)
-            self.driver.call("cuGraphDestroy", graph)
+                made = self._captured(inputs, outputs)
+            except driver_module.CudaError:
+                if not self.early:
+                    raise
+                self.early = False  # a driver that does not know such launches in graphs
+                made = self._captured(inputs, outputs)
             if len(self._graphs) >= GRAPHS:
                 self.driver.call("cuStreamSynchronize", self.stream)
                 self.driver.call("cuGraphExecDestroy", self._graphs.pop(next(iter(self._graphs))))
             self._graphs[key] = made
         return self._graphs[key]
+
+    def _captured(self, inputs: list[int], outputs: list[int]) -> int:
+        self.driver.call("cuStreamBeginCapture_v2", self.stream, 2)  # relaxed
+        try:
+            for launch in self.launches:
+                self.launch(launch, inputs, outputs)
+        finally:
+            graph = self.driver.handle_of_capture(self.stream)
+        made = self.driver.handle("cuGraphInstantiateWithFlags", graph, 0)
+        self.driver.call("cuGraphDestroy", graph)
+        return made
 
     def launch(
         self, launch: Mapping[str, Any], inputs: list[int] | None = None, outputs: list[int] | None = None
@@ -328,9 +345,9 @@ class CudaSession:
                 group = inputs if argument[0] == "input" else outputs
                 values.append(c_void_p(group[argument[1]] + argument[2]))
         pointers = (c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
-        self.driver.call(
-            "cuLaunchKernel", self._functions[launch["kernel"]], *launch["grid"], launch["threads"], 1, 1,
-            launch["shared"], self.stream, pointers, None,
+        self.driver.launch(
+            self._functions[launch["kernel"]], launch["grid"], launch["threads"], launch["shared"], self.stream,
+            pointers, self.early,
         )  # fmt: skip
 
     def _errors(self) -> Any:

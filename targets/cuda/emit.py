@@ -64,6 +64,7 @@ def text_of(specs: Mapping[str, Spec], machine: Machine) -> str:
     text = text[text.index('extern "C" __global__') :]
     text = re.sub(r'extern "C" __global__[^{;]*;\n', "", text)
     text = re.sub(r"extern __shared__ [^;]*\buchar (\w+)\[\];", r"QC_SHARED(\1);", text)
+    text = re.sub(r'(extern "C" __global__ void [^{;]*\{\n)', r"\1  qc_begin();\n", text)
     helpers = wgmma_header(text)
     return f'{_LICENCE}#include "qc_device.h"\n\n{helpers}{text.strip()}\n'
 
@@ -121,9 +122,8 @@ def emulator_table(source: str) -> str:
     """C++ that the emulator needs of kernels: how each is called."""
     lines = []
     rows = []
-    together = {
-        name for name, body in _bodies(source).items() if re.search(r"__syncthreads|qc_mma|qc_wgmma|qc_warp|qc_eight", body)
-    }
+    meeting = r"__syncthreads|qc_mma|qc_wgmma|qc_warp|qc_eight"
+    together = {name for name, body in _bodies(source).items() if re.search(meeting, body)}
     for name, types in signatures(source).items():
         arguments = ", ".join(f"*({kind.strip()} *)a[{i}]" for i, kind in enumerate(types))
         sizes = ", ".join("8" if "*" in kind else "4" for kind in types)

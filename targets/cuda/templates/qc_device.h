@@ -28,6 +28,15 @@ typedef unsigned char uchar;
 typedef unsigned short ushort;
 typedef unsigned int uint;
 
+/* First of all in every kernel: wait for the kernels before it, which cards from sm_90 on need not do by themselves
+   (programmatic dependent launches); then let the next one be made ready. Nothing is read or written before. */
+QC_FN void qc_begin() {
+#if !defined(QC_EMULATE) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 /* -- codes ---------------------------------------------------------------------------------------------------- */
 
 QC_FN int qc_clip(int code, int low, int high, int zero) { return min(max(code, low), high) + zero; }

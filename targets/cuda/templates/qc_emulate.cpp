@@ -267,6 +267,13 @@ API cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, 
   if ((int)shared > one->allowed || by != 1 || bz != 1 || bx > 1024 || !gx || !gy || !gz || gy > 65535 || gz > 65535) return 1;
   return perform(one->kernel, {(int)gx, (int)gy, (int)gz}, (int)bx, (int)shared, arguments);
 }
+struct launch_configuration { unsigned grid[3], block[3], shared; void *stream, *attributes; unsigned count; };
+API cuLaunchKernelEx(const launch_configuration *c, void *f, void **arguments, void **extra) {
+  const int *attribute = (const int *)c->attributes;
+  if (c->count != 1 || attribute[0] != 6 || attribute[2] != 1) return 1;
+  return cuLaunchKernel(f, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared,
+                        c->stream, arguments, extra);
+}
 API cuStreamBeginCapture_v2(void *, int) { capturing = new graph; return 0; }
 API cuStreamEndCapture(void *, void **made) { *made = capturing; capturing = nullptr; return 0; }
 API cuGraphInstantiateWithFlags(void **made, void *given, unsigned long long) {

@@ -48,7 +48,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Attention:
-    """y = requantize(softmax(requantize(q k^T)) v), with a table on the codes of q first (`q_table`: its storage, or '').
+    """y = requantize(softmax(requantize(q k^T)) v), with a table on the codes of q first (its storage, or '').
 
     softmax: its nest only says where the mask of a row is. centred: which of ZEROS are 0.
     """
@@ -81,7 +81,7 @@ class Attention:
     @property
     def chunk(self) -> int:
         """Tokens that are in shared memory at once."""
-        return chunk_of(self.tokens, self.inner, self.outer)
+        return chunk_of(self.tokens, self.inner, self.outer, itemsize(self.scores.storage))
 
     @property
     def chunks(self) -> int:
@@ -102,8 +102,8 @@ class Attention:
         return Launch((-(-self.queries // ROWS) * prod(self.batch), 1, 1), THREADS, self.places()[1])
 
     def build(self, name: str, machine: Machine) -> Any:
-        """void name(q, k, v, y, [q_table], scale(s) of scores, exponentials, [mask], scale(s), ZEROS, numbers of scores,
-        numbers of codes)."""
+        """void name(q, k, v, y, [q_table], scales of scores, exponentials, [mask], scales, ZEROS, numbers of codes of
+        scores and y)."""
         return _Emitter(self, name).function()
 
 
@@ -116,15 +116,21 @@ def pitch_of(inner: int) -> int:
     return _up(inner, 32) + 16
 
 
-def chunk_of(tokens: int, inner: int, outer: int) -> int:
-    """Tokens that are in shared memory at once."""
+def chunk_of(tokens: int, inner: int, outer: int, score: int) -> int:
+    """Tokens that are in shared memory at once: all, if there is room, and fewer until all fits."""
     room = min(ROOM // pitch_of(inner), ROOM // _up(outer, 8) - 16)
-    return min(_up(tokens, CHUNK), max(CHUNK, room // CHUNK * CHUNK))
+    chunk = min(_up(tokens, CHUNK), max(CHUNK, room // CHUNK * CHUNK))
+    while chunk > CHUNK and _places(chunk, tokens, inner, outer, score)[1] > MOST:
+        chunk -= CHUNK
+    return chunk
 
 
 def places_of(tokens: int, inner: int, outer: int, score: int) -> tuple[dict[str, int], int]:
     """Offsets in shared memory, and how much of it is needed. score: bytes of a score's code."""
-    chunk = chunk_of(tokens, inner, outer)
+    return _places(chunk_of(tokens, inner, outer, score), tokens, inner, outer, score)
+
+
+def _places(chunk: int, tokens: int, inner: int, outer: int, score: int) -> tuple[dict[str, int], int]:
     padded = _up(tokens, chunk)
     sizes = {
         "q": ROWS * pitch_of(inner),

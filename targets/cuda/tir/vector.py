@@ -84,7 +84,8 @@ class Vector:
 
 
 def vectorize(spec: Any, arguments: list[Argument]) -> tuple[Vector, Launch, tuple[int, ...]] | None:
-    """(spec, launch, numbers) with runs as long as extents, strides and places in memory allow; None if that is 1."""
+    """(spec, launch, numbers) with runs as long as extents, strides and places in memory allow, and one store at most
+    (several of a thread leave gaps between those of its neighbours); None if that is 1."""
     if not isinstance(spec, MAPS):
         return None
     nest = _whole(spec.nest)
@@ -92,7 +93,7 @@ def vectorize(spec: Any, arguments: list[Argument]) -> tuple[Vector, Launch, tup
     if inner[0] != 1 or any(step not in (0, 1) for step in inner[1:]):
         return None
     dtypes = _dtypes(spec)
-    run = gcd(nest.extents[-1], WIDEST)
+    run = gcd(nest.extents[-1], WIDEST, max(1, WIDEST // np.dtype(dtypes[0]).itemsize))
     for argument, dtype, strides in zip(arguments, dtypes, nest.strides, strict=False):
         size = np.dtype(dtype).itemsize
         if strides[-1]:

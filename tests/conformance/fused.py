@@ -1,0 +1,158 @@
+"""Problems of operators that a target may do in one kernel: products with tables and sums behind them, attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from qcompiler.formats import parse_format
+from qcompiler.ops.softmax import exponentials
+from tests.conformance.problems import Problems
+
+
+def fused_suite(arithmetic: str) -> Problems:
+    """All of them as one INTEGER graph."""
+    p = Problems(arithmetic)
+    _chains(p)
+    _attention(p)
+    return p
+
+
+def conv(p: Problems, x: ir.Value, m: int, token: str = "uint8", *, group: int = 1) -> ir.Value:
+    """3x3 with padding."""
+    n, c, *rest = (int(d) for d in x.shape)  # type: ignore[union-attr]
+    w = p.rng.integers(-128, 128, (m, c // group, 3, 3)).astype(np.int8)
+    span = parse_format(token).max - parse_format(token).min
+    scale = p.rng.uniform(0.5, 2, m) * span / (np.sqrt(c * 9 / group) * 255 * 128 * 0.6)
+    weights = p.const(w)
+    weights.metadata_props["qcompiler.format"] = "int8"
+    inputs = [x, weights, p.const(p.rng.integers(-9999, 9999, m).astype(np.int32)), *p.scales(scale)]
+    zero = parse_format(token).max // 2
+    window = {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": group, "x_zero_point": 99}
+    return p.node("Conv", inputs, (n, m, *rest), token, **window, **p.requantizing(token, zero))
+
+
+def linear(p: Problems, x: ir.Value, n: int, token: str = "uint8") -> ir.Value:
+    """MatMul with random weights."""
+    shape = tuple(int(d) for d in x.shape)  # type: ignore[union-attr]
+    w = p.rng.integers(-128, 128, (shape[-1], n)).astype(np.int8)
+    span = parse_format(token).max - parse_format(token).min
+    scale = p.rng.uniform(0.5, 2, n) * span / (np.sqrt(shape[-1]) * 255 * 128 * 0.6)
+    inputs = [x, p.const(w), p.const(p.rng.integers(-9999, 9999, n).astype(np.int32)), *p.scales(scale)]
+    zero = parse_format(token).max // 2
+    return p.node("MatMul", inputs, (*shape[:-1], n), token, x_zero_point=99, **p.requantizing(token, zero))
+
+
+def table(p: Problems, x: ir.Value, token: str, out: str) -> ir.Value:
+    """Random entries."""
+    to = parse_format(out)
+    entries = p.rng.integers(to.min, to.max + 1, 1 << parse_format(token).bits).astype(to.storage)
+    shape = tuple(int(d) for d in x.shape)  # type: ignore[union-attr]
+    return p.node("Table", [x, p.const(entries)], shape, out, x_format=token, format=out, zero_point=0)
+
+
+def add(p: Problems, a: ir.Value, b: ir.Value, token: str = "uint8", wide: bool = False) -> ir.Value:
+    """Sum, of codes of 16 bits with `wide`."""
+    ma, mb, shift = (700_001_111, 500_003_000, 30) if wide else (1_234_567, 1_345_671, 21)
+    shape = np.broadcast_shapes(tuple(a.shape), tuple(b.shape))  # type: ignore[arg-type]
+    numbers = {"a_zero_point": 5, "b_zero_point": 9, "a_multiplier": ma, "b_multiplier": -mb, "shift": shift}
+    return p.node("Add", [a, b], shape, token, **numbers, format=token, zero_point=11)
+
+
+def _chains(p: Problems) -> None:
+    x = p.input("chain_x", (2, 16, 7, 9))
+    first = conv(p, x, 16)
+    p.output("conv_add", add(p, conv(p, first, 16), first))
+    p.output("conv_add_odd", add(p, p.input("odd_x", (2, 9, 7, 9), "int8"), conv(p, x, 9)))
+    wide = p.input("wide_x", (2, 24, 7, 9), "int16")
+    p.output("conv_add_wide", add(p, conv(p, x, 24, "uint16"), wide, "int16", True))
+    p.output("conv_add_channel", add(p, conv(p, x, 24), p.input("channel_x", (1, 24, 1, 1))))
+    p.output("conv_add_image", add(p, conv(p, x, 24), p.input("image_x", (1, 24, 7, 9))))
+    p.output("conv_add_scalar", add(p, conv(p, x, 24), p.input("scalar_x", (1, 1, 1, 1))))
+    p.output("conv_two", add(p, conv(p, x, 16), conv(p, x, 16)))
+    p.output("conv_table", table(p, conv(p, x, 20), "uint8", "int8"))
+    looked = table(p, conv(p, x, 20, "int8"), "int8", "uint8")
+    p.output("conv_table_add", add(p, looked, table(p, conv(p, x, 20), "uint8", "uint8")))
+    p.output("conv_grouped_add", add(p, conv(p, x, 16, group=2), first))
+    p.output("depthwise_add", add(p, conv(p, first, 16, group=16), first))
+    shared = conv(p, x, 16)
+    p.output("conv_read_twice", add(p, shared, table(p, shared, "uint8", "uint8")))
+    p.output("conv_doubled", add(p, first, conv(p, first, 16)))
+    y = p.input("chain_y", (3, 13, 40))
+    hidden = table(p, linear(p, y, 72), "uint8", "uint8")
+    residual = p.input("residual_x", (3, 13, 40), "uint16")
+    p.output("linear_add_wide", add(p, residual, linear(p, hidden, 40, "uint16"), "uint16", True))
+    p.output("linear_add_row", add(p, linear(p, y, 33), p.input("row_x", (33,))))
+    p.output("linear_add_tokens", add(p, linear(p, y, 48), p.input("tokens_x", (1, 13, 48))))
+    p.output("linear_add_token", add(p, linear(p, y, 48), p.input("token_x", (3, 1, 48))))
+    turned = p.node("Transpose", [add(p, linear(p, y, 48), p.input("turned_x", (3, 13, 48)))], (3, 48, 13), "uint8",
+                    domain="", perm=[0, 2, 1])  # fmt: skip
+    p.output("linear_add_turned", turned)
+
+
+def attention(
+    p: Problems,
+    name: str,
+    batch: Sequence[int],
+    queries: int,
+    tokens: int,
+    inner: int,
+    outer: int,
+    *,
+    kinds: Sequence[str] = ("uint8", "int8", "int8", "uint16", "uint8"),
+    zeros: Sequence[int] = (120, 0, 0, 0),
+    mask: str = "",
+    turned: bool = False,
+    looked: bool = False,
+    shared_keys: bool = False,
+) -> None:
+    """Two products and a softmax. kinds: of q, k, v, scores and shares; zeros: zero points of q, k, shares and v."""
+    q_kind, k_kind, v_kind, score, share = kinds
+    q = p.input(f"{name}_q", (*batch, queries, inner), q_kind)
+    if looked:
+        q = table(p, q, q_kind, "uint8")
+        q_kind = "uint8"
+    keys = (*batch[:-1], 1) if shared_keys else tuple(batch)
+    k = p.input(f"{name}_k", (*keys, tokens, inner) if not turned else (*keys, inner, tokens), k_kind)
+    if not turned:
+        rank = len(batch) + 2
+        perm = [*range(rank - 2), rank - 1, rank - 2]
+        k = p.node("Transpose", [k], (*keys, inner, tokens), k_kind, domain="", perm=perm)
+    v = p.input(f"{name}_v", (*keys, tokens, outer), v_kind)
+    fmt, to = parse_format(score), parse_format(share)
+    scale = np.float32((fmt.max - fmt.min) / (np.sqrt(inner) * 255 * 256 * 0.6))
+    scores = p.node(
+        "BatchMatMul", [q, k, *p.scales(scale)], (*batch, queries, tokens), score,
+        a_zero_point=zeros[0], b_zero_point=zeros[1], **p.requantizing(score, (fmt.min + fmt.max) // 2),
+    )  # fmt: skip
+    inputs: list[ir.Value | None] = [scores, p.const(exponentials(fmt, 12.0 / (fmt.max - fmt.min)))]
+    if mask == "causal":
+        inputs.append(p.const(np.triu(np.ones((queries, tokens)), 1 + tokens - queries).astype(np.uint8)))
+    elif mask == "cells":
+        inputs.append(p.const((p.rng.random((queries, tokens)) < 0.3).astype(np.uint8)))
+    shares = p.node(
+        "Softmax", inputs, (*batch, queries, tokens), share,
+        axis=len(batch) + 1, x_format=score, numerator=to.max - to.min + 1, format=share, zero_point=zeros[2],
+    )  # fmt: skip
+    y = p.node(
+        "BatchMatMul", [shares, v, *p.scales(np.float32(1 / 400))], (*batch, queries, outer), "uint8",
+        a_zero_point=zeros[2], b_zero_point=zeros[3], **p.requantizing("uint8", 130),
+    )  # fmt: skip
+    p.output(name, y)
+
+
+def _attention(p: Problems) -> None:
+    attention(p, "heads", (2, 3), 17, 17, 32, 32, looked=True)
+    attention(p, "heads_affine", (2, 2), 20, 70, 24, 20, kinds=("int8", "uint8", "uint8", "uint8", "uint8"),
+              zeros=(-7, 77, 0, 201))  # fmt: skip
+    attention(p, "heads_shifted", (1, 2), 5, 33, 7, 5, kinds=("int8", "int8", "uint8", "int8", "int8"),
+              zeros=(0, 3, -128, 128))  # fmt: skip
+    attention(p, "heads_causal", (1, 2), 40, 40, 8, 8, mask="causal", kinds=("uint8", "int8", "int8", "uint8", "uint8"))
+    attention(p, "heads_hidden", (1, 2), 9, 21, 8, 8, mask="cells")
+    attention(p, "heads_long", (1, 1), 3, 700, 64, 64)
+    attention(p, "heads_longest", (1, 1), 2, 3000, 8, 8)
+    attention(p, "heads_turned", (1, 2), 18, 30, 16, 12, turned=True)
+    attention(p, "heads_shared", (2, 4), 6, 19, 16, 16, shared_keys=True)
+    attention(p, "heads_flat", (3,), 16, 64, 40, 136)

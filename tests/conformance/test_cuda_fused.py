@@ -1,0 +1,44 @@
+"""Operators that the cuda target does in one kernel, against the oracle, run by the emulator."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.bundle import manifest_of, write_bundle
+from qcompiler.execute.oracle import Oracle
+from qcompiler.graph.stages import Stage, check
+from qcompiler.targets.cuda.build import build, plan
+from qcompiler.targets.cuda.emulate import EmulatedSession
+from tests.conformance.fused import fused_suite
+from tests.conformance.suite import samples
+
+
+@pytest.mark.parametrize(("arithmetic", "level"), [("float", "sm_75"), ("fixed", "sm_90a")])
+def test_fused_operators_have_the_oracles_bits(arithmetic: str, level: str, tmp_path: Path) -> None:
+    problems = fused_suite(arithmetic)
+    check(problems.graph, Stage.INTEGER)
+    lowered = build(problems.graph, {"arch": "none"}, lambda stage, done, total: None)
+    manifest = manifest_of("cuda", arithmetic, problems.graph, lowered.files, lowered.manifest, lowered.sizes)
+    bundle = write_bundle(tmp_path / "bundle", lowered.files, manifest, overwrite=False)
+    session = EmulatedSession(bundle.path, bundle.manifest, level)
+    oracle = Oracle(problems.graph)
+    wrong: set[str] = set()
+    for sample in samples(problems, 2):
+        for name, want, got in zip(oracle.output_names, oracle.run(sample), session.run(sample), strict=True):
+            if not np.array_equal(want, got):
+                wrong.add(name)
+    assert wrong == set()
+
+
+def test_what_can_be_one_kernel_is() -> None:
+    problems = fused_suite("float")
+    calls = plan(problems.graph, "sm_75", lambda stage, done, total: None).calls
+    kinds = Counter(call.kernel.split("_")[1] for call in calls)
+    assert kinds["attention"] == 8  # but not with hidden cells, nor where scores do not fit
+    assert kinds["softmax"] == 2 and kinds["directproduct"] == 4
+    left = {call.node for call in calls if call.kernel.split("_")[1] in ("add", "lookup")}
+    assert len(left) == 7, left
