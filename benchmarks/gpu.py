@@ -30,7 +30,7 @@ from qcompiler.runtime.cuda_loader import CudaSession
 
 DENSE_INT8 = {90: 1979e12, 80: 624e12, 89: 660e12}
 """Operations a second that vendors name for dense int8 (SXM cards)."""
-PROFILED = ("mobilenet_v2", "vit_hybrid", "resnet20", "stream", "stories")
+UNPROFILED = ("suite", "fuzz", "fused")
 
 
 class Clock:
@@ -95,7 +95,7 @@ def bundle_row(path: Path) -> dict[str, Any]:
                 times.append(time.perf_counter() - begin)
                 row["repeated"] &= all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
             row["run_us"] = 1e6 * median(times)
-        if path.name.startswith(PROFILED):
+        if not path.name.startswith(UNPROFILED):
             row["launches"] = list(profile(session, clock))
         return row
 
@@ -145,27 +145,45 @@ class Kernels:
         return {"label": entry["label"], "us": seconds * 1e6, "tops": 2 * entry["macs"] / seconds / 1e12}
 
     def product(self, entry: dict[str, Any]) -> dict[str, Any]:
-        """Bits and rate of a square product."""
+        """Bits and rate of a product; the share of memory's rate by the weights alone."""
         import torch
 
-        n, cuda = entry["side"], torch.device("cuda")
+        m, n, bits = entry["rows"], entry["side"], entry["bits"]
+        cuda, top = torch.device("cuda"), 1 << bits - 1
         torch.manual_seed(0)
-        x = torch.randint(0, 256, (n, n), dtype=torch.uint8, device=cuda)
-        w = torch.randint(-128, 128, (n, n), dtype=torch.int8, device=cuda)
+        x = torch.randint(0, 256, (m, n), dtype=torch.uint8, device=cuda)
+        w = torch.randint(-top, top, (n, n), dtype=torch.int8, device=cuda)
         bias = torch.randint(-1000, 1000, (n,), dtype=torch.int32, device=cuda)
-        scale = torch.full((n,), 3e-5, dtype=torch.float32, device=cuda)
-        y = torch.zeros((n, n), dtype=torch.uint8, device=cuda)
+        scale = torch.full((n,), 3e-5 * 128 / top * (4096 / n) ** 0.5, dtype=torch.float32, device=cuda)
+        y = torch.zeros((m, n), dtype=torch.uint8, device=cuda)
         rest = torch.zeros(64, dtype=torch.int32, device=cuda)
-        launch = self.launch(entry, [t.data_ptr() for t in (x, y, w, bias, scale, rest, rest)])
+        packed = packed_weights(w, entry["channels"], entry["step"], bits)
+        launch = self.launch(entry, [t.data_ptr() for t in (x, y, packed, bias, scale, rest, rest)])
         launch()
         torch.cuda.synchronize()
         signed = (x.to(torch.int16) - 128).to(torch.int8)
-        sums = torch._int_mm(signed, w.t()) + 128 * w.to(torch.int32).sum(1, dtype=torch.int32) + bias
+        signed = torch.cat([signed, signed.new_zeros((max(0, 32 - m), n))])  # cuBLAS wants more than 16 rows
+        sums = torch._int_mm(signed, w.t())[:m] + 128 * w.to(torch.int32).sum(1, dtype=torch.int32) + bias
         want = torch.clamp(torch.round(sums.to(torch.float32) * scale), 0, 255).to(torch.uint8)
         exact = bool(torch.equal(want, y))
         seconds = self.clock(launch, 10)
-        row = {"label": entry["label"], "exact": exact, "us": seconds * 1e6, "tops": 2 * n**3 / seconds / 1e12}
-        return row | {"share_of_dense_int8": 2 * n**3 / seconds / DENSE_INT8[90], **entry["usage"]}
+        row = {"label": entry["label"], "exact": exact, "us": seconds * 1e6, "tops": 2 * m * n * n / seconds / 1e12}
+        row |= {"share_of_dense_int8": 2 * m * n * n / seconds / DENSE_INT8[90], **entry["usage"]}
+        return row | {"weights_gbs": packed.numel() / seconds / 1e9, "mean": float(y.float().mean())}
+
+    def thin_float(self, rows: int, side: int) -> dict[str, Any]:
+        """The same product in bfloat16 by torch."""
+        import torch
+
+        x, w = (torch.zeros((n, side), dtype=torch.bfloat16, device="cuda") for n in (rows, side))
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.matmul(x, w.t())
+        start.record()
+        for _ in range(10):
+            torch.matmul(x, w.t())
+        end.record()
+        torch.cuda.synchronize()
+        return {"label": f"{rows} rows by {side}^2 weights, bfloat16 (torch)", "us": start.elapsed_time(end) * 100}
 
     def vendor(self, side: int) -> dict[str, Any]:
         """torch._int_mm, which is cuBLAS: int32 out, no requantization."""
@@ -190,6 +208,20 @@ class Kernels:
         call = self.driver.call
         seconds = self.clock(lambda: call("cuMemcpyDtoDAsync_v2", b.data_ptr(), a.data_ptr(), size, self.stream), 10)
         return {"label": "copy on the card", "us": seconds * 1e6, "gbs": 2 * size / seconds / 1e9}
+
+
+def packed_weights(codes: Any, channels: int, step: int, bits: int) -> Any:
+    """What targets/cuda/pack.py makes of codes [N, K], a torch tensor."""
+    n, k = codes.shape
+    tiled = codes.view(n // channels, channels, k // step, step).permute(0, 2, 1, 3).contiguous()
+    if bits == 8:
+        return tiled
+    many = 8 // bits
+    parts = (tiled & ((1 << bits) - 1)).view(-1, many, 16)
+    packed = parts[:, 0].clone()
+    for i in range(1, many):
+        packed |= parts[:, i] << (bits * i)
+    return packed
 
 
 def peer_rows(folder: Path, only: str) -> Iterator[dict[str, Any]]:
@@ -297,6 +329,7 @@ def main() -> int:
         for entry in kernels.document["kernels"]:
             work = kernels.peak if entry["kind"] == "peak" else kernels.product
             attempt(entry["label"], lambda work=work, entry=entry: note("kernels", work(entry)))  # type: ignore[misc]
+        attempt("bfloat16", lambda: note("kernels", kernels.thin_float(16, 16384)))
         attempt("cuBLAS", lambda: note("kernels", kernels.vendor(4096)))
         torch.cuda.empty_cache()
     if "bundles" not in given.skip:

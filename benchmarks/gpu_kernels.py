@@ -64,32 +64,39 @@ extern "C" __global__ void __launch_bounds__(256) qc_peak_wgmma(int *y, int loop
 """
 
 
-def product_entry(tile: Tile, side: int = SIDE) -> tuple[Product, dict[str, Any]]:
-    """A square product of `side` by one tile, and how it is launched."""
-    spec = Product("uint8", Codes("float", "uint8"), tile, 16, 16, True)
-    launch = spec.launch(1, side, side)
+def product_entry(tile: Tile, rows: int = SIDE, side: int = SIDE, bits: int = 8) -> tuple[Product, dict[str, Any]]:
+    """A product of [rows, side] by [side, side] by one tile, and how it is launched. bits: of a weight in memory."""
+    spec = Product("uint8", Codes("float", "uint8"), tile, 16, 16, True, bits=bits)
+    launch = spec.launch(1, rows, side)
     values = dict.fromkeys(NUMBERS, 0) | {
-        "pixels": side, "channels": side, "tiles": side // tile.step, "y_pixel": side, "columns": side,
-        "positions": side, "stride_y": 1, "stride_x": 1, "height": 1, "width": side, "x_image": 0, "x_row": 0,
-        "x_pixel": side, "x_group": side, "y_group": side, "w_group": side * side, "p_group": side,
+        "pixels": rows, "channels": side, "tiles": side // tile.step, "y_pixel": side, "columns": rows,
+        "positions": rows, "stride_y": 1, "stride_x": 1, "height": 1, "width": rows, "x_image": 0, "x_row": 0,
+        "x_pixel": side, "x_group": side, "y_group": side, "w_group": side * side * bits // 8, "p_group": side,
     }  # fmt: skip
     kind = "wgmma" if tile.wgmma else "mma"
     label = (
         f"{kind} {tile.pixels}x{tile.channels}x{tile.step} by {tile.warp_pixels}x{tile.warp_channels}, {tile.stages}"
     )
+    if rows != side:
+        label = f"{rows} rows by {side}^2 weights of {bits} bits, {label}"
     return spec, {
-        "kind": "product", "label": label, "side": side, "grid": list(launch.grid), "threads": launch.threads,
+        "kind": "product", "label": label, "rows": rows, "side": side, "bits": bits, "channels": tile.channels,
+        "step": tile.step, "grid": list(launch.grid), "threads": launch.threads,
         "shared": launch.shared, "pointers": ["x", "y", "w", "bias", "scale", "table", "line"],
         "numbers": [*(values[name] for name in NUMBERS), *code_numbers(parse_integers("uint8"), 0)],
     }  # fmt: skip
 
 
+THIN, WIDE = 16, 16384
+"""Rows and weights [WIDE, WIDE] of products that wait for weights, which are more than the caches hold."""
+THIN_TILES = (Tile(16, 64, 16, 16, 4), Tile(16, 64, 16, 16, 4, 128), Tile(16, 64, 16, 16, 6, 128),
+              Tile(16, 64, 16, 16, 4, 256))  # fmt: skip
 CANDIDATES = (
     *TILES[:5],
     Tile(128, 256, 64, 64, 3),
     Tile(256, 128, 64, 64, 4),
     Tile(128, 256, 64, 64, 3, 128),
-    Tile(128, 128, 64, 64, 4),
+    Tile(128, 256, 64, 64, 4),
     Tile(128, 128, 64, 32, 4, 128),
     *GROUPS,
     Tile(256, 128, 128, 128, 4, 128, True),
@@ -107,6 +114,15 @@ def write_kernels(folder: Path, arch: str) -> dict[str, Any]:
         spec, entry = product_entry(tile)
         functions[f"qc_square_{i}"] = spec
         entries.append({"kernel": f"qc_square_{i}", **entry})
+    for bits in (8, 4, 2):
+        for i, tile in enumerate(THIN_TILES):
+            spec, entry = product_entry(tile, THIN, WIDE, bits)
+            functions[f"qc_thin_{bits}_{i}"] = spec
+            entries.append({"kernel": f"qc_thin_{bits}_{i}", **entry})
+    for bits in (4, 2):
+        spec, entry = product_entry(Tile(128, 128, 64, 64, 4), bits=bits)
+        functions[f"qc_square_w{bits}"] = spec
+        entries.append({"kernel": f"qc_square_w{bits}", **entry, "label": f"weights of {bits} bits, {entry['label']}"})
     text = text_of(functions, replace(THREAD, name="sm_90a"))
     peaks = [
         {"kernel": "qc_peak_mma", "kind": "peak", "label": "mma.m16n8k32 alone", "grid": [132 * 4, 1, 1],

@@ -142,18 +142,19 @@ def stream(elements: int = 1 << 27) -> Prepared:
 @contextmanager
 def any_tile(seed: int = 5) -> Iterator[None]:
     """Products get tiles at random out of all that there are, so that each is tried with each kind of window."""
-    from qcompiler.targets.cuda import lower, tile
+    from qcompiler.targets.cuda import lower_product, tile
 
-    random, own = Random(seed), lower.choose_tile
+    random, own = Random(seed), lower_product.choose_tile
 
-    def choose(level: str, *extents: int) -> tile.Tile:
-        return random.choice((*tile.TILES, *tile.GROUPS) if level == "sm_90a" else tile.TILES)
+    def choose(level: str, *extents: int) -> tuple[tile.Tile, int]:
+        chosen = random.choice((*tile.TILES, *tile.GROUPS) if level == "sm_90a" else tile.TILES)
+        return chosen, 8 if chosen.wgmma else extents[-1]
 
-    lower.choose_tile = choose
+    lower_product.choose_tile = choose
     try:
         yield
     finally:
-        lower.choose_tile = own
+        lower_product.choose_tile = own
 
 
 def write(prepared: Prepared, folder: Path, arch: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from qcompiler.cost import CostModel
 from qcompiler.target import Target
 from qcompiler.targets.cuda.build import build, check
 from qcompiler.targets.cuda.capabilities import CAPABILITIES
@@ -25,6 +26,13 @@ def _host(path: Path, manifest: Mapping[str, Any]) -> Callable[[Mapping[str, NDA
     return EmulatedSession(path, manifest).run
 
 
+def _cost(options: Mapping[str, Any]) -> tuple[CostModel, str]:
+    from qcompiler.targets.cuda.cost import cost_model
+
+    table = options.get("table")
+    return cost_model(Path(table) if table else None, str(options.get("arithmetic") or "float"))
+
+
 TARGET = Target(
     "cuda",
     CAPABILITIES,
@@ -33,6 +41,7 @@ TARGET = Target(
         "arch": "architectures to make cubins for where nvcc is found: all (default), none, or such as sm_80,sm_90",
     },
     check=check,
+    cost=_cost,
     runtime=False,
     host=_host,
 )

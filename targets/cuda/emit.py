@@ -87,6 +87,8 @@ def launches(program: Program) -> list[dict[str, Any]]:
 def _launch(program: Program, call: Call, node: ir.Node | None) -> dict[str, Any]:
     launch: Launch = call.launch
     products = node_macs(program.graph, node) if node is not None and isinstance(call.spec, PRODUCTS) else 0
+    if isinstance(call.spec, Attention):
+        products = call.spec.macs
     return {
         "kernel": call.kernel,
         "grid": list(launch.grid),

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qcompiler.graph.model import attribute
 from qcompiler.targets.cuda.fuse import Step
+from qcompiler.targets.cuda.pack import bits_of, pack_weights
 from qcompiler.targets.cuda.tile import choose_tile
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
 from qcompiler.targets.cuda.tir.product import Product
@@ -51,11 +52,12 @@ def product(
     m, c, *kernel = weights.shape
     codes, size, tails = Codes.of(requantize_of(node)), itemsize(y.dtype), tuple(step.tail for step in steps)
     pixels, channels = window.batch * prod(window.output), m // groups
-    tile = choose_tile(program.machine.name, pixels, channels, c * prod(kernel), groups)
-    tiles = -(-c * prod(kernel) // tile.step)
+    inner = c * prod(kernel)
+    tile, bits = choose_tile(program.machine.name, pixels, channels, inner, groups, bits_of(weights, inner))
+    tiles = -(-inner // tile.step)
     grain = grain_of(x, c)
     direct = flat(window, x) and grain >= 4
-    spec = Product(x.dtype, codes, tile, grain, store_of(y, channels, size), direct, tails)
+    spec = Product(x.dtype, codes, tile, grain, store_of(y, channels, size), direct, tails, bits)
     zero = attribute(node, "x_zero_point", 0)
     ordered = weights.transpose(0, 2, 3, 1).reshape(m, -1).astype(np.int64)
     bias = program.graph.const(node.inputs[2])
@@ -63,8 +65,7 @@ def product(
     # Sums may wrap around on the way: only the last one has to be the oracle's.
     folded = (bias.astype(np.int64) - zero * ordered.sum(axis=1)).astype(np.int32)
     padded = -(-channels // tile.channels) * tile.channels
-    packed = np.zeros((groups, padded, tiles * tile.step), np.int8)
-    packed[:, :channels, : ordered.shape[1]] = ordered.reshape(groups, channels, -1)
+    packed = pack_weights(ordered.reshape(groups, channels, -1), tile, bits)
     xi, yi = as_image(x), as_image(y)
     table = np.zeros(2, np.int32) if direct else _runs(window, xi, c, grain, tiles * tile.step)
     values = {
@@ -80,7 +81,7 @@ def product(
         **{f"x_{name}": xi.strides[d] for name, d in (("image", 0), ("row", 2), ("pixel", 3))},
         "x_group": c,
         "y_group": channels,
-        "w_group": padded * tiles * tile.step,
+        "w_group": packed.size // groups,
         "p_group": padded,
     }
     if direct and window.output[1] == 1:

@@ -69,6 +69,11 @@ class Attention:
     centred: tuple[bool, bool, bool, bool]
 
     @property
+    def macs(self) -> int:
+        """Products of both."""
+        return prod(self.batch) * self.queries * self.tokens * (self.inner + self.outer)
+
+    @property
     def pitch(self) -> int:
         """Bytes of a row of q or k in shared memory: rows of one chunk of banks are in different ones."""
         return pitch_of(self.inner)

@@ -16,7 +16,7 @@ from qcompiler.targets.cuda.tir.epilogue import Codes, itemsize
 from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, Staging
 from qcompiler.targets.cuda.tir.tail import Tail, Tails
 from qcompiler.targets.shared.machine import Machine
-from qcompiler.targets.shared.tir.builder import Expr
+from qcompiler.targets.shared.tir.builder import Expr, Pointer
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class Tile:
         together = 128 if self.wgmma else 32
         return together * (self.pixels // self.warp_pixels) * (self.channels // self.warp_channels)
 
-    def stage_bytes(self) -> int:
-        """Shared memory of one stage."""
-        return (self.pixels + self.channels) * self.step
+    def stage_bytes(self, bits: int = 8) -> int:
+        """Shared memory of one stage. bits: of a weight."""
+        return self.pixels * self.step + self.channels * self.step * bits // 8
 
-    def shared(self, storage: str) -> int:
+    def shared(self, storage: str, bits: int = 8) -> int:
         """Shared memory of a block: stages, or in their place the codes that leave."""
-        return max(self.stages * self.stage_bytes(), self.pixels * self.pitch(storage))
+        return max(self.stages * self.stage_bytes(bits), self.pixels * self.pitch(storage))
 
     def pitch(self, storage: str) -> int:
         """Bytes between rows of leaving codes: not a multiple of all banks."""
@@ -61,7 +61,7 @@ class Tile:
 class Product:
     """y[pixel, channel] = requantize(bias[channel] + sum over k of x[pixel, k] * w[channel, k]).
 
-    w: int8 [groups, channels padded to tiles, tiles * step]; table: int32 pairs (offset, row << 16 | column & 0xffff)
+    w: int8, as pack.py packs them; table: int32 pairs (offset, row << 16 | column & 0xffff)
     for every run of `grain` bytes, as many as tiles have; line: CHUNK bytes that hold the zero point of x.
     """
 
@@ -76,12 +76,14 @@ class Product:
     """Whether pixels are rows of x at one distance (`x_pixel`) and the inner dimension is contiguous: no window."""
     tails: tuple[Tail, ...] = ()
     """What follows on the codes, before they leave."""
+    bits: int = 8
+    """Of a weight: 8, 4 or 2; not with wgmma, whose operands are bytes in shared memory."""
 
     def launch(self, groups: int, pixels: int, channels: int) -> Launch:
         """Blocks of channels beside each other, so that they find the same x in the cache."""
         tile = self.tile
         grid = (-(-channels // tile.channels), -(-pixels // tile.pixels), groups)
-        return Launch(grid, tile.threads, tile.shared(self.codes.storage))
+        return Launch(grid, tile.threads, tile.shared(self.codes.storage, self.bits))
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(x, y, w, bias, scales..., table, line, tails..., NUMBERS..., numbers of codes and tails...)."""
@@ -129,7 +131,7 @@ class _Emitter:
             ahead = k.let(t + tile.ahead)
             self.staging.load(ahead, k.let(ahead % tile.stages))
             k.call("qc_async_commit")
-            base = k.let((t % tile.stages) * tile.stage_bytes())
+            base = k.let((t % tile.stages) * tile.stage_bytes(self.spec.bits))
             if tile.wgmma:
                 self._multiply_groups(base)
             else:
@@ -163,18 +165,56 @@ class _Emitter:
         lane = self.lane
         a, b = k.local(self.tiles_m * 4, "uint32"), k.local(self.tiles_n * 2, "uint32")
         a_row = k.let(self.warp_pixel + lane % 16)
-        b_row = k.let(self.warp_channel + lane % 8 + (lane // 16) * 8)
         name = "qc_mma_u8s8" if self.spec.storage == "uint8" else "qc_mma_s8s8"
+        weights = k.let(base + tile.pixels * tile.step)
+        fetch = {8: self._bytes, 4: self._halves, 2: self._quarters}[self.spec.bits]
         for step in range(tile.step // 32):
             for i in range(self.tiles_m):
                 at = base + self.staging.swizzled(a_row + 16 * i, lane // 16 + 2 * step)
                 k.call("qc_ldmatrix4", k.at(a, 4 * i), k.at(self.memory, at))
-            for j in range(self.tiles_n // 2):
-                at = base + tile.pixels * tile.step + self.staging.swizzled(b_row + 16 * j, (lane // 8) % 2 + 2 * step)
-                k.call("qc_ldmatrix4", k.at(b, 4 * j), k.at(self.memory, at))
+            fetch(b, weights, step)
             for i in range(self.tiles_m):
                 for j in range(self.tiles_n):
                     k.call(name, k.at(self.acc, (i * self.tiles_n + j) * 4), k.at(a, 4 * i), k.at(b, 2 * j))
+
+    def _bytes(self, b: Pointer, weights: Expr, step: int) -> None:
+        """Fragments of all channels of the warp, of 32 bytes."""
+        k, lane = self.kernel, self.lane
+        row = k.let(self.warp_channel + lane % 8 + (lane // 16) * 8)
+        for j in range(self.tiles_n // 2):
+            at = weights + self.staging.packed(row + 16 * j, (lane // 8) % 2 + 2 * step)
+            k.call("qc_ldmatrix4", k.at(b, 4 * j), k.at(self.memory, at))
+
+    def _halves(self, b: Pointer, weights: Expr, step: int) -> None:
+        """The same of codes of 4 bits, which count 16 fold: a fetch is that of two steps."""
+        k, lane = self.kernel, self.lane
+        if step % 2 == 0:
+            self.fetched = k.local(self.tiles_n * 2, "uint32")
+            row = k.let(self.warp_channel + lane % 8 + (lane // 16) * 8)
+            for j in range(self.tiles_n // 2):
+                at = weights + self.staging.packed(row + 16 * j, (lane // 8) % 2 + step)
+                k.call("qc_ldmatrix4", k.at(self.fetched, 4 * j), k.at(self.memory, at))
+        for j in range(self.tiles_n):
+            word = k.let(self.fetched.load(2 * j + step % 2))
+            for i in (0, 1):
+                part = k.tirx.shift_left(word, k.const(4, "uint32")) if i == 0 else word
+                b.store(2 * j + i, k.tirx.bitwise_and(part, k.const(0xF0F0F0F0, "uint32")))
+
+    def _quarters(self, b: Pointer, weights: Expr, step: int) -> None:
+        """The same of codes of 2 bits, which count 64 fold: a fetch is that of four blocks of channels, two steps."""
+        k, lane = self.kernel, self.lane
+        if step % 2 == 0:
+            self.fetched = k.local(max(4, self.tiles_n), "uint32")
+            row = k.let(lane % 8 + (lane // 8) % min(4, self.tiles_n) * 8 + self.warp_channel)
+            for j in range(-(-self.tiles_n // 4)):
+                at = weights + self.staging.packed(row + 32 * j, k.const(step // 2))
+                k.call("qc_ldmatrix4", k.at(self.fetched, 4 * j), k.at(self.memory, at))
+        for j in range(self.tiles_n):
+            word = k.let(self.fetched.load(j))
+            for i in (0, 1):
+                shift = 6 - 4 * (step % 2) - 2 * i
+                part = k.tirx.shift_left(word, k.const(shift, "uint32")) if shift else word
+                b.store(2 * j + i, k.tirx.bitwise_and(part, k.const(0xC0C0C0C0, "uint32")))
 
     def _multiply_groups(self, base: Expr) -> None:
         """Rows of 64 pixels, one wgmma for 32 bytes of the inner dimension."""
@@ -207,7 +247,8 @@ class _Emitter:
                     found = []
                     for c in (0, 1):
                         bias, *scales = parameters[c]
-                        total = self.acc.load((i * self.tiles_n + j) * 4 + half * 2 + c) + bias
+                        acc = self.acc.load((i * self.tiles_n + j) * 4 + half * 2 + c)
+                        total = k.tirx.shift_right(acc, k.const(8 - spec.bits)) + bias if spec.bits < 8 else acc + bias
                         found.append(spec.codes.apply(k, total, scales, self.code_numbers))
                     k.call(name, k.at(self.memory, pixel * pitch + channel * size), *found)
         k.sync()

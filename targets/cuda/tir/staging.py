@@ -33,6 +33,7 @@ class Staging:
         self.product, self.kernel = product, product.kernel
         self.tile, self.n, self.memory = product.tile, product.n, product.memory
         self.chunks = self.tile.step // CHUNK
+        self.row_bytes = self.tile.step * product.spec.bits // 8
         self._prepare()
 
     def _prepare(self) -> None:
@@ -41,7 +42,10 @@ class Staging:
         self.column = k.let(k.thread % self.chunks)
         self.row = k.let(k.thread // self.chunks)
         self.step = tile.threads // self.chunks
-        self.rows_x, self.rows_w = -(-tile.pixels // self.step), -(-tile.channels // self.step)
+        self.rows_x = -(-tile.pixels // self.step)
+        chunks = self.row_bytes // CHUNK
+        self.w_step = tile.threads // chunks
+        self.w_column, self.w_row = k.let(k.thread % chunks), k.let(k.thread // chunks)
         self.starts = k.local(self.rows_x, "int32")
         self.tops, self.lefts = k.local(self.rows_x, "int32"), k.local(self.rows_x, "int32")
         for i in range(self.rows_x):
@@ -65,16 +69,18 @@ class Staging:
         k, tile, product = self.kernel, self.tile, self.product
         there = k.let(k.cast(t < self.n["tiles"], "int32"))
         last = k.let(k.tirx.min(t, self.n["tiles"] - 1))
-        base = k.let(stage * tile.stage_bytes())
+        base = k.let(stage * tile.stage_bytes(product.spec.bits))
         first = k.let(last * tile.step + self.column * CHUNK)
         self._load_x(base, first, there)
-        pitch = k.let(self.n["tiles"] * tile.step)
-        w_first = k.let(product.group * self.n["w_group"] + (product.first_channel + self.row) * pitch + first)
-        for i in range(self.rows_w):
-            row = k.let(self.row + i * self.step)
-            to = k.at(self.memory, base + tile.pixels * tile.step + self.swizzled(row, self.column))
-            source = k.at(product.w, w_first + i * self.step * pitch)
-            k.call("qc_async16", self._if(there, row, tile.channels), to, source)
+        size = tile.channels * self.row_bytes
+        number = product.kernel.blocks[0] * self.n["tiles"] + last
+        source = k.let(product.group * self.n["w_group"] + number * size + self.w_row * self.row_bytes
+                       + self.w_column * CHUNK)  # fmt: skip
+        for i in range(-(-tile.channels // self.w_step)):
+            row = k.let(self.w_row + i * self.w_step)
+            to = k.at(self.memory, base + tile.pixels * tile.step + self.packed(row, self.w_column))
+            copied = there if tile.channels % self.w_step == 0 else k.let(there & k.cast(row < tile.channels, "int32"))
+            k.call("qc_async16", copied, to, k.at(product.w, source + i * self.w_step * self.row_bytes))
 
     def _if(self, there: Expr, row: Expr, rows: int) -> Expr:
         """Whether a row of a tile that is there is one."""
@@ -119,6 +125,18 @@ class Staging:
         return k.value("qc_choose", inside, k.at(self.product.x, 0), start, k.at(self.product.line, 0), dtype="handle")
 
     def swizzled(self, row: Expr, chunk: Expr) -> Expr:
-        """Where a chunk of a row lies: eight rows of the same chunk are in eight different groups of banks."""
-        turned = row % 8 if self.tile.step == 128 else (row // 2) % self.chunks
-        return row * self.tile.step + (chunk ^ turned) * CHUNK
+        """Where a chunk of a row of x lies: eight rows of the same chunk are in eight different groups of banks."""
+        return _turned(row, chunk, self.tile.step)
+
+    def packed(self, row: Expr, chunk: Expr) -> Expr:
+        """The same of w, whose rows are shorter where weights are packed."""
+        return _turned(row, chunk, self.row_bytes)
+
+
+def _turned(row: Expr, chunk: Expr, size: int) -> Expr:
+    """Rows of `size` bytes, of which 128 are once around the banks."""
+    chunks = size // CHUNK
+    if chunks == 1:
+        return row * size
+    turned = row % 8 if chunks == 8 else (row // (8 // chunks)) % chunks
+    return row * size + (chunk ^ turned) * CHUNK
