@@ -106,7 +106,7 @@ def profile(session: Any, clock: Clock) -> Iterator[dict[str, Any]]:
         seconds = clock(lambda launch=launch: session.launch(launch), 20, 3)  # type: ignore[misc]
         row = {"kernel": launch["kernel"], "node": launch["node"], "grid": launch["grid"], "us": seconds * 1e6}
         row |= {"gbs": launch["bytes"] / seconds / 1e9, "tops": 2 * launch["macs"] / seconds / 1e12}
-        yield row | {"bytes": launch["bytes"], "macs": launch["macs"]}
+        yield row | {key: launch[key] for key in ("bytes", "fetched", "macs") if key in launch}
 
 
 class Kernels:

@@ -22,17 +22,19 @@ from qcompiler.targets.cuda.cost import SCHEMA, Table
 
 PROCESSORS = {"H100 80GB HBM3": 132, "H200": 132, "A100": 108}
 FIXED, RATED = ("tensor", "direct", "rows", "map"), ("tensor", "direct")
-START = (2.5, 2.5, 2.0, 2.0, 3e8, 1e7, 2.5e6, 3.0)
-"""Microseconds a launch by kind, products a microsecond by kind, bytes a microsecond, microseconds an inference."""
-LOW = (0.3, 0.3, 0.3, 0.3, 1e6, 1e5, 5e5, 0.0)
-HIGH = (20.0, 20.0, 20.0, 20.0, 1e9, 1e8, 1e7, 20.0)
+START = (2.5, 2.5, 2.0, 2.0, 3e8, 1e7, 2.5e6, 4e6, 3.0)
+"""Microseconds a launch by kind, products a microsecond by kind, bytes a microsecond of memory and of the second-level
+cache, microseconds an inference."""
+LOW = (0.3, 0.3, 0.3, 0.3, 1e6, 1e5, 5e5, 5e5, 0.01)
+HIGH = (20.0, 20.0, 20.0, 20.0, 1e9, 1e8, 4e6, 1e7, 20.0)
 
 
 def table_of(values: NDArray, **facts: Any) -> Table:
     """Parameters of the fit as a table."""
-    given = [float(f"{v:.4g}") for v in values]
+    given = [float(v) for v in values]
     fixed, rates = dict(zip(FIXED, given[:4], strict=True)), dict(zip(RATED, given[4:6], strict=True))
-    return Table(fixed=fixed, rates=rates, bytes_rate=given[6], inference=given[7], level="sm_90a", **facts)
+    rest = {"bytes_rate": given[6], "fetch_rate": given[7], "inference": given[8], "level": "sm_90a"}
+    return Table(fixed=fixed, rates=rates, **rest, **facts)
 
 
 def fit(networks: Mapping[str, tuple[list[dict[str, Any]], float]], device: str, date: str) -> Table:
@@ -45,10 +47,10 @@ def fit(networks: Mapping[str, tuple[list[dict[str, Any]], float]], device: str,
         return np.array([np.log((table.inference + sum(map(table.microseconds, launches))) / measured)
                          for launches, measured in networks.values()])  # fmt: skip
 
-    low = np.log(np.maximum(LOW, 1e-3))
-    found = least_squares(ratios, np.log(START), bounds=(low, np.log(HIGH)), loss="soft_l1", f_scale=0.1)
-    error = float(np.abs(np.expm1(ratios(found.x))).mean())
-    return table_of(np.exp(found.x), error=round(error, 3), **facts)
+    found = least_squares(ratios, np.log(START), bounds=(np.log(LOW), np.log(HIGH)), loss="soft_l1", f_scale=0.1)
+    logs = np.log([float(f"{v:.4g}") for v in np.exp(found.x)])
+    error = float(np.abs(np.expm1(ratios(logs))).mean())
+    return table_of(np.array([float(f"{v:.4g}") for v in np.exp(logs)]), error=round(error, 3), **facts)
 
 
 def main() -> None:

@@ -38,8 +38,9 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Table:
-    """Constants of a card. fixed: microseconds of a launch, by kind; rates: products a microsecond of all processors, by
-    kind; bytes_rate: bytes a microsecond; inference: microseconds of a graph beside its kernels."""
+    """Constants of a card. fixed: microseconds of a launch, by kind; rates: products a microsecond of all processors,
+    by kind; bytes_rate: bytes a microsecond of memory, fetch_rate: of the second-level cache, by all processors;
+    inference: microseconds of a graph beside its kernels."""
 
     device: str
     date: str
@@ -48,6 +49,7 @@ class Table:
     fixed: Mapping[str, float]
     rates: Mapping[str, float]
     bytes_rate: float
+    fetch_rate: float
     inference: float
     error: float
     """Mean relative deviation from the times that it was fitted to."""
@@ -77,7 +79,8 @@ class Table:
         kind = kind_of(launch["kernel"])
         share = min(1.0, prod(launch["grid"]) / self.processors)
         products = launch["macs"] / (self.rates[kind] * share) if kind in self.rates else 0.0
-        return self.fixed[kind] + max(launch["bytes"] / self.bytes_rate, products)
+        fetches = launch.get("fetched", launch["bytes"]) / (self.fetch_rate * share)
+        return self.fixed[kind] + max(launch["bytes"] / self.bytes_rate, fetches, products)
 
 
 def kind_of(kernel: str) -> str:

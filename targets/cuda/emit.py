@@ -64,9 +64,14 @@ def text_of(specs: Mapping[str, Spec], machine: Machine) -> str:
     text = text[text.index('extern "C" __global__') :]
     text = re.sub(r'extern "C" __global__[^{;]*;\n', "", text)
     text = re.sub(r"extern __shared__ [^;]*\buchar (\w+)\[\];", r"QC_SHARED(\1);", text)
-    text = re.sub(r'(extern "C" __global__ void [^{;]*\{\n)', r"\1  qc_begin();\n", text)
+    text = "".join(map(_begun, re.split(r'(?=extern "C" __global__)', text)))
     helpers = wgmma_header(text)
     return f'{_LICENCE}#include "qc_device.h"\n\n{helpers}{text.strip()}\n'
+
+
+def _begun(kernel: str) -> str:
+    """A kernel that waits for those before it; some say themselves when."""
+    return kernel if "qc_begin(" in kernel else kernel.replace("{\n", "{\n  qc_begin();\n", 1)
 
 
 def signatures(source: str) -> dict[str, list[str]]:
@@ -79,7 +84,7 @@ def signatures(source: str) -> dict[str, list[str]]:
 
 def launches(program: Program) -> list[dict[str, Any]]:
     """Of every call, in order: kernel, grid, threads, bytes of shared memory, arguments; and for who measures them,
-    node, bytes of what it reads and writes, and products."""
+    node, bytes of what it reads and writes (`fetched`: by all blocks together, from caches), and products."""
     nodes = {str(node.name): node for node in program.graph.nodes()}
     return [_launch(program, call, nodes.get(call.node)) for call in program.calls]
 
@@ -97,6 +102,7 @@ def _launch(program: Program, call: Call, node: ir.Node | None) -> dict[str, Any
         "arguments": [*(_pointer(argument) for argument in call.arguments), *call.numbers],
         "node": comment(call.node),
         "bytes": sum(_size(program, argument) for argument in call.arguments),
+        **({"fetched": call.spec.fetched(launch, call.numbers)} if isinstance(call.spec, Product) else {}),
         "macs": products,
     }
 

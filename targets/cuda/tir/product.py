@@ -8,7 +8,9 @@ memory (wgmma, sm_90a). Codes leave through shared memory, so that stores are wi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from qcompiler.targets.cuda.grid import GridKernel, Launch
@@ -85,6 +87,11 @@ class Product:
         grid = (-(-channels // tile.channels), -(-pixels // tile.pixels), groups)
         return Launch(grid, tile.threads, tile.shared(self.codes.storage, self.bits))
 
+    def fetched(self, launch: Launch, numbers: Sequence[int]) -> int:
+        """Bytes that all blocks copy to shared memory."""
+        tiles = numbers[NUMBERS.index("tiles")]
+        return prod(launch.grid) * tiles * self.tile.stage_bytes(self.bits)
+
     def build(self, name: str, machine: Machine) -> Any:
         """void name(x, y, w, bias, scales..., table, line, tails..., NUMBERS..., numbers of codes and tails...)."""
         return _Emitter(self, name).function()
@@ -121,7 +128,10 @@ class _Emitter:
         with k.unrolled(self.tiles_m * self.tiles_n * 4) as i:
             self.acc.store(i, k.const(0))
         for stage in range(tile.ahead):
-            self.staging.load(k.const(stage), k.const(stage))
+            self.staging.load_w(k.const(stage), k.const(stage))
+        k.call("qc_begin")  # weights are nobody's output: their copies need not wait
+        for stage in range(tile.ahead):
+            self.staging.load_x(k.const(stage), k.const(stage))
             k.call("qc_async_commit")
         with k.loop(self.n["tiles"]) as t:
             k.call(f"qc_async_wait{tile.ahead - 1}")
@@ -129,7 +139,9 @@ class _Emitter:
                 k.call("qc_proxy_fence")
             k.sync()
             ahead = k.let(t + tile.ahead)
-            self.staging.load(ahead, k.let(ahead % tile.stages))
+            stage = k.let(ahead % tile.stages)
+            self.staging.load_x(ahead, stage)
+            self.staging.load_w(ahead, stage)
             k.call("qc_async_commit")
             base = k.let((t % tile.stages) * tile.stage_bytes(self.spec.bits))
             if tile.wgmma:

@@ -64,14 +64,22 @@ class Staging:
             self.tops.store(i, k.tirx.Select(pixel < n["pixels"], top, k.const(OUTSIDE)))
             self.lefts.store(i, left)
 
-    def load(self, t: Expr, stage: Expr) -> None:
-        """Start the copies of tile t of the inner dimension, if there is one. No branches: wgmma may be running."""
-        k, tile, product = self.kernel, self.tile, self.product
+    def _of(self, t: Expr, stage: Expr) -> tuple[Expr, Expr, Expr]:
+        """Whether there is a tile t of the inner dimension, its number or the last one's, and the stage's place."""
+        k = self.kernel
         there = k.let(k.cast(t < self.n["tiles"], "int32"))
         last = k.let(k.tirx.min(t, self.n["tiles"] - 1))
-        base = k.let(stage * tile.stage_bytes(product.spec.bits))
-        first = k.let(last * tile.step + self.column * CHUNK)
-        self._load_x(base, first, there)
+        return there, last, k.let(stage * self.tile.stage_bytes(self.product.spec.bits))
+
+    def load_x(self, t: Expr, stage: Expr) -> None:
+        """Start the copies of tile t of x, if there is one. No branches: wgmma may be running."""
+        there, last, base = self._of(t, stage)
+        self._load_x(base, self.kernel.let(last * self.tile.step + self.column * CHUNK), there)
+
+    def load_w(self, t: Expr, stage: Expr) -> None:
+        """The same of w."""
+        k, tile, product = self.kernel, self.tile, self.product
+        there, last, base = self._of(t, stage)
         size = tile.channels * self.row_bytes
         number = product.kernel.blocks[0] * self.n["tiles"] + last
         source = k.let(product.group * self.n["w_group"] + number * size + self.w_row * self.row_bytes
