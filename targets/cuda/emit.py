@@ -64,6 +64,9 @@ def text_of(specs: Mapping[str, Spec], machine: Machine) -> str:
     text = text[text.index('extern "C" __global__') :]
     text = re.sub(r'extern "C" __global__[^{;]*;\n', "", text)
     text = re.sub(r"extern __shared__ [^;]*\buchar (\w+)\[\];", r"QC_SHARED(\1);", text)
+    for name, spec in specs.items():
+        if getattr(spec, "roomy", False):
+            text = re.sub(rf"__launch_bounds__\((\d+)\) {name}\(", rf"__launch_bounds__(\1, 1) {name}(", text)
     text = "".join(map(_begun, re.split(r'(?=extern "C" __global__)', text)))
     helpers = wgmma_header(text)
     return f'{_LICENCE}#include "qc_device.h"\n\n{helpers}{text.strip()}\n'

@@ -68,6 +68,9 @@ class Attention:
     codes: Codes
     centred: tuple[bool, bool, bool, bool]
 
+    roomy = True
+    """Registers matter more than blocks beside each other."""
+
     @property
     def macs(self) -> int:
         """Products of both."""

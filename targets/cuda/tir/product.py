@@ -87,6 +87,11 @@ class Product:
         grid = (-(-channels // tile.channels), -(-pixels // tile.pixels), groups)
         return Launch(grid, tile.threads, tile.shared(self.codes.storage, self.bits))
 
+    @property
+    def roomy(self) -> bool:
+        """Whether registers matter more than blocks beside each other: ptxas spills where it thinks otherwise."""
+        return not self.tile.wgmma and self.tile.warp_pixels * self.tile.warp_channels <= 32 * 32
+
     def fetched(self, launch: Launch, numbers: Sequence[int]) -> int:
         """Bytes that all blocks copy to shared memory."""
         tiles = numbers[NUMBERS.index("tiles")]

@@ -56,6 +56,7 @@ class RowNormalize:
     """Normalize with a warp a run."""
 
     spec: Normalize
+    roomy = True
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(y, x, gain, bias)."""
@@ -115,6 +116,7 @@ class RowSoftmax:
     """Softmax with a warp a row."""
 
     spec: Softmax
+    roomy = True
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(y, x, table), or with the mask behind x."""
