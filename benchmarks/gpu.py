@@ -80,7 +80,7 @@ def bundle_row(path: Path) -> dict[str, Any]:
                     row["wrong"].append([spec["name"], different])
         graph, clock = session.graph(), Clock(session.driver, session.stream)
         row["graph_us"] = 1e6 * clock(lambda: session.driver.call("cuGraphLaunch", graph, session.stream), 50)
-        if session.early:
+        if session.early and not path.name.startswith(UNPROFILED):
             with CudaSession(path, check=False, early=False) as plain:
                 graph = plain.graph()
                 row["late_us"] = 1e6 * clock(lambda: plain.driver.call("cuGraphLaunch", graph, session.stream), 50)

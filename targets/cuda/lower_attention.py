@@ -97,7 +97,7 @@ def lower_heads(program: Program, heads: Heads) -> None:
         stored = str(format_of(heads.table.outputs[0]).storage)
         tables.append(program.parameter(table.astype(stored), f"{heads.table.name}/table"))
     spec = Attention(
-        nest.extents[:3],
+        (nest.extents[0], nest.extents[1], nest.extents[2]),
         queries=q.shape[-2],
         tokens=k.shape[-2],
         inner=q.shape[-1],

@@ -146,5 +146,5 @@ def _turned(row: Expr, chunk: Expr, size: int) -> Expr:
     chunks = size // CHUNK
     if chunks == 1:
         return row * size
-    turned = row % 8 if chunks == 8 else (row // (8 // chunks)) % chunks
+    turned = row % 8 if chunks >= 8 else (row // (8 // chunks)) % chunks
     return row * size + (chunk ^ turned) * CHUNK
