@@ -12,6 +12,7 @@ import os
 import site
 from collections.abc import Sequence
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_ulonglong, c_void_p
+from pathlib import Path
 from typing import Any
 
 SHARED_OPTIN = 97
@@ -231,3 +232,31 @@ def nvrtc_compile(source: str, headers: dict[str, str], arch: str) -> bytes:
         return cubin.raw
     finally:
         library.nvrtcDestroyProgram(byref(program))
+
+
+def variant_for(variants: Sequence[dict[str, Any]], arch: int, card: str) -> dict[str, Any]:
+    """The newest variant of a bundle that the card runs. Raises CudaError."""
+    found = [v for v in variants if (arch == v["arch"] if v["only"] else arch >= v["arch"])]
+    if not found:
+        have = ", ".join(f"{v['level']}{'' if v['only'] else ' and newer'}" for v in variants)
+        raise CudaError(f"{card} is sm_{arch}, and the bundle is for {have}")
+    return found[-1]
+
+
+def code_for(bundle: Path, variant: dict[str, Any], headers: Sequence[Path], arch: int) -> tuple[bytes, str]:
+    """The cubin of the newest architecture that the card runs, else one that NVRTC makes now; and what it is. Raises
+    CudaError."""
+    cubins = variant["cubins"]
+    own = {int(name.strip("sm_a")): name for name in cubins}
+    fitting = [one for one in own if one // 10 == arch // 10 and one <= arch]
+    if fitting:
+        name = own[max(fitting)]
+        return (bundle / cubins[name]).read_bytes(), f"cubin {name}"
+    source = (bundle / variant["source"]).read_text()
+    full = f"sm_{arch}{'a' if variant['only'] else ''}"
+    try:
+        return nvrtc_compile(source, {path.name: path.read_text() for path in headers}, full), f"NVRTC {full}"
+    except CudaError as error:
+        raise CudaError(
+            f"no cubin fits sm_{arch} (there are: {', '.join(cubins) or 'none'}), and {error}"
+        ) from error

@@ -27,28 +27,15 @@ import numpy as np
 _home = __package__ or ""
 loader = import_module(f"{_home}.loader" if _home else "loader")
 driver_module = import_module(f"{_home}.cuda_driver" if _home else "cuda_driver")
+arrays_module = import_module(f"{_home}.cuda_arrays" if _home else "cuda_arrays")
 BundleLoadError = loader.BundleLoadError
+DeviceArray, pointer_of = arrays_module.DeviceArray, arrays_module.pointer_of
 GRAPHS = 8
 """Captured graphs that are kept, one for each set of addresses."""
 EARLY = 90
 """The architecture from which on kernels may be made ready before the one before them ends."""
 ALIGNMENT = 16
 """Bytes at whose multiples arrays on the card have to begin so that they are not copied."""
-
-
-class DeviceArray:
-    """An output on the card: torch.as_tensor(a, device="cuda") and cupy.asarray(a) take it without a copy.
-
-    It is the session's memory: the next run writes it anew.
-    """
-
-    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: np.dtype, stream: int, owner: Any) -> None:
-        self.pointer, self.shape, self.dtype = pointer, shape, dtype
-        self._owner = owner
-        self.__cuda_array_interface__ = {
-            "shape": shape, "typestr": dtype.str, "data": (pointer, False), "version": 3, "strides": None,
-            "stream": stream or 1,
-        }  # fmt: skip
 
 
 class CudaSession:
@@ -107,7 +94,7 @@ class CudaSession:
         self._device, self.name, self.arch, shared = self.driver.device(device)
         self._context = self.driver.handle("cuDevicePrimaryCtxRetain", self._device)
         self.driver.call("cuCtxSetCurrent", self._context)
-        self._variant = self._pick()
+        self._variant = driver_module.variant_for(self._variants, self.arch, self.name)
         self.early = self.early and self.arch >= EARLY
         self.launches: list[dict[str, Any]] = json.loads((self.path / self._variant["launches"]).read_text())
         needed = max((int(launch["shared"]) for launch in self.launches), default=0)
@@ -115,7 +102,10 @@ class CudaSession:
             raise driver_module.CudaError(
                 f"{self.name} has {shared} bytes of shared memory, and a kernel needs {needed}"
             )
-        self._image = self._code()
+        if self.driver.has_kernels:
+            self._image, self.code = b"-", "emulator"
+        else:
+            self._image, self.code = driver_module.code_for(self.path, self._variant, self._headers, self.arch)
         self._module = self.driver.handle("cuModuleLoadData", ctypes.cast(ctypes.c_char_p(self._image), c_void_p))
         self.stream = self.driver.handle("cuStreamCreate", 1)
         self._functions: dict[str, int] = {}
@@ -129,36 +119,6 @@ class CudaSession:
         for name, amount in most.items():
             if amount > 48 * 1024:
                 self.driver.call("cuFuncSetAttribute", self._functions[name], driver_module.MAX_DYNAMIC_SHARED, amount)
-
-    def _pick(self) -> dict[str, Any]:
-        """The newest variant that this card runs."""
-        found = [v for v in self._variants if (self.arch == v["arch"] if v["only"] else self.arch >= v["arch"])]
-        if not found:
-            have = ", ".join(f"{v['level']}{'' if v['only'] else ' and newer'}" for v in self._variants)
-            raise driver_module.CudaError(f"{self.name} is sm_{self.arch}, and the bundle is for {have}")
-        return found[-1]
-
-    def _code(self) -> bytes:
-        """The cubin of the newest architecture that this card runs, else one that NVRTC makes now."""
-        if self.driver.has_kernels:
-            self.code = "emulator"
-            return b"-"
-        variant, cubins = self._variant, self._variant["cubins"]
-        own = {int(name.strip("sm_a")): name for name in cubins}
-        fitting = [arch for arch in own if arch // 10 == self.arch // 10 and arch <= self.arch]
-        if fitting:
-            self.code = f"cubin {own[max(fitting)]}"
-            return (self.path / cubins[own[max(fitting)]]).read_bytes()
-        source = (self.path / variant["source"]).read_text()
-        headers = {path.name: path.read_text() for path in self._headers}
-        arch = f"sm_{self.arch}{'a' if variant['only'] else ''}"
-        self.code = f"NVRTC {arch}"
-        try:
-            return bytes(driver_module.nvrtc_compile(source, headers, arch))
-        except driver_module.CudaError as error:
-            raise driver_module.CudaError(
-                f"no cubin fits sm_{self.arch} (there are: {', '.join(cubins) or 'none'}), and {error}"
-            ) from error
 
     def _advice(self, error: Any) -> str:
         if error.code == driver_module.OUT_OF_MEMORY:
@@ -233,7 +193,7 @@ class CudaSession:
             self._kept, self._spare = self._spare, self._kept
         return results
 
-    def run_device(self, inputs: Mapping[str, Any], stream: int = 0) -> list[DeviceArray]:
+    def run_device(self, inputs: Mapping[str, Any], stream: int = 0) -> list[Any]:
         """The same with arrays on the card (`__cuda_array_interface__` or DLPack), dense and of the declared dtype.
 
         They are read where they lie, on the session's stream once work on `stream` (0: the default stream) that was
@@ -248,7 +208,9 @@ class CudaSession:
             self.driver.call("cuStreamSynchronize", stream)
             pointers, kept = [], []
             for i, spec in enumerate(self.inputs):
-                pointer, owner = self._pointer_of(inputs[spec["name"]], spec)
+                pointer, owner = pointer_of(
+                    inputs[spec["name"]], tuple(spec["shape"]), self._kind(spec), f"{self.path}: input `{spec['name']}`"
+                )
                 kept.append(owner)
                 if pointer % ALIGNMENT:
                     size = self._bytes(spec, True)
@@ -261,27 +223,6 @@ class CudaSession:
             DeviceArray(pointer, tuple(spec["shape"]), self._kind(spec), self.stream, self)
             for pointer, spec in zip(self._out, self.outputs, strict=True)
         ]
-
-    def _pointer_of(self, array: Any, spec: Mapping[str, Any]) -> tuple[int, Any]:
-        """(address, what keeps it alive) of an array on the card."""
-        where = f"{self.path}: input `{spec['name']}`"
-        if hasattr(array, "__cuda_array_interface__"):
-            about = array.__cuda_array_interface__
-            shape, strides = tuple(about["shape"]), about.get("strides")
-            dtype, pointer, owner = np.dtype(about["typestr"]), int(about["data"][0]), array
-        elif hasattr(array, "__dlpack__"):
-            pointer, shape, strides, dtype, owner = _from_dlpack(array, where)
-        else:
-            raise BundleLoadError(f"{where} is no array on the card. Call run for numpy arrays.")
-        kind = self._kind(spec)
-        if shape != tuple(spec["shape"]):
-            raise BundleLoadError(f"{where} has shape {shape}, not {tuple(spec['shape'])}.")
-        if dtype != kind:
-            raise BundleLoadError(f"{where} is {dtype}, not {kind}.")
-        dense = tuple(prod(shape[d + 1 :]) * kind.itemsize for d in range(len(shape)))
-        if strides is not None and any(e > 1 and s != w for e, s, w in zip(shape, strides, dense, strict=True)):
-            raise BundleLoadError(f"{where} is not contiguous. Call .contiguous() first.")
-        return pointer, owner
 
     def _shapes(self, places: Any) -> list[tuple[str, tuple[int, ...], np.dtype]]:
         specs = [self.inputs[i] for i in places]
@@ -403,31 +344,3 @@ class _Errors:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if isinstance(error, driver_module.CudaError):
             raise BundleLoadError(f"{self.path}: {error}. Open the bundle again.") from error
-
-
-class _DLTensor(ctypes.Structure):
-    _fields_ = [
-        ("data", c_void_p), ("device_type", c_int32), ("device_id", c_int32), ("ndim", c_int32),
-        ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    ]  # fmt: skip
-
-
-def _from_dlpack(array: Any, where: str) -> tuple[int, tuple[int, ...], tuple[int, ...] | None, np.dtype, Any]:
-    """(address, shape, strides in bytes, dtype, owner) of an array that has __dlpack__."""
-    capsule = array.__dlpack__()
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = c_void_p, [ctypes.py_object, ctypes.c_char_p]
-    tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
-    if tensor.device_type != 2:
-        raise BundleLoadError(f"{where} is not on a CUDA device. Call run for arrays of the host.")
-    shape = tuple(tensor.shape[d] for d in range(tensor.ndim))
-    kinds = {0: "i", 1: "u", 2: "f", 6: "b"}
-    if tensor.code not in kinds or tensor.bits % 8:
-        raise BundleLoadError(
-            f"{where} has a type that numpy does not know (DLPack {tensor.code}, {tensor.bits} bits)."
-        )
-    dtype = np.dtype(f"{kinds[tensor.code]}{tensor.bits // 8}")
-    strides = tuple(tensor.strides[d] * dtype.itemsize for d in range(tensor.ndim)) if tensor.strides else None
-    return int(tensor.data or 0) + int(tensor.byte_offset), shape, strides, dtype, capsule

@@ -21,6 +21,8 @@ from qcompiler.targets.shared.program import Program
 
 Progress = Callable[[str, int, int], None]
 _RUNTIME = Path(__file__).resolve().parent.parent.parent / "runtime"
+LOADERS = ("loader.py", "cuda_loader.py", "cuda_arrays.py", "cuda_driver.py")
+"""Files of runtime/ that a bundle has."""
 _LARGEST = 65535
 """Blocks of a grid in its second and third dimension."""
 
@@ -76,7 +78,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     )
     progress("generate code", 1 + len(jobs), 1 + len(jobs))
     made = {job: cubin for job, cubin in zip(jobs, cubins, strict=False)}
-    files = {name: (_RUNTIME / name).read_bytes() for name in ("loader.py", "cuda_loader.py", "cuda_driver.py")}
+    files = {name: (_RUNTIME / name).read_bytes() for name in LOADERS}
     files["src/qc_device.h"] = header.encode()
     variants = []
     for level, program in programs.items():

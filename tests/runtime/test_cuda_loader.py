@@ -126,7 +126,7 @@ def test_arrays_on_the_card_are_read_where_they_lie(session: CudaSession, proble
 
 def capsule(array: np.ndarray, device: int) -> Any:
     """A DLPack capsule of an array, as if it were on a device of this type."""
-    from qcompiler.runtime.cuda_loader import _DLTensor
+    from qcompiler.runtime.cuda_arrays import _DLTensor
 
     shape = (ctypes.c_int64 * array.ndim)(*array.shape)
     tensor = _DLTensor(array.ctypes.data, device, 0, array.ndim, 2, 32, 1, shape, None, 0)
