@@ -235,13 +235,15 @@ def main() -> int:
     parser.add_argument("--skip", default="", help="of kernels, bundles, peers: what is left out")
     given = parser.parse_args()
     begin = time.perf_counter()
-    found: dict[str, Any] = {"kernels": [], "bundles": [], "peers": [], "errors": []}
+    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "card": ""}
+    found |= {section: [] for section in ("kernels", "bundles", "peers", "errors")}
 
     def late() -> bool:
         return time.perf_counter() - begin > given.seconds
 
     def note(section: str, row: dict[str, Any]) -> None:
         found[section].append(row)
+        found["card"] = row.get("card") or found["card"]
         shown = {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items() if key != "launches"}
         print(section, *(f"{key}={value}" for key, value in shown.items()), flush=True)
         found["seconds"] = time.perf_counter() - begin

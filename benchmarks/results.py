@@ -3,8 +3,8 @@
     python -m benchmarks.results FOLDER
 
 FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), bit_exact.json, latency.json, compile_time.json,
-startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit) and peers.json (of mcu_peers); one that
-is missing leaves its section as it was.
+startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers) and
+gpu.json; one that is missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import accuracy, c_models, latency, low_bits, mcu, mcu_fit, mcu_peers
 from benchmarks.assets import ROOT
+from benchmarks.gpu_section import parts
 
 Document = dict[str, Any]
 
@@ -200,6 +201,16 @@ def _without_places(arguments: Sequence[str]) -> list[str]:
     return ["..." if "/" in argument else f"'{argument}'" if " " in argument else argument for argument in arguments]
 
 
+def gpu_section(documents: Sequence[Document]) -> str:
+    """Cards: networks, products, elementwise operators."""
+    found = []
+    for document in documents:
+        head = f"\n`python -m benchmarks.gpu`, {document['date']}, {document['card']}.\n"
+        tables = (f"\n{text}\n\n{markdown(headers, rows)}" for text, headers, rows in parts(document))
+        found.append(head + "".join(tables))
+    return f"\n## {TITLES['gpu']}\n" + "".join(found)
+
+
 SECTIONS = {
     "accuracy": accuracy_section,
     "low_bits": low_bits_section,
@@ -213,6 +224,7 @@ SECTIONS = {
     "c_models": c_models_section,
     "fit": fit_section,
     "peers": peers_section,
+    "gpu": gpu_section,
 }
 
 
@@ -229,6 +241,7 @@ TITLES = {
     "c_models": "Every network as firmware",
     "fit": "Firmware sizes",
     "peers": "Firmware beside its peers",
+    "gpu": "Graphics cards",
 }
 """Headings on the page, by name of the benchmark's file."""
 

@@ -38,6 +38,7 @@ PAGES = {
     "bundle": "The bundle",
     "c_target": "Firmware",
     "misra": "MISRA C",
+    "cuda": "Graphics cards",
     "errors": "Errors and exit codes",
     "results": "Measured results",
 }
