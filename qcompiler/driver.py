@@ -135,7 +135,9 @@ def quantize(
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     options = with_budget(options, budget)
-    plan = with_search(recipe_for(recipe, options).override(options))
+    plan = recipe_for(recipe, options).override(options)
+    if budget:
+        plan = with_search(plan)
     bits = check_precision(plan, chosen)
     if select is not None:
         check_selection(select, samples, calibration)

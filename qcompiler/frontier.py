@@ -15,7 +15,7 @@ from typing import Any
 from qcompiler.bundle import Bundle
 from qcompiler.driver import compile, quantize
 from qcompiler.errors import BundleError, RecipeError
-from qcompiler.plan import BUDGET_BASE, recipe_for, with_budget
+from qcompiler.plan import BUDGET_BASE, recipe_for, with_budget, with_search
 from qcompiler.report.frontier import render_frontier
 
 DEFAULT = {"size": "1x"}
@@ -43,7 +43,7 @@ def curve(
     plan = recipe_for(recipe, asked).override(asked)
     if OPTION not in plan.passes:
         raise RecipeError(f"it does not run {OPTION}.", where=f"recipe `{plan.name}`", hint="Add it behind decide.")
-    search = plan.only(plan.passes[: plan.passes.index(OPTION) + 1])
+    search = with_search(plan.only(plan.passes[: plan.passes.index(OPTION) + 1]))
     found = quantize(model, calibration, search, target=target, **quantization)
     facts, resolve = found.context.facts[OPTION], import_module("qcompiler.passes.mixed_precision.facts").resolve
     name = next(iter(budget))

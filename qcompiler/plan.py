@@ -53,10 +53,8 @@ def recipe_for(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | 
 
 
 def with_search(plan: Recipe) -> Recipe:
-    """The recipe with how bits are searched, where it has a budget and does not say itself."""
+    """The recipe with how --budget searches, where it does not say itself."""
     given = plan.options.get("assign_bits", {})
-    if not any(key.startswith("budget_") for key in given) or given.get("choice"):
-        return plan
     return plan.override({f"assign_bits.{key}": value for key, value in SEARCH.items() if key not in given})
 
 
