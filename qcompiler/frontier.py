@@ -88,7 +88,7 @@ def sweep(
     rows = []
     for i, facts in enumerate(found):
         progress("points", i, len(found))
-        path = folder / f"{i + 1:02d}-{name}-{facts['total'][name]:.4g}"
+        path = folder / f"{i + 1:02d}-{name}-{amount(facts['total'][name])}"
         bundle = compile(
             model, target, calibration, recipe, output=path, overwrite=overwrite, progress=progress,
             **_with_choice(options, facts), **building,
@@ -140,6 +140,11 @@ def cheapest(
         middle = (low + high) // 2
         low, high = (low, middle) if good(build(middle)) else (middle, high)
     return build(min(high, len(found) - 1)), high < len(found)
+
+
+def amount(cost: float) -> str:
+    """A cost in few characters."""
+    return f"{cost:.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
 def _with_choice(options: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

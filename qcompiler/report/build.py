@@ -26,6 +26,7 @@ def build_report(
 ) -> dict[str, Any]:
     """Everything that the terminal and the page show. `facts` come from the driver's evaluation."""
     assert result.integer_graph is not None
+    mixed = result.context.facts.get("assign_bits")
     sizes = {
         "float_bytes": float_bytes(result.float_graph), **manifest["size"],
         "weight_bytes": packed_bytes(result.integer_graph), "stored_bytes": manifest["size"]["weight_bytes"],
@@ -38,6 +39,7 @@ def build_report(
         "recipe": result.recipe.name,
         "precision": precision(result.integer_graph),
         "arithmetic": manifest["arithmetic"],
+        **({"assignment": {i["name"]: i["chosen"] for i in mixed["items"]}} if mixed else {}),
         "calibration": {
             "source": result.samples.source,
             "samples": len(result.samples),

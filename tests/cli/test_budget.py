@@ -30,6 +30,7 @@ def test_the_budget_holds_and_the_report_shows_the_choice(bundle: Path) -> None:
     found = report["facts"]["assign_bits"]
     assert found["total"]["size"] <= found["budgets"]["size"]
     assert report["size"]["weight_bytes"] == found["total"]["size"] < report["size"]["stored_bytes"]
+    assert report["assignment"] == {item["name"]: item["chosen"] for item in found["items"]}
     assert len({item["chosen"] for item in found["items"]}) > 1
     assert any(note["where"] == "assign_bits" and "integer program" in note["text"] for note in report["notes"])
     assert report["verification"]["bit_exact"]
