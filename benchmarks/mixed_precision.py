@@ -211,6 +211,7 @@ def main() -> int:
         __doc__, bits={"default": "4,3"}, methods={"default": ""}, random={"type": int, "default": 20},
         draws={"default": "0,1,2"}, samples={"type": int, "default": 512},
         limit={"type": int, "default": 2000}, workers={"default": "serial"},
+        unordered={"action": "store_true", "help": "with as many workers as rows: probes are not shared"},
     )  # fmt: skip
     methods = [name for name in METHODS if not given.methods or name in given.methods.split(";")]
     names, payload = [case.name for case in cases(given.only or NETWORKS)], vars(given)
@@ -221,9 +222,10 @@ def main() -> int:
         for task in tasks_of(*one, bits, documents[i], methods, given.random)
     ]  # fmt: skip
     # One method of each network and draw first: its probes then serve the others.
-    first = {(task.network, task.seed): task for task in reversed(tasks) if task.method == methods[0]}.values()
+    served = {(task.network, task.seed): task for task in reversed(tasks) if task.method == methods[0]}
+    first = [] if given.unordered else list(served.values())
     rows: list[dict[str, Any]] = []
-    for part in (list(first), [task for task in tasks if task not in first]):
+    for part in (first, [task for task in tasks if task not in first]):
         for _, row in run_tasks(make, payload, part, given.workers):
             rows.append(row)
             print(*line(row), file=sys.stderr, flush=True)
