@@ -3,6 +3,7 @@
 Int   q = clip(rint(x / scale) + zero_point): float32 division, round half to even, integer zero point added after,
       then saturation (ONNX QuantizeLinear-21)
 Log   q = the number of `thresholds` that x lies below: float32 comparisons, no logarithm (NaN: 0)
+Minifloat   the code of round_levels(x / scale): float32 division, nearest level, half to even, saturation (NaN: 0)
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.formats import Log, QuantParams
+from qcompiler.formats import Log, Minifloat, QuantParams
 
 
 def _along(values: NDArray, axis: int | None, rank: int) -> NDArray:
@@ -29,10 +30,28 @@ def quantize(x: NDArray, params: QuantParams) -> NDArray:
         rising = thresholds(params)[::-1]
         return (fmt.max - np.searchsorted(rising, np.asarray(x, np.float32), side="right")).astype(fmt.storage)
     scale = _along(params.scale, params.axis, np.ndim(x))
+    if isinstance(fmt, Minifloat):
+        return fmt.encode(round_levels(np.asarray(x, np.float32) / scale, fmt).astype(np.int64))
     zero_point = _along(params.zero_point, params.axis, np.ndim(x))
     # Clip in float first: rint of a huge ratio would not fit an integer.
     codes = np.rint(np.asarray(x, np.float32) / scale).astype(np.float64) + zero_point
     return np.clip(codes, fmt.min, fmt.max).astype(fmt.storage)
+
+
+def round_levels(ratio: NDArray[np.floating], fmt: Minifloat) -> NDArray[np.floating]:
+    """The nearest level of every ratio, as a float of the same dtype.
+
+    Half to even (without mantissa bits half to the larger, as IEEE 754-2019 4.3.1 says of a precision of 1), saturated;
+    NaN gives 0.
+
+    Between 2^e and 2^(e+1) levels are 2^max(e - mantissa, 0) apart, a power of two: divided by it, rounded to an
+    integer and multiplied again, nothing but that one rounding changes a bit.
+    """
+    low = -fmt.largest if fmt.signed else 0
+    ratio = np.clip(np.where(np.isnan(ratio), ratio.dtype.type(0), ratio), low, fmt.largest)
+    exponent = np.frexp(ratio)[1] - 1
+    step = np.ldexp(ratio.dtype.type(1), np.maximum(exponent - fmt.mantissa, 0))
+    return np.asarray(np.rint(ratio / step) * step, ratio.dtype)
 
 
 def dequantize(codes: NDArray, params: QuantParams) -> NDArray[np.float32]:
