@@ -314,5 +314,4 @@ def _write(graph: Graph, layer: Layer, levels: NDArray, scales: NDArray, bias: N
     if bias is not None and read is not None and layer.bias_layer is not None:
         params = fit_bias(params, values, bias, read.params.scale)
         set_bias(graph, layer.bias_layer, bias, np.broadcast_to(read.params.scale * params.scale, bias.shape))
-    graph.set_input_const(maker, 0, quantize(values, params))
-    graph.set_input_const(maker, 1, params.scale)
+    qdq.set_constant(graph, maker, params, quantize(values, params))
