@@ -118,6 +118,12 @@ OCP = {fmt.token: fmt for fmt in (Minifloat(4, 3, special="nan"), Minifloat(5, 2
 """The formats of the OCP specification that are ONNX's types of 8 bits, by token."""
 
 
+def tokens(exponents: int, *, signed: bool = True) -> tuple[str, ...]:
+    """Tokens of all minifloats without special codes that have up to so many exponent bits."""
+    every = ((e, m) for e in range(1, exponents + 1) for m in range(8 - e + (not signed)))
+    return tuple(Minifloat(e, m, signed=signed).token for e, m in every if 3 <= signed + e + m <= 8)
+
+
 @lru_cache
 def _magnitudes(fmt: Minifloat) -> NDArray[np.int64]:
     """Levels of all codes without their sign, rising; Inf and NaN as if they were numbers."""

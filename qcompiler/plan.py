@@ -10,7 +10,8 @@ from typing import Any
 from qcompiler.calibrate.data import Samples
 from qcompiler.choose import AUTO
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
+from qcompiler.precision import check_minifloats, parse_formats, parse_precision
+from qcompiler.recipe import DECIDE, Recipe, load_recipe
 from qcompiler.target import Target
 
 QUALITY_SAMPLES = 32
@@ -49,16 +50,18 @@ def recipe_for(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | 
         return load_recipe(AUTO)
     default = load_recipe("default")
     precision = default.override(options or {}).options_of(DECIDE).precision
-    return load_recipe(AUTO) if min(pass_module(DECIDE).parse_precision(precision)) < 8 else default
+    return load_recipe(AUTO) if min(parse_precision(precision)) < 8 else default
 
 
 def check_precision(plan: Recipe, target: Target) -> tuple[int, int] | None:
     """Say before calibration what `decide` would say after it; the bits of weights and activations."""
     if DECIDE not in plan.passes:
         return None
-    bits: tuple[int, int]
-    bits = pass_module(DECIDE).parse_precision(plan.options_of(DECIDE).precision)
+    formats = parse_formats(plan.options_of(DECIDE).precision)
+    bits = (formats[0].bits, formats[1].bits)
     can = target.capabilities
+    for what, fmt in zip(("weights", "activations"), formats, strict=True):
+        check_minifloats(can, what, [("", fmt)], f"target `{target.name}`")
     for what, wanted, offered in zip(
         ("weights", "activations"), bits, (can.weight_bits, can.activation_bits), strict=True
     ):

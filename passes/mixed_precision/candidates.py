@@ -25,7 +25,7 @@ from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.model import Graph
 from qcompiler.ops.macs import float_macs
-from qcompiler.passes.decide import weight_token
+from qcompiler.precision import weight_token
 
 NodeCost = Callable[[ir.Node, int, int], Mapping[str, float]]
 """(node of the float graph, bits of its weight or second operand, bits of its first operand) -> cost by name."""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
 from qcompiler.formats import Int, Minifloat, QuantParams, parse_format
-from qcompiler.graph.functions import FAKE_QUANTIZE
+from qcompiler.graph.functions import FAKE_QUANTIZE, MINIFLOAT_QUANTIZE
 from qcompiler.graph.given import mark_given
 from qcompiler.graph.model import DOMAIN, Graph, attribute, operand
 from qcompiler.graph.qdq import BIAS_TOKEN, FLOATS, FORMAT_KEY, read_quantizer, write_fake_quantize
@@ -338,6 +338,7 @@ def handlers() -> dict[tuple[str, str], Callable[[Lifter, ir.Node], None]]:
         ("", "DynamicQuantizeLinear"): _dynamic,
         ("", "Clip"): Lifter.clip,
         (DOMAIN, FAKE_QUANTIZE): _fake_quantize,
+        (DOMAIN, MINIFLOAT_QUANTIZE): _fake_quantize,
         **{(domain, "Quant"): quant for domain in QONNX},
         **RULES,
     }

@@ -21,6 +21,9 @@ from qcompiler.minifloat import OCP
 
 _WIDE = {4: np.dtype(ml_dtypes.float8_e4m3fn), 5: np.dtype(ml_dtypes.float8_e5m2)}
 
+FLOAT_CODES = ("float8_e4m3fn", "float8_e5m2", "float4_e2m1fn")
+"""Numpy names of ONNX's types of few-bit floats."""
+
 
 def own_type(fmt: Minifloat) -> np.dtype | None:
     """The type of ONNX whose numbers are those of the format, None if it has none."""

@@ -35,6 +35,8 @@ from qcompiler.quantizer import dequantize, quantize
 
 LOGARITHM_KEY = "qcompiler.logarithm"
 """Metadata key of levels in an INTEGER graph: the token of the logarithmic format that they belong to."""
+MINIFLOAT_KEY = "qcompiler.minifloat"
+"""Metadata key of integers in an INTEGER graph that are levels of a minifloat: its token."""
 INDICES_KEY = "qcompiler.indices"
 """Metadata key of an integer input of an INTEGER graph: how many rows its indices choose from."""
 BIAS_TOKEN = "int32"

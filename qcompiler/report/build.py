@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from qcompiler.graph.islands import describe_islands
 from qcompiler.graph.model import Graph
-from qcompiler.graph.qdq import LOGARITHM_KEY
+from qcompiler.graph.qdq import LOGARITHM_KEY, MINIFLOAT_KEY
 from qcompiler.ops.macs import node_macs
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _bits(value: ir.Value | None) -> int:
     from qcompiler.formats import parse_format
 
     known = value.metadata_props if value is not None else {}
-    token = known.get(LOGARITHM_KEY) or known.get("qcompiler.format")
+    token = known.get(LOGARITHM_KEY) or known.get(MINIFLOAT_KEY) or known.get("qcompiler.format")
     return parse_format(token).bits if token else 0
 
 

@@ -71,7 +71,7 @@ def _requantization(program: Program, node: ir.Node, first: int) -> tuple[Requan
     """
     requantize = replace(requantize_of(node), zero_point=0)
     multiplier, shift = requantize_inputs(program, node, first)
-    if shift.min(initial=33) < 33:
+    if not requantize.upper(shift):
         return requantize, [multiplier, shift]
     return replace(requantize, high=True), [multiplier, (shift - 33).astype(np.int8)]
 

@@ -158,7 +158,7 @@ def emit_matrix(
 
 def _upper(machine: Machine, requantize: Requantize, scales: list[NDArray]) -> tuple[Requantize, list[NDArray]]:
     """Requantization by upper words, on machines that multiply for them and where all shifts allow it."""
-    if not machine.across or len(scales) < 2 or scales[1].min(initial=33) < 33:
+    if not machine.across or len(scales) < 2 or not requantize.upper(scales[1]):
         return requantize, scales
     return replace(requantize, high=True), [scales[0], (scales[1] - 33).astype(np.int8)]
 

@@ -44,7 +44,7 @@ def paired_form(
     Narrow weights are multiplied by a power of two where that makes all shifts 33 or more: the same product, shifted
     further. Packed ones always are, since they are used as the upper bits of a byte.
     """
-    if not program.machine.helpers or format_of(value).bits > 8:
+    if not program.machine.helpers or format_of(value).bits > 8 or requantize_of(node).minifloat is not None:
         return None
     bias = program.graph.const(node.inputs[2])
     assert bias is not None

@@ -32,6 +32,7 @@ from qcompiler.execute.torch.rules import RULES
 from qcompiler.execute.torch.site import Function, Site
 from qcompiler.formats import Log, QuantParams
 from qcompiler.graph import qdq
+from qcompiler.graph.minifloats import FLOAT_CODES
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.quantizer import dequantize
 
@@ -86,6 +87,8 @@ class TorchGraph(nn.Module):
         self._plans: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], list[list[str]]]] = {}
         for name, value in graph.ir.initializers.items():
             array = graph.const(value)
+            if array is not None and array.dtype.name in FLOAT_CODES:
+                array = array.astype(np.float32)
             if array is not None and array.dtype.kind in "fiub":
                 self._add_constant(name, array)
         self._tied = tied_values(graph)
