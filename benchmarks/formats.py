@@ -1,7 +1,7 @@
 """Integers and minifloats of 3 to 8 bits: accuracy of the quantized network against bytes of weights.
 
     python -m benchmarks.formats [--only resnet20_cifar10_jpeg,mobilenetv2] [--formats LIST] [--scales channel,tensor]
-                                 [--samples 256] [--limit 2000] [--json FILE]
+                                 [--samples 256] [--limit 1000] [--json FILE]
 
 Every row is the recipe `auto` (equalization, refit and GPTQ on the format's grid, bias correction) at one precision,
 and runs the QDQ graph in onnxruntime: what a file says, not what a target makes of it. Weights in a format beside
@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import qcompiler
 from benchmarks.assets import Case, arguments, cases, machine, write_json
@@ -25,6 +26,7 @@ from qcompiler.calibrate.data import load_samples
 from qcompiler.cli.console import table
 from qcompiler.evaluate import predict, runner
 from qcompiler.graph import qdq
+from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 
 FORMATS = (
@@ -45,8 +47,8 @@ def weight_bytes(graph: Graph) -> int:
     return total
 
 
-def row(case: Case, weight: str, activation: str, per_tensor: bool, samples: int, limit: int) -> dict[str, Any]:
-    """One network at one precision, measured."""
+def row(case: Case, wanted: NDArray, weight: str, activation: str, per_tensor: bool, samples: int) -> dict[str, Any]:
+    """One network at one precision, measured on as many samples as there are `wanted` outputs of the float network."""
     start = time.perf_counter()
     drawn = dataclasses.replace(case, draw=(0, samples))
     options = {"precision": f"{weight}w-{activation}a", "per_tensor": per_tensor}
@@ -54,8 +56,8 @@ def row(case: Case, weight: str, activation: str, per_tensor: bool, samples: int
         str(case.model), drawn.feed("calib"), recipe="auto", shapes=case.shapes, options=options
     )
     seconds = time.perf_counter() - start
-    test = list(load_samples(case.feed("test"), result.float_graph, None, limit))
-    wanted, ours = (predict(runner(graph), test) for graph in (result.float_graph, result.qdq_graph))
+    test = load_samples(case.feed("test"), result.float_graph, None, len(wanted))
+    ours = predict(runner(result.qdq_graph), test)
     error = float(np.square(ours - wanted, dtype=np.float64).sum() / np.square(wanted, dtype=np.float64).sum())
     return {
         "network": case.name, "weights": weight, "activations": activation, "metric": case.metric,
@@ -76,18 +78,20 @@ def main() -> int:
     """Print the table."""
     given = arguments(
         __doc__, formats={"default": ",".join(FORMATS)}, scales={"default": "channel"},
-        samples={"type": int, "default": 256}, limit={"type": int, "default": 2000},
+        samples={"type": int, "default": 256}, limit={"type": int, "default": 1000},
         same={"action": "store_true", "help": "activations in the weights' format alone"},
         weights={"action": "store_true", "help": "activations of 8 bits alone"},
     )  # fmt: skip
     rows = []
     for case in cases(given.only or NETWORKS):
+        graph = load_graph(str(case.model), shapes=case.shapes)
+        wanted = predict(runner(graph), load_samples(case.feed("test"), graph, None, given.limit))
         for token in given.formats.split(","):
             beside = [] if given.same else ["int8"]
             beside += [] if given.weights or token == "int8" else [token]
             for activation in beside:
                 for scales in given.scales.split(","):
-                    rows.append(row(case, token, activation, scales == "tensor", given.samples, given.limit))
+                    rows.append(row(case, wanted, token, activation, scales == "tensor", given.samples))
                     print(*line(rows[-1]), file=sys.stderr, flush=True)
                     write_json(given.json, rows)
     print(f"{machine()}\n" + table(HEADERS, [line(one) for one in rows]))
