@@ -194,7 +194,7 @@ def _items(graph: Graph, assignment: Assignment, options: Options, context: Cont
         raise RecipeError(f"`{wrong_tokens[0]}` is no minifloat for weights.", where="assign_bits", hint=hint)
     if target:
         check_minifloats(target, "weights", (("", fmt) for fmt in formats), "assign_bits")
-    return find_items(graph, assignment, *offered, [fmt.token for fmt in formats])
+    return find_items(graph, assignment, offered[0], offered[1], [fmt.token for fmt in formats])
 
 
 def _check(options: Options) -> dict[str, Any]:

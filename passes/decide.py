@@ -202,8 +202,10 @@ class _Draft:
             second = self.result.narrowed.get(name)
             if second is None or second.format.bits >= bits:
                 continue
-            if name in self.fine:
-                self.activations[name] = activation_token(bits, symmetric)
+            group = self.result.group_of(name)
+            if name in self.fine and not any(other in self.result.narrowed for other in group if other != name):
+                fits = activation_token(bits, symmetric)
+                self.activations.update({other: fits for other in group if other in self.fine})
             if parse_format(self.activations[name]).bits <= bits:
                 del self.result.narrowed[name]
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -122,6 +123,15 @@ def tokens(exponents: int, *, signed: bool = True) -> tuple[str, ...]:
     """Tokens of all minifloats without special codes that have up to so many exponent bits."""
     every = ((e, m) for e in range(1, exponents + 1) for m in range(8 - e + (not signed)))
     return tuple(Minifloat(e, m, signed=signed).token for e, m in every if 3 <= signed + e + m <= 8)
+
+
+def families(every: Iterable[str]) -> str:
+    """Tokens in short: e2m0-5 for e2m0 to e2m5."""
+    found: dict[str, list[str]] = {}
+    for token in every:
+        head, _, mantissa = token.rpartition("m")
+        found.setdefault(head, []).append(mantissa)
+    return " ".join(f"{head}m{m[0]}" + (f"-{m[-1]}" if len(m) > 1 else "") for head, m in found.items())
 
 
 @lru_cache

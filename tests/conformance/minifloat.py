@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qcompiler.formats import Minifloat, parse_format
+from qcompiler.graph.qdq import FORMAT_KEY, MINIFLOAT_KEY
 from tests.conformance.problems import Problems
 
 
@@ -16,8 +17,9 @@ def add_minifloats(p: Problems) -> None:
     """All of them."""
     for w, x, out in (
         ("e2m1", "uint8", "uint8"), ("e2m1", "e2m1", "e2m1"), ("e2m1", "ue2m2", "ue2m2"), ("e2m0", "uint4", "ue2m1"),
-        ("e2m3", "uint8", "e1m3"), ("e2m4", "int8", "uint8"), ("e3m0", "uint8", "e3m0"), ("e2m5", "uint8", "e2m5"),
-        ("e3m2", "uint8", "uint8"), ("e3m2", "e3m2", "e3m2"), ("e3m4", "ue3m5", "ue3m5"), ("int8", "e3m1", "e3m3"),
+        ("e2m3", "uint8", "e1m3"), ("e2m4", "int8", "uint8"), ("e3m0", "uint8", "e3m0"), ("e3m0", "uint8", "uint8"),
+        ("e2m5", "uint8", "e2m5"), ("e3m2", "uint8", "uint8"), ("e3m2", "e3m2", "e3m2"), ("e3m4", "ue3m5", "ue3m5"),
+        ("int8", "e3m1", "e3m3"),
     ):  # fmt: skip
         name = f"mini_{w}_{x}_{out}"
         weighted(p, f"{name}_conv", w, x, out, (1, 9, 7, 6), 10)
@@ -76,6 +78,9 @@ def weighted(
     inner = shape[1] // group * 9 if image else shape[-1]
     array = weights(p, w, (m, shape[1] // group, 3, 3) if image else (inner, m))
     stored = p.const(array.astype(np.int8 if np.abs(array).max() < 128 else np.int16))
+    stored.metadata_props[FORMAT_KEY] = parse_format(w).integers.token
+    if isinstance(parse_format(w), Minifloat):
+        stored.metadata_props[MINIFLOAT_KEY] = w
     have = parse_format(x)
     top = float(have.largest if isinstance(have, Minifloat) else have.max)
     zero = 0 if isinstance(have, Minifloat) or have.signed else int(have.max // 3)
