@@ -47,11 +47,15 @@ def weight_bytes(graph: Graph) -> int:
     return total
 
 
-def row(case: Case, wanted: NDArray, weight: str, activation: str, per_tensor: bool, samples: int) -> dict[str, Any]:
+def row(
+    case: Case, wanted: NDArray, weight: str, activation: str, per_tensor: bool, samples: int, rounding: bool = False
+) -> dict[str, Any]:
     """One network at one precision, measured on as many samples as there are `wanted` outputs of the float network."""
     start = time.perf_counter()
     drawn = dataclasses.replace(case, draw=(0, samples))
-    options = {"precision": f"{weight}w-{activation}a", "per_tensor": per_tensor}
+    options: dict[str, Any] = {"precision": f"{weight}w-{activation}a", "per_tensor": per_tensor}
+    if rounding:
+        options |= {"solve_weights.method": "nearest", "solve_weights.refit": False, "solve_weights.sweeps": 0}
     result = qcompiler.quantize(
         str(case.model), drawn.feed("calib"), recipe="auto", shapes=case.shapes, options=options
     )
@@ -81,6 +85,7 @@ def main() -> int:
         samples={"type": int, "default": 256}, limit={"type": int, "default": 1000},
         same={"action": "store_true", "help": "activations in the weights' format alone"},
         weights={"action": "store_true", "help": "activations of 8 bits alone"},
+        rounding={"action": "store_true", "help": "weights rounded to nearest, not solved"},
     )  # fmt: skip
     rows = []
     for case in cases(given.only or NETWORKS):
@@ -91,7 +96,7 @@ def main() -> int:
             beside += [] if given.weights or token == "int8" else [token]
             for activation in beside:
                 for scales in given.scales.split(","):
-                    rows.append(row(case, wanted, token, activation, scales == "tensor", given.samples))
+                    rows.append(row(case, wanted, token, activation, scales == "tensor", given.samples, given.rounding))
                     print(*line(rows[-1]), file=sys.stderr, flush=True)
                     write_json(given.json, rows)
     print(f"{machine()}\n" + table(HEADERS, [line(one) for one in rows]))

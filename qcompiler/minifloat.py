@@ -84,9 +84,14 @@ class Minifloat:
         return int(_magnitudes(self)[top])
 
     @property
+    def level_bits(self) -> int:
+        """Of levels, sign included."""
+        return self.largest.bit_length() + self.signed
+
+    @property
     def integers(self) -> Int:
         """The smallest format of integers that holds every level. Raises RecipeError above 16 bits."""
-        bits = self.largest.bit_length() + self.signed
+        bits = self.level_bits
         if bits > 16:
             raise RecipeError(f"levels of {self.token} have {bits} bits, which no format of integers has.")
         return Int(bits, signed=self.signed, narrow=self.signed)

@@ -83,7 +83,7 @@ def compile_command(
     recipe
         A preset (see docs/recipes.md) or a .toml file; by default `auto` below 8 bits, else `default`.
     precision
-        Bits of weights and activations, as w8a8, w4a8 or w8a16; `auto`: chosen for --budget.
+        Bits of weights and activations, as w8a8, w4a8 or w8a16; or formats, as e2m1w-int8a; `auto`: for --budget.
     budget
         What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, or a share as size=0.5x.
     nonlinear
