@@ -355,6 +355,10 @@ def _keep_grid(graph: Graph, value: ir.Value, axis: int | None, result: Assignme
         if GIVEN_KEY in value.metadata_props:
             context.note(value, "left the grid that it came with; quantized anew")
         return False
+    can, fmt = context.capabilities, params.format
+    if can is not None and isinstance(fmt, Minifloat) and fmt.token not in can.weight_minifloats:
+        context.note(value, f"came in {fmt}, which the target lacks; quantized anew")
+        return False
     granularity = QuantSpec(params.format).granularity if params.axis is None else per_channel(params.axis)
     result.constants[name] = QuantSpec(params.format, granularity, symmetric=not params.zero_point.any())
     result.params[name] = params

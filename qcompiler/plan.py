@@ -53,12 +53,17 @@ def recipe_for(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | 
     return load_recipe(AUTO) if min(parse_precision(precision)) < 8 else default
 
 
-def check_precision(plan: Recipe, target: Target) -> tuple[int, int] | None:
-    """Say before calibration what `decide` would say after it; the bits of weights and activations."""
+def check_precision(plan: Recipe, target: Target | None) -> tuple[int, int] | None:
+    """Say before calibration what `decide` would say after it; the bits of weights and activations.
+
+    target: None where nothing is lowered, so that any precision will do.
+    """
     if DECIDE not in plan.passes:
         return None
     formats = parse_formats(plan.options_of(DECIDE).precision)
     bits = (formats[0].bits, formats[1].bits)
+    if target is None:
+        return bits
     can = target.capabilities
     for what, fmt in zip(("weights", "activations"), formats, strict=True):
         check_minifloats(can, what, [("", fmt)], f"target `{target.name}`")

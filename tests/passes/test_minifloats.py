@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qcompiler import driver
@@ -11,12 +14,15 @@ from qcompiler.calibrate.ranges import find_range, find_weight_range
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.execute.oracle import Oracle
+from qcompiler.execute.ort import Session
 from qcompiler.formats import Int, Minifloat, QuantParams, QuantSpec, parse_format, per_channel
 from qcompiler.graph import qdq
+from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
-from qcompiler.passes import bias_correction, decide, integerize, search_ranges, solve_weights
+from qcompiler.passes import bias_correction, decide, export_qdq, integerize, search_ranges, solve_weights
 from qcompiler.precision import parse_formats, parse_precision
 from qcompiler.quantizer import fake_quantize
+from qcompiler.recipe import load_recipe
 from qcompiler.target import Capabilities
 from tests import quantized
 from tests.passes.test_solve_weights import network, output_error, prepared
@@ -178,6 +184,38 @@ def test_files_come_back_to_the_same_integers(tmp_path, precision: str, form: st
         for g in (first, again)
     ]
     assert tokens[0] == tokens[1] and tokens[0][-1]
+
+
+def test_weights_of_other_tools_in_floats_of_few_bits(tmp_path):
+    """float4e2m1 keeps its grid; float8, which no integers hold, is quantized anew, and said."""
+    graph = network()
+    x = np.random.default_rng(3).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    first = driver.quantize(graph.to_proto(), {"x": x}, options={"precision": "e2m1w-int8a"})
+    four = export_qdq.run(first.qdq_graph.clone(), export_qdq.Options(float4=True), Context())
+    assert any(v.dtype == ir.DataType.FLOAT4E2M1 for v in four.ir.initializers.values())
+    again = driver.quantize(four.to_proto())
+    a, b = Oracle(first.integer_graph), Oracle(again.integer_graph)
+    np.testing.assert_array_equal(a.run({"x": x[:1]})[0], b.run({"x": x[:1]})[0])
+    eight, context = prepared(network(), precision="float8e4m3fnw-int8a")
+    result = driver.quantize(eight.to_proto())
+    assert sum("float8e4m3fn, which the target lacks" in note.text for note in result.context.notes) == 6
+    oracle, wanted = Oracle(result.integer_graph), eight.run(x=x[:1])
+    assert np.abs(oracle.run({"x": x[:1]})[0] - wanted).max() < 0.1 * np.abs(wanted).max()
+
+
+def test_a_recipe_without_integers_writes_what_no_target_has(tmp_path):
+    recipe = load_recipe("default")
+    recipe = dataclasses.replace(recipe, passes=tuple(name for name in recipe.passes if name != "integerize"))
+    x = np.random.default_rng(3).standard_normal((16, 3, 8, 8)).astype(np.float32)
+    options = {"precision": "float8e4m3fnw-float8e4m3fna"}
+    result = driver.quantize(network().to_proto(), {"x": x}, recipe, options=options)
+    result.save(tmp_path / "q.onnx")
+    types = [value.dtype for value in load_graph(tmp_path / "q.onnx", lifted=False).ir.initializers.values()]
+    assert ir.DataType.FLOAT8E4M3FN in types
+    got, wanted = Session((tmp_path / "q.onnx").read_bytes()).run({"x": x[:1]})[0], network().run(x=x[:1])
+    assert np.abs(got - wanted).max() < 0.15 * np.abs(wanted).max()
+    with pytest.raises(UnsupportedError, match="target `cpu`.*no weights in float8e4m3fn"):
+        driver.quantize(network().to_proto(), {"x": x}, options=options)
 
 
 def test_what_is_refused():
