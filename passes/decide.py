@@ -291,7 +291,8 @@ def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
     if not {"match", "op_type"} & set(rule):
         raise RecipeError("it matches nothing.", where=where, hint="Give `match` or `op_type`.")
     for key in ("weight", "activation"):
-        if key in rule and isinstance(parse_format(rule[key]), Log):
+        fmt = parse_format(rule[key]) if key in rule else Int(8)
+        if isinstance(fmt, Log) or isinstance(fmt, Minifloat) and key == "weight" and not fmt.signed:
             raise RecipeError(f"`{rule[key]}` is no format of `{key}`.", where=where, hint="Take int8 or e2m1, say.")
     methods = (*METHODS, *WEIGHTED_METHODS)
     if rule.get("method", "minmax") not in methods:
@@ -366,17 +367,16 @@ def _keep_grid(graph: Graph, value: ir.Value, axis: int | None, result: Assignme
 
 
 def _check_capabilities(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:
-    if context.capabilities is None:
-        return
+    can, where = context.capabilities, str(graph.path or "")
     names = {_weight_name(graph, node): node for node in weighted}
-    check_minifloats(
-        context.capabilities, "weights", ((n, result.constants[n].format) for n in names), str(graph.path or "")
-    )
+    check_minifloats(can, "weights", ((name, result.constants[name].format) for name in names), where)
     read = [*result.activations.items(), *result.narrowed.items()]
-    check_minifloats(context.capabilities, "activations", ((n, s.format) for n, s in read), str(graph.path or ""))
+    check_minifloats(can, "activations", ((name, spec.format) for name, spec in read), where)
+    if can is None:
+        return
     for what, specs, offered in (
-        ("weights", {n: result.constants[n] for n in names}, context.capabilities.weight_bits),
-        ("activations", result.activations, context.capabilities.activation_bits),
+        ("weights", {n: result.constants[n] for n in names}, can.weight_bits),
+        ("activations", result.activations, can.activation_bits),
     ):
         lacking = {name: spec.format.bits for name, spec in specs.items() if spec.format.bits not in offered}
         if lacking:

@@ -27,8 +27,8 @@ class Minifloat:
     subnormal: `decode` gives that integer, a level, and scales are those of levels. All codes are numbers (with
     `special` of ONNX's two OCP types all but those) and -0 is never written. `signed=False` has no sign bit.
 
-    Sources: Aggarwal et al. 2024, Post-Training Quantization with Low-precision Minifloats and Integers on FPGAs; OCP
-    8-bit Floating Point Specification, revision 1.0.
+    Sources: Aggarwal et al. 2023, Post-Training Quantization with Low-precision Minifloats and Integers on FPGAs
+    (arXiv:2311.12359); OCP 8-bit Floating Point Specification, revision 1.0.
     """
 
     exponent: int

@@ -62,11 +62,12 @@ def check_precision(plan: Recipe, target: Target | None) -> tuple[int, int] | No
         return None
     formats = parse_formats(plan.options_of(DECIDE).precision)
     bits = (formats[0].bits, formats[1].bits)
+    for what, fmt in zip(("weights", "activations"), formats, strict=True):
+        where = "precision" if target is None else f"target `{target.name}`"
+        check_minifloats(None if target is None else target.capabilities, what, [("", fmt)], where)
     if target is None:
         return bits
     can = target.capabilities
-    for what, fmt in zip(("weights", "activations"), formats, strict=True):
-        check_minifloats(can, what, [("", fmt)], f"target `{target.name}`")
     for what, wanted, offered in zip(
         ("weights", "activations"), bits, (can.weight_bits, can.activation_bits), strict=True
     ):

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.formats import Int, Minifloat, NumberFormat, parse_format
+from qcompiler.graph.minifloats import carrier, no_carrier
 from qcompiler.target import Capabilities
 
 BITS = (2, 3, 4, 5, 6, 7, 8, 16)
@@ -56,12 +57,20 @@ def without_sign(fmt: Minifloat) -> Minifloat:
     return fmt if fmt.special != "none" or not fmt.signed else Minifloat(fmt.exponent, fmt.mantissa + 1, signed=False)
 
 
-def check_minifloats(can: Capabilities, what: str, formats: Iterable[tuple[str, NumberFormat]], where: str) -> None:
-    """Raise UnsupportedError for a minifloat that the target lacks. what: weights or activations; formats: with the
-    names of the values that have them."""
-    offered = can.weight_minifloats if what == "weights" else can.activation_minifloats
+def check_minifloats(
+    can: Capabilities | None, what: str, formats: Iterable[tuple[str, NumberFormat]], where: str
+) -> None:
+    """Raise UnsupportedError for a minifloat that the target, if there is one, lacks, and for weights in one that no
+    file holds. what: weights or activations; formats: with the names of the values that have them."""
     for name, fmt in formats:
-        if isinstance(fmt, Minifloat) and fmt.token not in offered:
+        if not isinstance(fmt, Minifloat):
+            continue
+        if what == "weights" and carrier(fmt) is None:
+            raise no_carrier(fmt, name or where)
+        if can is None:
+            continue
+        offered = can.weight_minifloats if what == "weights" else can.activation_minifloats
+        if fmt.token not in offered:
             of = f" (`{name}`)" if name else ""
             hint = f"It has {', '.join(offered)}." if offered else "It has integers alone."
             raise UnsupportedError(f"the target has no {what} in {fmt.token}{of}.", where=where, hint=hint)

@@ -41,6 +41,15 @@ def carrier(fmt: Minifloat) -> np.dtype | None:
     return _WIDE[4] if fmt.signed and fmt.exponent == 4 and fmt.mantissa <= 2 else None
 
 
+def no_carrier(fmt: Minifloat, where: str) -> UnsupportedError:
+    """The error for constants of a format without one."""
+    return UnsupportedError(
+        f"ONNX has no type that holds the numbers of {fmt.token}.",
+        where=where,
+        hint="Choose fewer exponent bits, or float8e4m3fn or float8e5m2.",
+    )
+
+
 def holds_numbers(dtype: np.dtype) -> bool:
     """Whether a stored type holds a format's numbers rather than levels."""
     return dtype.kind not in "iu"
@@ -50,11 +59,7 @@ def stored_codes(codes: NDArray, fmt: Minifloat, where: str, dtype: np.dtype | N
     """Codes [...] as an initializer holds them, in `carrier` or `dtype`. Raises UnsupportedError if there is none."""
     dtype = carrier(fmt) if dtype is None else dtype
     if dtype is None:
-        raise UnsupportedError(
-            f"ONNX has no type that holds the numbers of {fmt.token}.",
-            where=where,
-            hint="Choose fewer exponent bits, or float8e4m3fn or float8e5m2.",
-        )
+        raise no_carrier(fmt, where)
     levels = fmt.decode(codes)
     return levels.astype(dtype) if not holds_numbers(dtype) else (levels * fmt.unit).astype(dtype)
 

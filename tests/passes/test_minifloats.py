@@ -88,8 +88,10 @@ def test_rules_choose_minifloats():
     decide.run(graph, decide.Options(rules=rules), context)
     assert str(context.assignment.constants["w"].format) == "e3m2"
     assert str(context.assignment.narrowed["s"].format) == "e2m3"
-    with pytest.raises(RecipeError, match="log4"):
-        decide.run(residual(), decide.Options(rules=({"op_type": "Add", "activation": "log4:1/1"},)), Context())
+    wrong = (({"op_type": "Add", "activation": "log4:1/1"}, "log4"), ({"match": "c", "weight": "ue2m2"}, "ue2m2"))
+    for rule, token in wrong:
+        with pytest.raises(RecipeError, match=token):
+            decide.run(residual(), decide.Options(rules=(rule,)), Context())
 
 
 @pytest.mark.parametrize("arithmetic", ["float", "fixed"])
@@ -219,6 +221,9 @@ def test_a_recipe_without_integers_writes_what_no_target_has(tmp_path):
 
 
 def test_what_is_refused():
+    for context in (Context(), Context(capabilities=Capabilities((8,), (8,), ("fixed",), True))):
+        with pytest.raises(UnsupportedError, match="no type that holds the numbers of e5m1"):
+            decide.run(residual(), decide.Options(precision="e5m1w-int8a"), context)
     can = Capabilities((4, 8), (8,), ("fixed",), True, weight_minifloats=("e2m1",))
     decide.run(residual(), decide.Options(precision="e2m1w-int8a"), Context(capabilities=can))
     for precision, message in (("e3m0w-int8a", "no weights in e3m0.*has e2m1"), ("int8w-e2m1a", "activations in")):
