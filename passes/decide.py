@@ -20,7 +20,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +29,9 @@ import onnx_ir as ir
 from qcompiler import assignment as decisions
 from qcompiler import widths
 from qcompiler.assignment import WEIGHTED, Assignment
-from qcompiler.calibrate.ranges import METHODS, WEIGHTED_METHODS
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.formats import Int, Log, Minifloat, QuantSpec, ScaleType, parse_format, per_channel
+from qcompiler.formats import Int, Minifloat, QuantSpec, ScaleType, parse_format, per_channel
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.given import GIVEN_KEY, given_params
@@ -41,9 +39,9 @@ from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 from qcompiler.precision import activation_token, check_minifloats, parse_formats, weight_token, without_sign
+from qcompiler.rules import checked_rule, compiled
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
-RULE_KEYS = ("match", "op_type", "weight", "activation", "method")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +70,8 @@ class Options:
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """Leave `context.assignment`. Raises RecipeError (bad rule), UnsupportedError (bits that the target lacks)."""
-    rules = [_checked(rule, i) for i, rule in enumerate(options.rules)]
-    excluded = [_compiled(pattern, "exclude") for pattern in options.exclude]
+    rules = [checked_rule(rule, i) for i, rule in enumerate(options.rules)]
+    excluded = [compiled(pattern, "exclude") for pattern in options.exclude]
     can = context.capabilities
     draft = _Draft(graph, options, wide=can is None or 16 in can.activation_bits)
     if isinstance(draft.activation, Minifloat):
@@ -281,32 +279,6 @@ def _never_negative(graph: Graph, value: ir.Value) -> bool:
     maker = value.producer()
     bounds = decisions.clip_bounds(graph, maker)
     return (bounds is not None and bounds[0] == 0) or maker is not None and maker.op_type in ("Sigmoid", "Softmax")
-
-
-def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
-    where = f"rule {index + 1}"
-    unknown = sorted(set(rule) - set(RULE_KEYS))
-    if unknown:
-        raise RecipeError(f"no key `{unknown[0]}`.", where=where, hint=f"Keys are {', '.join(RULE_KEYS)}.")
-    if not {"match", "op_type"} & set(rule):
-        raise RecipeError("it matches nothing.", where=where, hint="Give `match` or `op_type`.")
-    for key in ("weight", "activation"):
-        fmt = parse_format(rule[key]) if key in rule else Int(8)
-        if isinstance(fmt, Log) or isinstance(fmt, Minifloat) and key == "weight" and not fmt.signed:
-            raise RecipeError(f"`{rule[key]}` is no format of `{key}`.", where=where, hint="Take int8 or e2m1, say.")
-    methods = (*METHODS, *WEIGHTED_METHODS)
-    if rule.get("method", "minmax") not in methods:
-        raise RecipeError(f"`{rule['method']}` is no range method.", where=where, hint=f"Known: {', '.join(methods)}.")
-    checked = dict(rule)
-    checked["match"] = _compiled(rule.get("match", ""), where)
-    return checked
-
-
-def _compiled(pattern: str, where: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"`{pattern}` is not a regular expression ({error}).", where=where) from error
 
 
 def _weight_name(graph: Graph, node: ir.Node) -> str:
