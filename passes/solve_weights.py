@@ -31,7 +31,7 @@ from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.evaluate import take
 from qcompiler.execute.prefix import Prefix, workers
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Minifloat, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import by_depth
 from qcompiler.graph.given import given_params
@@ -312,6 +312,7 @@ def _write(graph: Graph, layer: Layer, levels: NDArray, scales: NDArray, bias: N
     values = from_matrices(node, levels * scales[..., None], layer.shape)
     read = qdq.quantizer_of(graph, node.inputs[0])
     if bias is not None and read is not None and layer.bias_layer is not None:
-        params = fit_bias(params, values, bias, read.params.scale)
+        if all(not isinstance(one.format, Minifloat) or one.format.level_bits <= 16 for one in (params, read.params)):
+            params = fit_bias(params, values, bias, read.params.scale)
         set_bias(graph, layer.bias_layer, bias, np.broadcast_to(read.params.scale * params.scale, bias.shape))
     qdq.set_constant(graph, maker, params, quantize(values, params))

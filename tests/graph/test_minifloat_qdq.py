@@ -137,3 +137,17 @@ def test_what_is_no_number_of_the_format_is_refused():
     graph.set_input_const(node, 0, np.full((2, 2), np.nan).astype(ml_dtypes.float8_e4m3fn))
     with pytest.raises(ModelError, match="no number of float8e4m3fn"):
         qdq.read_quantizer(graph, node)
+
+
+@pytest.mark.parametrize("token", ["float8e4m3fn", "float8e5m2"])
+def test_float8_of_other_tools_is_lifted(token: str):
+    """Without our metadata: types say the format, and quantizers become functions with the same bits."""
+    params = QuantParams(parse_format(token), np.float32(0.0317))
+    x = every_input(params.format, params.scale)
+    graph = activation(params, len(x))
+    for node in graph.nodes():
+        node.metadata_props.clear()
+    loaded = load_graph(graph.to_proto())
+    assert [node.op_type for node in loaded.nodes()] == ["MinifloatQuantize"]
+    assert qdq.read_quantizer(loaded, loaded.nodes("MinifloatQuantize")[0]).params == params
+    np.testing.assert_array_equal(loaded.run(x=x[None]), graph.run(x=x[None]))

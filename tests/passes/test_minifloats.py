@@ -159,6 +159,19 @@ def test_solvers_lower_the_error_on_uneven_grids(token: str, method: str):
     assert all(read.params.format.token == token for read in reads)
 
 
+@pytest.mark.parametrize("precision", ["float8e4m3fnw-int8a", "int8w-float8e4m3fna", "float8e5m2w-float8e5m2a"])
+def test_biases_do_not_widen_the_scales_of_fine_levels(precision: str):
+    """A level of float8 is a 229,376th of the largest number: biases at that scale are float."""
+    graph, context = prepared(network(), precision=precision)
+    found = context.assignment.params
+    solve_weights.run(graph, solve_weights.Options(), context)
+    for node in graph.nodes("Conv", "Gemm", "MatMul"):
+        read = qdq.quantizer_of(graph, node.inputs[1])
+        name = str(read.source.name).removesuffix("_codes")
+        if isinstance(read.params.format, Minifloat):
+            np.testing.assert_array_equal(read.params.scale, found[name].scale)
+
+
 def test_bias_correction_and_search_ranges():
     graph, context = prepared(network(), precision="e2m1w-e2m1a")
     ranges = [qdq.read_quantizer(graph, node).params for node in graph.nodes("MinifloatQuantize")]
