@@ -25,6 +25,7 @@ from benchmarks.assets import Case, arguments, cases, machine, write_json
 from qcompiler.calibrate.data import load_samples
 from qcompiler.cli.console import table
 from qcompiler.evaluate import predict, runner
+from qcompiler.formats import Blocks
 from qcompiler.graph import qdq
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
@@ -43,7 +44,10 @@ def weight_bytes(graph: Graph) -> int:
     for node in graph.nodes("Conv", "ConvTranspose", "Gemm", "MatMul"):
         read = qdq.quantizer_of(graph, node.inputs[1])
         if read is not None and read.codes is not None:
-            total += -(-read.codes.size * read.params.format.bits // 8)
+            fmt, rows = read.params.format, max(read.params.scale.size, 1)
+            total += -(-read.codes.size * fmt.bits // 8)
+            if isinstance(fmt, Blocks):  # a byte a block
+                total += rows * -(-read.codes.size // rows // fmt.size)
     return total
 
 

@@ -31,7 +31,7 @@ from qcompiler import widths
 from qcompiler.assignment import WEIGHTED, Assignment
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.formats import Int, Minifloat, QuantSpec, ScaleType, parse_format, per_channel
+from qcompiler.formats import Blocks, Int, Minifloat, QuantSpec, ScaleType, parse_format, per_channel
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.given import GIVEN_KEY, given_params
@@ -329,7 +329,7 @@ def _keep_grid(graph: Graph, value: ir.Value, axis: int | None, result: Assignme
             context.note(value, "left the grid that it came with; quantized anew")
         return False
     can, fmt = context.capabilities, params.format
-    if can is not None and isinstance(fmt, Minifloat) and fmt.token not in can.weight_minifloats:
+    if can is not None and isinstance(fmt, Minifloat | Blocks) and fmt.token not in can.weight_minifloats:
         context.note(value, f"came in {fmt}, which the target lacks; quantized anew")
         return False
     granularity = QuantSpec(params.format).granularity if params.axis is None else per_channel(params.axis)

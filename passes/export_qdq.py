@@ -23,7 +23,7 @@ import onnx_ir as ir
 
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Log, Minifloat, NumberFormat, QuantParams
+from qcompiler.formats import Blocks, Log, Minifloat, NumberFormat, QuantParams
 from qcompiler.graph import minifloats, qdq
 from qcompiler.graph.model import DOMAIN, Graph
 from qcompiler.graph.stages import Stage
@@ -55,7 +55,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         if not qdq.is_quantizer(node) or qdq.read_bias(graph, node) is not None:
             continue
         read = qdq.read_quantizer(graph, node)
-        if isinstance(read.params.format, Log):
+        if isinstance(read.params.format, Log | Blocks):
             continue  # it has one spelling
         if isinstance(read.params.format, Minifloat):
             _minifloat(graph, node, read, options)

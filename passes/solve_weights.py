@@ -31,7 +31,7 @@ from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.evaluate import take
 from qcompiler.execute.prefix import Prefix, workers
-from qcompiler.formats import Minifloat, QuantParams
+from qcompiler.formats import Blocks, Minifloat, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import by_depth
 from qcompiler.graph.given import given_params
@@ -153,6 +153,8 @@ def find_layers(graph: Graph, reference: Graph, context: Context) -> Iterator[La
             why = f"no solver for the weight of this {node.op_type}"
         elif len(maker.outputs[0].uses()) > 1 or len(source.uses()) > 1:
             why = "its weight is shared with another node"
+        elif isinstance(read.params.format, Blocks):
+            why = "it has block scales"
         elif read.params.zero_point.any():
             why = "its weight has zero points"
         if why:

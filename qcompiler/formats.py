@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.blocks import Blocks
 from qcompiler.errors import RecipeError
 from qcompiler.integer import Int as Int
 from qcompiler.minifloat import OCP, Minifloat
@@ -139,16 +140,18 @@ def _levels(fmt: Log) -> NDArray[np.int64]:
     return levels
 
 
-NumberFormat = Int | Log | Minifloat  # joined by Codebook as its operators arrive
+NumberFormat = Int | Log | Minifloat | Blocks  # joined by Codebook as its operators arrive
 
 
 def parse_format(token: str) -> NumberFormat:
-    """The format that `token` spells ('int8', 'uint4', 'int8n', 'log4:1/2', 'e2m1'). Raises RecipeError.
+    """The format that `token` spells ('int8', 'uint4', 'int8n', 'log4:1/2', 'e2m1', 'mxe2m1'). Raises RecipeError.
 
     `float4e2m1`, ONNX's name of e2m1, is read as well.
     """
     if token in OCP:
         return OCP[token]
+    if match := re.fullmatch(r"mxe(\d)m(\d)", token):
+        return Blocks(Minifloat(int(match[1]), int(match[2])))
     if match := re.fullmatch(r"(u?)e(\d)m(\d)", token.removeprefix("float4") if token == "float4e2m1" else token):
         return Minifloat(int(match[2]), int(match[3]), signed=not match[1])
     if match := re.fullmatch(r"log(\d+):(\d{1,4})/(\d{1,4})", token):
@@ -223,7 +226,7 @@ class QuantParams:
         object.__setattr__(self, "zero_point", np.broadcast_to(np.asarray(self.zero_point, np.int64), self.scale.shape))
         if isinstance(self.format, Log) and self.scale.ndim:
             raise RecipeError(f"{self.format} has one scale for a whole tensor, not one for each channel.")
-        if isinstance(self.format, Minifloat) and self.zero_point.any():
+        if isinstance(self.format, Minifloat | Blocks) and self.zero_point.any():
             raise RecipeError(f"{self.format} has no zero point.")
 
     def __eq__(self, other: object) -> bool:

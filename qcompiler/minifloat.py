@@ -124,6 +124,10 @@ OCP = {fmt.token: fmt for fmt in (Minifloat(4, 3, special="nan"), Minifloat(5, 2
 """The formats of the OCP specification that are ONNX's types of 8 bits, by token."""
 
 
+MX = ("mxe2m1", "mxe2m3", "mxe3m2")
+"""Tokens of weights with block scales (qcompiler/blocks.py) whose elements are MX's."""
+
+
 def tokens(exponents: int, *, signed: bool = True) -> tuple[str, ...]:
     """Tokens of all minifloats without special codes that have up to so many exponent bits."""
     every = ((e, m) for e in range(1, exponents + 1) for m in range(8 - e + (not signed)))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.formats import Int, Minifloat, NumberFormat, parse_format
+from qcompiler.formats import Blocks, Int, Minifloat, NumberFormat, parse_format
 from qcompiler.graph.minifloats import carrier, no_carrier
 from qcompiler.target import Capabilities
 
@@ -16,21 +16,22 @@ BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 def parse_formats(text: str) -> tuple[NumberFormat, NumberFormat]:
     """Formats of weights and of what products read: signed integers (whose sign `decide` settles) or minifloats.
 
-    'w4a8' is 'int4w-int8a'. Raises RecipeError.
+    'w4a8' is 'int4w-int8a'. Weights may have block scales. Raises RecipeError.
     """
     if match := re.fullmatch(r"w(\d+)a(\d+)", text.lower()):
         return _integers(match[1], text), _integers(match[2], text)
     match = re.fullmatch(r"([a-z\d]+)w-([a-z\d]+)a", text.lower())
     if match is None:
         raise _unknown(text)
-    found = []
+    found: list[NumberFormat] = []
     for token in match.groups():
         bits = re.fullmatch(r"int(\d+)", token)
         try:
             fmt = _integers(bits[1], text) if bits else parse_format(token)
         except RecipeError as error:
             raise _unknown(text) from error
-        if not bits and not (isinstance(fmt, Minifloat) and fmt.signed):
+        known = isinstance(fmt, Minifloat) and fmt.signed or isinstance(fmt, Blocks) and not found
+        if not bits and not known:
             raise _unknown(text)
         found.append(fmt)
     return found[0], found[1]
@@ -63,9 +64,9 @@ def check_minifloats(
     """Raise UnsupportedError for a minifloat that the target, if there is one, lacks, and for weights in one that no
     file holds. what: weights or activations; formats: with the names of the values that have them."""
     for name, fmt in formats:
-        if not isinstance(fmt, Minifloat):
+        if not isinstance(fmt, Minifloat | Blocks):
             continue
-        if what == "weights" and carrier(fmt) is None:
+        if what == "weights" and isinstance(fmt, Minifloat) and carrier(fmt) is None:
             raise no_carrier(fmt, name or where)
         if can is None:
             continue

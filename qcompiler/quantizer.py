@@ -3,6 +3,7 @@
 Int   q = clip(rint(x / scale) + zero_point): float32 division, round half to even, integer zero point added after,
       then saturation (ONNX QuantizeLinear-21)
 Log   q = the number of `thresholds` that x lies below: float32 comparisons, no logarithm (NaN: 0)
+Blocks      round_blocks(x / scale), row by row
 Minifloat   the code of round_levels(x / scale): float32 division, nearest level, half to even, saturation (NaN: 0)
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.formats import Log, Minifloat, QuantParams
+from qcompiler.formats import Blocks, Log, Minifloat, QuantParams
 
 
 def _along(values: NDArray, axis: int | None, rank: int) -> NDArray:
@@ -32,6 +33,12 @@ def quantize(x: NDArray, params: QuantParams) -> NDArray:
     scale = _along(params.scale, params.axis, np.ndim(x))
     if isinstance(fmt, Minifloat):
         return fmt.encode(round_levels(np.asarray(x, np.float32) / scale, fmt).astype(np.int64))
+    if isinstance(fmt, Blocks):
+        ratio = np.asarray(x, np.float32) / scale
+        moved = np.moveaxis(ratio, params.axis, 0) if params.axis is not None else ratio[None]
+        codes = round_blocks(moved.reshape(len(moved), -1), fmt).reshape(moved.shape)
+        whole = np.moveaxis(codes, 0, params.axis) if params.axis is not None else codes[0]
+        return np.ascontiguousarray(whole, fmt.storage)
     zero_point = _along(params.zero_point, params.axis, np.ndim(x))
     # Clip in float first: rint of a huge ratio would not fit an integer.
     codes = np.rint(np.asarray(x, np.float32) / scale).astype(np.float64) + zero_point
@@ -52,6 +59,25 @@ def round_levels(ratio: NDArray[np.floating], fmt: Minifloat) -> NDArray[np.floa
     exponent = np.frexp(ratio)[1] - 1
     step = np.ldexp(ratio.dtype.type(1), np.maximum(exponent - fmt.mantissa, 0))
     return np.asarray(np.rint(ratio / step) * step, ratio.dtype)
+
+
+def round_blocks(ratio: NDArray[np.floating], fmt: Blocks) -> NDArray[np.floating]:
+    """Codes of rows [C, N], in blocks of fmt.size along each, as floats of the same dtype; saturated, NaN gives 0.
+
+    e of a block is floor(log2(largest ratio)) less that of the largest level, or one more where that has the smaller
+    squared error, within 0 .. fmt.shifts. Rounding what it has rounded changes nothing.
+    """
+    count = ratio.shape[1]
+    padded = np.pad(np.nan_to_num(ratio, posinf=fmt.max, neginf=fmt.min), [(0, 0), (0, -count % fmt.size)])
+    blocks = padded.reshape(len(ratio), -1, fmt.size)
+    top = np.frexp(np.abs(blocks).max(axis=2, keepdims=True, initial=0))[1] - fmt.element.largest.bit_length()
+    found = []
+    for more in (0, 1):
+        step = np.ldexp(ratio.dtype.type(1), np.clip(top + more, 0, fmt.shifts))
+        found.append(round_levels(blocks / step, fmt.element) * step)
+    low, high = (np.square((codes - blocks).astype(np.float64)).sum(axis=2, keepdims=True) for codes in found)
+    chosen = np.where(high < low, found[1], found[0])
+    return np.asarray(chosen.reshape(len(ratio), -1)[:, :count], ratio.dtype)
 
 
 def dequantize(codes: NDArray, params: QuantParams) -> NDArray[np.float32]:

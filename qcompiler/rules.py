@@ -8,7 +8,7 @@ from typing import Any
 
 from qcompiler.calibrate.ranges import METHODS, WEIGHTED_METHODS
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Int, Log, Minifloat, parse_format
+from qcompiler.formats import Blocks, Int, Log, Minifloat, parse_format
 
 RULE_KEYS = ("match", "op_type", "weight", "activation", "method")
 
@@ -23,7 +23,8 @@ def checked_rule(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
         raise RecipeError("it matches nothing.", where=where, hint="Give `match` or `op_type`.")
     for key in ("weight", "activation"):
         fmt = parse_format(rule[key]) if key in rule else Int(8)
-        if isinstance(fmt, Log) or isinstance(fmt, Minifloat) and key == "weight" and not fmt.signed:
+        unsigned = isinstance(fmt, Minifloat) and not fmt.signed
+        if isinstance(fmt, Log) or (unsigned if key == "weight" else isinstance(fmt, Blocks)):
             raise RecipeError(f"`{rule[key]}` is no format of `{key}`.", where=where, hint="Take int8 or e2m1, say.")
     methods = (*METHODS, *WEIGHTED_METHODS)
     if rule.get("method", "minmax") not in methods:

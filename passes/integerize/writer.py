@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Log, Minifloat, QuantParams, parse_format
+from qcompiler.formats import Blocks, Log, Minifloat, QuantParams, parse_format
 from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, LOGARITHM_KEY, MINIFLOAT_KEY, quantizer_of
 from qcompiler.ops.requantize import fixed_multiplier
@@ -27,8 +27,9 @@ class Codes:
 
 
 def level_params(params: QuantParams) -> QuantParams:
-    """Parameters of the integers that stand in an INTEGER graph: the levels of a minifloat, else what is given."""
-    if not isinstance(params.format, Minifloat):
+    """Parameters of the integers that stand in an INTEGER graph: the levels of a minifloat (times block scales), else
+    what is given."""
+    if not isinstance(params.format, Minifloat | Blocks):
         return params
     return QuantParams(params.format.integers, params.scale, axis=params.axis)
 
@@ -108,7 +109,7 @@ class Writer:
 
     def describe(self, value: ir.Value, params: QuantParams) -> None:
         """Metadata for boundary, report and debugging."""
-        if isinstance(params.format, Minifloat):
+        if isinstance(params.format, Minifloat | Blocks):
             value.metadata_props[MINIFLOAT_KEY] = params.format.token
             params = level_params(params)
         scale = params.scale.reshape(-1)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from qcompiler.calibrate.observers import Histogram
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Int, Minifloat, NumberFormat, QuantParams, QuantSpec
-from qcompiler.quantizer import round_levels
+from qcompiler.formats import Blocks, Int, Minifloat, NumberFormat, QuantParams, QuantSpec
+from qcompiler.quantizer import round_blocks, round_levels
 
 Method = Literal["minmax", "percentile", "percentile_ladder", "mse", "entropy"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -129,8 +129,8 @@ def find_weight_range(
     return QuantParams(fmt, best_scale, best_zero, axis)
 
 
-def _ranged(fmt: NumberFormat) -> Int | Minifloat:
-    if not isinstance(fmt, Int | Minifloat):
+def _ranged(fmt: NumberFormat) -> Int | Minifloat | Blocks:
+    if not isinstance(fmt, Int | Minifloat | Blocks):
         raise RecipeError(f"{fmt} has no range of integers.", hint="The pass `logarithms` chooses logarithmic formats.")
     return fmt
 
@@ -178,12 +178,14 @@ def _row_errors(
     rows: NDArray,
     scale: NDArray,
     zero_point: NDArray,
-    fmt: Int | Minifloat,
+    fmt: Int | Minifloat | Blocks,
     power: float,
     weights: NDArray | None = None,
 ) -> NDArray:
     if isinstance(fmt, Minifloat):
         codes = round_levels(rows / scale[:, None], fmt)
+    elif isinstance(fmt, Blocks):
+        codes = round_blocks(rows / scale[:, None], fmt)
     else:
         low, high = ((bound - zero_point)[:, None].astype(np.float32) for bound in (fmt.min, fmt.max))
         codes = np.clip(np.rint(rows / scale[:, None]), low, high)

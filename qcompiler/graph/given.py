@@ -13,8 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.formats import Int, Minifloat, NumberFormat, QuantParams, parse_format
-from qcompiler.quantizer import round_levels
+from qcompiler.formats import Blocks, Int, Minifloat, NumberFormat, QuantParams, parse_format
+from qcompiler.quantizer import fake_quantize, round_levels
 
 GIVEN_KEY = "qcompiler.given"
 """Metadata key of an initializer: JSON with format, scale, zero_point, axis."""
@@ -65,6 +65,8 @@ def _fits(array: NDArray, params: QuantParams) -> bool:
     if params.axis is not None:
         shape[params.axis] = -1
     steps = array.astype(np.float64) / params.scale.reshape(shape) + params.zero_point.reshape(shape)
+    if isinstance(params.format, Blocks):
+        return np.array_equal(fake_quantize(array, params), array)
     if isinstance(params.format, Minifloat):
         return bool(_on_levels(steps, params.format).all())
     codes = np.rint(steps)
@@ -80,6 +82,8 @@ def _on_levels(steps: NDArray, fmt: Minifloat) -> NDArray[np.bool_]:
 
 def _searched(array: NDArray, fmt: NumberFormat, zeros: NDArray, axis: int) -> QuantParams | None:
     """A grid for every channel: the coarsest whose steps hold all values. Zero points as given, or mirrored."""
+    if isinstance(fmt, Blocks):
+        return None
     tried = _largest_steps(fmt)
     rows = np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1).astype(np.float64)
     scales = np.ones(len(rows))

@@ -23,7 +23,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError, UnsupportedError
-from qcompiler.formats import Int, Log, Minifloat, NumberFormat, QuantParams, parse_format
+from qcompiler.formats import Blocks, Int, Log, Minifloat, NumberFormat, QuantParams, parse_format
 from qcompiler.graph import minifloats
 from qcompiler.graph.function_quantizers import FORMAT_KEY as FORMAT_KEY
 from qcompiler.graph.function_quantizers import describe, write_logarithm, write_minifloat
@@ -67,6 +67,9 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
         return write_logarithm(graph, value, params, fmt, name)
     if isinstance(fmt, Minifloat):
         return write_minifloat(graph, value, params, fmt, name)
+    if isinstance(fmt, Blocks):
+        hint = "Block scales are for weights; choose a minifloat or integers."
+        raise UnsupportedError(f"activations cannot have the format {fmt.token}.", where=name, hint=hint)
     whole = _fills_storage(fmt)
     if fmt.bits > 8 and not whole:
         raise UnsupportedError(

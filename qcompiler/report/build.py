@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
-from qcompiler.formats import Log, Minifloat, NumberFormat, parse_format
+from qcompiler.formats import Blocks, Log, Minifloat, NumberFormat, parse_format
 from qcompiler.graph.islands import describe_islands
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import LOGARITHM_KEY, MINIFLOAT_KEY
@@ -118,7 +118,7 @@ def precision(graph: Graph) -> str:
     if not weights:
         activations = {_format(value) for node in graph.nodes() for value in node.outputs}
     parts = [(letter, found - {None}) for letter, found in (("w", weights), ("a", activations)) if found - {None}]
-    if any(isinstance(fmt, Minifloat) for _, found in parts for fmt in found):
+    if any(isinstance(fmt, Minifloat | Blocks) for _, found in parts for fmt in found):
         named = [(sorted({_family(fmt) for fmt in found if fmt is not None}), letter) for letter, found in parts]
         return "-".join("+".join(names) + letter for names, letter in named)
     return "".join(
@@ -128,7 +128,7 @@ def precision(graph: Graph) -> str:
 
 def _family(fmt: NumberFormat) -> str:
     """Token of a minifloat; integers and logarithms without sign, base and what is narrow."""
-    if isinstance(fmt, Minifloat):
+    if isinstance(fmt, Minifloat | Blocks):
         return fmt.token
     return f"{'log' if isinstance(fmt, Log) else 'int'}{fmt.bits}"
 

@@ -30,7 +30,7 @@ from qcompiler.execute.torch.parts import function_body, quantizes, tied_values
 from qcompiler.execute.torch.quantizer import Quantizer
 from qcompiler.execute.torch.rules import RULES
 from qcompiler.execute.torch.site import Function, Site
-from qcompiler.formats import Log, QuantParams
+from qcompiler.formats import Blocks, Log, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.minifloats import FLOAT_CODES
 from qcompiler.graph.model import Graph, operator_key
@@ -279,7 +279,7 @@ class TorchGraph(nn.Module):
         if graph.const(source) is None and node.op_type == "DequantizeLinear" and not quantizes(source):
             return None
         read = qdq.read_quantizer(graph, node)
-        if isinstance(read.params.format, Log):
+        if isinstance(read.params.format, Log | Blocks):
             return None
         if read.codes is not None and node.op_type == "DequantizeLinear":
             array = float_weights.pop(name, None)
