@@ -10,7 +10,8 @@ layers are solved already. For each layer y = W x + b (Conv by its patches, grou
 4. the bias takes up what mean error is left
 
 Layers with weights of 8 bits are rounded again at the scale that was set. ConvTranspose, weights on a grid that the
-model came with, and weights that several layers share stay as they are.
+model came with, and weights that several layers share stay as they are. Weights with block scales are rounded by gptq
+whatever the method (but nearest), with the exponents that plain rounding has, and without descent.
 
 Sources: Frantar et al. 2023 (GPTQ), Li et al. 2025 (GPTAQ), Lybrand and Saab 2021 (GPFQ), Zhong et al. 2024 (ERQ: the
 refit), Behdin et al. 2023 (QuantEase: the descent).
@@ -153,8 +154,8 @@ def find_layers(graph: Graph, reference: Graph, context: Context) -> Iterator[La
             why = f"no solver for the weight of this {node.op_type}"
         elif len(maker.outputs[0].uses()) > 1 or len(source.uses()) > 1:
             why = "its weight is shared with another node"
-        elif isinstance(read.params.format, Blocks):
-            why = "it has block scales"
+        elif isinstance(read.params.format, Blocks) and read.params.axis is None:
+            why = "its block scales run across output channels"
         elif read.params.zero_point.any():
             why = "its weight has zero points"
         if why:
@@ -284,12 +285,13 @@ def _best(
     tiled = np.tile(target, (len(candidates), 1))
     flat = candidates.reshape(-1)
     levels = _round(tiled, gram, cross, flat, grid, options, lambda text: context.note(layer.node, text))
-    levels = rounding.descend(tiled, gram, flat, grid, levels, sweeps=1) if options.sweeps else levels
+    sweeps = 0 if isinstance(grid.format, Blocks) else options.sweeps
+    levels = rounding.descend(tiled, gram, flat, grid, levels, sweeps=1) if sweeps else levels
     errors = rounding.error(tiled, gram, flat, levels).reshape(candidates.shape)
     best = np.full(len(target), errors.sum(1).argmin()) if shared else errors.argmin(0)
     at = best * len(target) + np.arange(len(target))
     levels, scale = levels[at], flat[at]
-    return rounding.descend(target, gram, scale, grid, levels, sweeps=options.sweeps), scale
+    return rounding.descend(target, gram, scale, grid, levels, sweeps=sweeps), scale
 
 
 def _round(
@@ -297,6 +299,9 @@ def _round(
 ) -> NDArray:
     if options.method == "nearest":
         return rounding.nearest(weight, scale, grid)
+    if isinstance(grid.format, Blocks):
+        order, damping = options.act_order, options.damping
+        return rounding.gptq_blocks(weight, gram, scale, grid.format, damping=damping, act_order=order, say=say)
     if options.method == "gpfq":
         return rounding.gpfq(weight, gram, scale, grid, cross=None if options.refit else cross)
     pull = cross - gram if options.method == "gptaq" and not options.refit else None

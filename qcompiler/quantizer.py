@@ -64,20 +64,35 @@ def round_levels(ratio: NDArray[np.floating], fmt: Minifloat) -> NDArray[np.floa
 def round_blocks(ratio: NDArray[np.floating], fmt: Blocks) -> NDArray[np.floating]:
     """Codes of rows [C, N], in blocks of fmt.size along each, as floats of the same dtype; saturated, NaN gives 0.
 
-    e of a block is floor(log2(largest ratio)) less that of the largest level, or one more where that has the smaller
-    squared error, within 0 .. fmt.shifts. Rounding what it has rounded changes nothing.
+    Rounding what it has rounded changes nothing.
     """
-    count = ratio.shape[1]
-    padded = np.pad(np.nan_to_num(ratio, posinf=fmt.max, neginf=fmt.min), [(0, 0), (0, -count % fmt.size)])
-    blocks = padded.reshape(len(ratio), -1, fmt.size)
-    top = np.frexp(np.abs(blocks).max(axis=2, keepdims=True, initial=0))[1] - fmt.element.largest.bit_length()
-    found = []
+    blocks, steps = _blocks(ratio, fmt), block_steps(ratio, fmt)[..., None]
+    codes = round_levels(blocks / steps, fmt.element) * steps
+    return np.asarray(codes.reshape(len(ratio), -1)[:, : ratio.shape[1]], ratio.dtype)
+
+
+def block_steps(ratio: NDArray[np.floating], fmt: Blocks) -> NDArray[np.floating]:
+    """2^e of every block of rows [C, N]: [C, blocks], as floats of the same dtype.
+
+    e is floor(log2(largest ratio)) less that of the largest level, or one more where that has the smaller squared
+    error, within 0 .. fmt.shifts.
+    """
+    blocks = _blocks(ratio, fmt)
+    top = np.frexp(np.abs(blocks).max(axis=2, initial=0))[1] - fmt.element.largest.bit_length()
+    steps, errors = [], []
     for more in (0, 1):
         step = np.ldexp(ratio.dtype.type(1), np.clip(top + more, 0, fmt.shifts))
-        found.append(round_levels(blocks / step, fmt.element) * step)
-    low, high = (np.square((codes - blocks).astype(np.float64)).sum(axis=2, keepdims=True) for codes in found)
-    chosen = np.where(high < low, found[1], found[0])
-    return np.asarray(chosen.reshape(len(ratio), -1)[:, :count], ratio.dtype)
+        codes = round_levels(blocks / step[..., None], fmt.element) * step[..., None]
+        steps.append(step)
+        errors.append(np.square((codes - blocks).astype(np.float64)).sum(axis=2))
+    return np.where(errors[1] < errors[0], steps[1], steps[0])
+
+
+def _blocks(ratio: NDArray[np.floating], fmt: Blocks) -> NDArray[np.floating]:
+    """[C, N] -> [C, blocks, fmt.size], filled up with zeros."""
+    known = np.nan_to_num(ratio, posinf=fmt.max, neginf=fmt.min)
+    padded = np.pad(known, [(0, 0), (0, -ratio.shape[1] % fmt.size)])
+    return np.asarray(padded.reshape(len(ratio), -1, fmt.size))
 
 
 def dequantize(codes: NDArray, params: QuantParams) -> NDArray[np.float32]:

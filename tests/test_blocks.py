@@ -13,6 +13,8 @@ from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph
 from qcompiler.passes import export_qdq, solve_weights
 from qcompiler.quantizer import dequantize, fake_quantize, quantize, round_levels
+from qcompiler.solve import rounding
+from qcompiler.solve.grid import Grid
 from tests import quantized
 from tests.passes.test_minifloats import residual
 from tests.passes.test_solve_weights import network, output_error, prepared
@@ -107,12 +109,32 @@ def test_integers_have_the_bits_of_the_qdq_graph(precision: str, arithmetic: str
     assert precision.split("w-")[0] in tokens
 
 
-def test_solvers_leave_them_and_say_so():
+@pytest.mark.parametrize("method", ["gptq", "nearest", "gpfq"])
+def test_solvers_lower_the_error(method: str):
     graph, context = prepared(network(), precision="mxe2m1w-int8a")
     before = output_error(graph, context)
+    solve_weights.run(graph, solve_weights.Options(method=method), context)
+    assert output_error(graph, context) < 0.8 * before
+    facts = context.facts["solve_weights"]
+    assert all(one["error_after"] <= one["error_before"] * (1 + 1e-6) for one in facts.values())
+    for node in graph.nodes("Conv", "Gemm", "MatMul"):  # what was written is what was solved
+        read = qdq.quantizer_of(graph, node.inputs[1])
+        np.testing.assert_array_equal(quantize(dequantize(read.codes, read.params), read.params), read.codes)
+
+
+def test_gptq_with_unit_moments_is_rounding():
+    rng, fmt = np.random.default_rng(5), parse_format("mxe2m1")
+    weight = uneven(rng, 12, 70).astype(np.float64)
+    scale = np.abs(weight).max(1) / fmt.max
+    for order in (False, True):
+        got = rounding.gptq_blocks(weight, np.eye(70), scale, fmt, act_order=order)
+        np.testing.assert_array_equal(got, rounding.nearest(weight, scale, Grid(fmt)))
+
+
+def test_blocks_across_channels_are_left_alone():
+    graph, context = prepared(network(), precision="mxe2m1w-int8a", per_tensor=True)
     solve_weights.run(graph, solve_weights.Options(), context)
-    assert output_error(graph, context) == before
-    assert sum("it has block scales" in note.text for note in context.notes) == 6
+    assert sum("run across output channels" in note.text for note in context.notes) == 6
 
 
 def test_what_has_no_blocks():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.formats import Int, NumberFormat
+from qcompiler.formats import Blocks, Int, NumberFormat
 from qcompiler.minifloat import Minifloat
-from qcompiler.quantizer import round_levels
+from qcompiler.quantizer import round_blocks, round_levels
 
 
 class Grid:
@@ -27,6 +27,8 @@ class Grid:
         """The nearest level of every w / scale."""
         if self._uniform:
             return np.asarray(np.clip(np.rint(ratio), self._levels[0], self._levels[-1]))
+        if isinstance(self.format, Blocks):  # [M, K]: whole rows, since a block has one step
+            return np.asarray(round_blocks(np.asarray(ratio, np.float64), self.format))
         if isinstance(self.format, Minifloat):
             return np.asarray(round_levels(np.asarray(ratio, np.float64), self.format))
         return np.asarray(self._levels[np.searchsorted(self._middles, ratio)])
