@@ -136,11 +136,15 @@ def tokens(exponents: int, *, signed: bool = True) -> tuple[str, ...]:
 
 def families(every: Iterable[str]) -> str:
     """Tokens in short: e2m0-5 for e2m0 to e2m5."""
-    found: dict[str, list[str]] = {}
+    runs: list[tuple[str, int, int]] = []
     for token in every:
-        head, _, mantissa = token.rpartition("m")
-        found.setdefault(head, []).append(mantissa)
-    return " ".join(f"{head}m{m[0]}" + (f"-{m[-1]}" if len(m) > 1 else "") for head, m in found.items())
+        head, _, digits = token.rpartition("m")
+        m = int(digits)
+        if runs and runs[-1][0] == head and runs[-1][2] == m - 1:
+            runs[-1] = (head, runs[-1][1], m)
+        else:
+            runs.append((head, m, m))
+    return " ".join(f"{head}m{first}" + (f"-{last}" if last > first else "") for head, first, last in runs)
 
 
 @lru_cache

@@ -10,6 +10,7 @@ import pytest
 
 from qcompiler.errors import ModelError, RecipeError
 from qcompiler.formats import Int, Minifloat, QuantParams, parse_format
+from qcompiler.minifloat import families, tokens
 from qcompiler.quantizer import dequantize, quantize, round_levels
 from qcompiler.solve.grid import Grid
 
@@ -112,6 +113,12 @@ def test_the_grid_of_solvers_rounds_as_the_quantizer(fmt: Minifloat):
     grid, rng = Grid(fmt), np.random.default_rng(2)
     ratio = rng.uniform(-1.2, 1.2, 500) * fmt.largest
     np.testing.assert_array_equal(grid.codes(grid.levels(ratio)), fmt.encode(round_levels(ratio, fmt).astype(np.int64)))
+
+
+def test_tokens_in_short():
+    assert families(tokens(3)) == "e1m1-6 e2m0-5 e3m0-4"
+    assert families(("mxe2m1", "mxe2m3", "mxe3m2")) == "mxe2m1 mxe2m3 mxe3m2"
+    assert families(tokens(1, signed=False)) == "ue1m2-7"
 
 
 def test_what_is_no_format():
