@@ -5,7 +5,7 @@
 60,000 samples of a Gauss, a Laplace and a Student t distribution with 3 degrees of freedom; dB, mean over the seeds.
 The best scale has the least squared error over a geometric grid of scales 1.6 % apart; the largest sample depends on
 the draw, and so does what its scale gives. Exit code 1 if a figure of `EXPECTED` (Gauss and Laplace, best scale) is
-missed by more than 0.2 dB, or exceeded by more than 0.35: a finer search of the scale may gain.
+missed by more than 0.2 dB, or exceeded by more than 0.5: the finer search of the scale gains 0.4 dB at int8.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ EXPECTED = {
     "e3m2": (25.6, 25.7), "int8n": (40.2, 35.3), "e2m5": (42.6, 39.8), "e3m4": (37.6, 37.6), "e4m3": (31.6, 31.6),
 }  # fmt: skip
 """Gauss and Laplace with the best scale, from an independent simulation: float32 rounding by frexp."""
-BELOW, ABOVE = 0.2, 0.35
+BELOW, ABOVE = 0.2, 0.5
 SCALES = 400
 LEAST = 2.0**-9
 """The smallest scale that is tried, as a share of that of the largest sample."""
