@@ -158,6 +158,9 @@ class _Draft:
             token = fmt.token
             if all(_never_negative(self.graph, self.by_name[source]) for source in sources):
                 token = without_sign(fmt).token
+            elif not fmt.signed:
+                hint = "Choose a format with a sign, as e2m1."
+                raise RecipeError(f"`{name}` may be negative, which {fmt.token} cannot be.", where="rule", hint=hint)
             readers = {_reader(self.graph, use.node, use.idx) for value in values for use in value.uses()}
             alone = readers <= {"product", ""} and not any(value.is_graph_output() for value in values)
             self.result.narrowed.pop(name, None)

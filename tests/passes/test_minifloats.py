@@ -88,7 +88,11 @@ def test_rules_choose_minifloats():
     decide.run(graph, decide.Options(rules=rules), context)
     assert str(context.assignment.constants["w"].format) == "e3m2"
     assert str(context.assignment.narrowed["s"].format) == "e2m3"
-    wrong = (({"op_type": "Add", "activation": "log4:1/1"}, "log4"), ({"match": "c", "weight": "ue2m2"}, "ue2m2"))
+    wrong = (
+        ({"op_type": "Add", "activation": "log4:1/1"}, "log4"),
+        ({"match": "c", "weight": "ue2m2"}, "no format of `weight`"),
+        ({"op_type": "Add", "activation": "ue2m2"}, "`s` may be negative"),
+    )
     for rule, token in wrong:
         with pytest.raises(RecipeError, match=token):
             decide.run(residual(), decide.Options(rules=(rule,)), Context())
