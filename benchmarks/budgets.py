@@ -20,7 +20,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,15 +204,20 @@ def good(row: dict[str, Any]) -> bool:
     return bool(row.get("holds", True) and row.get("same", True))
 
 
-def show(rows: list[dict[str, Any]]) -> str:
-    """One table a part."""
+def show(rows: Sequence[dict[str, Any]], draw: Callable[[list[str], list[list[Any]]], str] = table) -> str:
+    """One table a part, by `draw` from headers and lines."""
     texts = []
     for part in PARTS:
         mine = [{k: v for k, v in row.items() if k != "part"} for row in rows if row["part"] == part]
         if mine:
             keys = list(dict.fromkeys(key for row in mine for key in row))
-            texts.append(f"{part}\n" + table(keys, [[row.get(key, "") for key in keys] for row in mine]))
+            lines = [[_cell(row.get(key, "")) for key in keys] for row in mine]
+            texts.append(f"{part}\n\n" + draw(keys, lines))
     return "\n\n".join(texts)
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def main() -> int:
