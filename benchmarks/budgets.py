@@ -15,11 +15,12 @@ Exit code 1 when a budget does not hold.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -53,13 +54,15 @@ LEVELS = ("native", "x86-64-v3")
 SHARE = 0.75
 WIDTHS = (2, 3, 4, 5, 6, 8)
 KEPT = (0.999, 0.99)
+DRAWN = 512
+"""Calibration samples, where there are as many."""
 
 
 class Trial:
     """One network: bundles of it in a temporary folder, and the metric over its test samples."""
 
     def __init__(self, case: Case, folder: Path, limit: int | None) -> None:
-        self.case, self.folder, self.limit = case, folder, limit
+        self.case, self.folder, self.limit = dataclasses.replace(case, draw=(0, DRAWN)), folder, limit
         self.graph = qcompiler.load_graph(str(case.model), shapes=case.shapes)
         self.test = load_samples(case.feed("test"), self.graph, None, limit)
         self.exact = self.outputs(runner(self.graph))
@@ -118,13 +121,14 @@ def firmware(trial: Trial, given: Any) -> list[dict[str, Any]]:
     wide = trial.compile("w8a8", "c", options={"precision": "w8a8"}).report()["fit"]
     budget = {name: int(SHARE * wide[f"{name}_bytes"]) for name in ("flash", "ram")}
     bundle = trial.compile("budget", "c", budget=budget, target_options={"optimize_for": "memory"})
+    before = trial.lost(runner(trial.quantize(target="c", options={"precision": "w8a8"}).qdq_graph))
     fit = bundle.report()["fit"]
     return [{
         "part": "firmware", "network": trial.case.name,
         "flash_w8a8": wide["flash_bytes"], "ram_w8a8": wide["ram_bytes"],
         "flash": fit["flash_bytes"], "ram": fit["ram_bytes"], "how": fit["how"], "float": trial.float,
         "holds": all(fit[f"{name}_bytes"] <= limit for name, limit in budget.items()),
-        "loss": trial.lost(bundle_runner(bundle)), "precision": bundle.report()["precision"],
+        "loss_w8a8": before, "loss": trial.lost(bundle_runner(bundle)), "precision": bundle.report()["precision"],
     }]  # fmt: skip
 
 
@@ -200,15 +204,20 @@ def good(row: dict[str, Any]) -> bool:
     return bool(row.get("holds", True) and row.get("same", True))
 
 
-def show(rows: list[dict[str, Any]]) -> str:
-    """One table a part."""
+def show(rows: Sequence[dict[str, Any]], draw: Callable[[list[str], list[list[Any]]], str] = table) -> str:
+    """One table a part, by `draw` from headers and lines."""
     texts = []
     for part in PARTS:
         mine = [{k: v for k, v in row.items() if k != "part"} for row in rows if row["part"] == part]
         if mine:
             keys = list(dict.fromkeys(key for row in mine for key in row))
-            texts.append(f"{part}\n" + table(keys, [[row.get(key, "") for key in keys] for row in mine]))
+            lines = [[_cell(row.get(key, "")) for key in keys] for row in mine]
+            texts.append(f"{part}\n\n" + draw(keys, lines))
     return "\n\n".join(texts)
+
+
+def _cell(value: Any) -> Any:
+    return f"{value:.4g}" if isinstance(value, float) else value
 
 
 def main() -> int:

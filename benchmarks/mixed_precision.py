@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -181,21 +181,43 @@ HEADERS = ["network", "bits", "method", "KiB", "float", "accuracy", "kl", "searc
 
 
 def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Means over the seeds by method; the random ones as the best of each seed, and as their mean."""
+    """Means over the seeds by method; the random ones as the best of each seed that has any, and as their mean."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if not row["method"].startswith("random"):
             grouped.setdefault(row["method"], []).append(row)
     seeds = sorted({row["seed"] for row in rows})
     drawn = [[r for r in rows if r["seed"] == seed and r["method"].startswith("random")] for seed in seeds]
-    if all(drawn):
+    drawn = [some for some in drawn if some]
+    if drawn:
         grouped["best random"] = [max(some, key=lambda r: (r["accuracy"], -r["kl"])) for some in drawn]
         grouped["mean random"] = [row for some in drawn for row in some]
     keys = ("float", "accuracy", "kl", "seconds", "search_s")
-    return [
-        {**some[0], "method": name, **{key: float(np.mean([row[key] for row in some])) for key in keys}}
-        for name, some in grouped.items()
-    ]
+    found = []
+    for name, some in grouped.items():
+        means = {key: float(np.mean([row[key] for row in some])) for key in keys}
+        found.append({**some[0], "method": name, "rows": len(some), **means})
+    return found
+
+
+def compact(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Headers and lines for the page of results: a line a network and size, a column a method."""
+    groups: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        if "rows" not in row:  # else a mean
+            groups.setdefault((row["network"], row["bits"]), []).append(row)
+    found = {key: {one["method"]: one for one in summary(some)} for key, some in sorted(groups.items())}
+    columns = list(dict.fromkeys("uniform" if name.startswith("uniform") else name for one in found.values()
+                                 for name in one))  # fmt: skip
+    lines = []
+    for (network, bits), means in found.items():
+        any_one = next(iter(means.values()))
+        line = [network, f"{bits:g}", any_one["samples"], f"{any_one['float']:.4f}"]
+        for column in columns:
+            one = means.get(f"uniform w{bits:g}" if column == "uniform" else column)
+            line.append("" if one is None else f"{one['accuracy']:.4f}, {one['kl']:.5f} ({one['rows']})")
+        lines.append(line)
+    return ["network", "mean bits", "samples", "float", *columns], lines
 
 
 def met(found: list[dict[str, Any]], first: str) -> bool:
@@ -211,6 +233,7 @@ def main() -> int:
         __doc__, bits={"default": "4,3"}, methods={"default": ""}, random={"type": int, "default": 20},
         draws={"default": "0,1,2"}, samples={"type": int, "default": 512},
         limit={"type": int, "default": 2000}, workers={"default": "serial"},
+        unordered={"action": "store_true", "help": "with as many workers as rows: probes are not shared"},
     )  # fmt: skip
     methods = [name for name in METHODS if not given.methods or name in given.methods.split(";")]
     names, payload = [case.name for case in cases(given.only or NETWORKS)], vars(given)
@@ -221,9 +244,10 @@ def main() -> int:
         for task in tasks_of(*one, bits, documents[i], methods, given.random)
     ]  # fmt: skip
     # One method of each network and draw first: its probes then serve the others.
-    first = {(task.network, task.seed): task for task in reversed(tasks) if task.method == methods[0]}.values()
+    served = {(task.network, task.seed): task for task in reversed(tasks) if task.method == methods[0]}
+    first = [] if given.unordered else list(served.values())
     rows: list[dict[str, Any]] = []
-    for part in (list(first), [task for task in tasks if task not in first]):
+    for part in (first, [task for task in tasks if task not in first]):
         for _, row in run_tasks(make, payload, part, given.workers):
             rows.append(row)
             print(*line(row), file=sys.stderr, flush=True)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.results FOLDER
 
-FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), bit_exact.json, latency.json, compile_time.json,
-startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers) and
-gpu.json; one that is missing leaves its section as it was.
+FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), mixed_precision*.json, budgets*.json,
+bit_exact.json, latency.json, compile_time.json, startup.json, determinism.json, mcu.json, c_models.json, fit.json (of
+mcu_fit), peers.json (of mcu_peers) and gpu.json; one that is missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, c_models, latency, low_bits, mcu, mcu_fit, mcu_peers
+from benchmarks import accuracy, budgets, c_models, latency, low_bits, mcu, mcu_fit, mcu_peers, mixed_precision
 from benchmarks.assets import ROOT
 from benchmarks.gpu_section import parts
 
@@ -68,6 +68,29 @@ def low_bits_section(documents: Sequence[Document]) -> str:
         "Quark, esp-ppq) with a margin. w4a16 stands for weights alone."
     )
     return section(TITLES["low_bits"], "low_bits", documents, text, markdown(low_bits.HEADERS, rows))
+
+
+def mixed_section(documents: Sequence[Document]) -> str:
+    """Equal size, by method."""
+    headers, rows = mixed_precision.compact([row for document in documents for row in document["rows"]])
+    text = (
+        "At the packed size of uniform weights (first and last layer 8 bits), activations of 8 bits, every assignment\n"
+        "behind the same passes. Top-1, divergence of the predictions from those of the float network, and in brackets\n"
+        "how many draws of calibration samples, or assignments, it is the mean of. `product` is what `--budget` does;\n"
+        "`best random` the best on the test samples of those drawn at random, `mean random` their mean."
+    )
+    return section(TITLES["mixed_precision"], "mixed_precision", documents, text, markdown(headers, rows))
+
+
+def budgets_section(documents: Sequence[Document]) -> str:
+    """Budgets on targets."""
+    rows = [row for document in documents for row in document["rows"]]
+    text = (
+        "latency: `--budget latency=0.75x` beside the network's own uniform W8A8, both measured in one run.\n"
+        "firmware: flash and RAM 25 % below the W8A8 image, of the linked image. reduction: the fewest bit operations\n"
+        "that keep a share of the float metric, beside 16 and 8 bits everywhere. scaling: the search with an empty cache."
+    )
+    return section(TITLES["budgets"], "budgets", documents, text, budgets.show(rows, markdown))
 
 
 def bit_exact_section(documents: Sequence[Document]) -> str:
@@ -214,6 +237,8 @@ def gpu_section(documents: Sequence[Document]) -> str:
 SECTIONS = {
     "accuracy": accuracy_section,
     "low_bits": low_bits_section,
+    "mixed_precision": mixed_section,
+    "budgets": budgets_section,
     "bit_exact": bit_exact_section,
     "latency": latency_section,
     "sequence": sequence_section,
@@ -231,6 +256,8 @@ SECTIONS = {
 TITLES = {
     "accuracy": "Accuracy",
     "low_bits": "Below 8 bits",
+    "mixed_precision": "Mixed precision at equal size",
+    "budgets": "Budgets on the target's cost",
     "bit_exact": "Bit-exactness",
     "latency": "Latency",
     "sequence": "Transformers, language and diffusion",

@@ -224,18 +224,20 @@ def command_line() -> str:
         parts += [f"\n## {name} options\n\n{text}\n", table(["option", "default", "meaning"], rows)]
     parts += [
         "\n## Targets\n",
-        table(["target", "weight bits", "activation bits", "arithmetic", "options"], _targets()),
+        table(["target", "weight bits", "activation bits", "minifloats", "arithmetic", "options"], _targets()),
     ]
     return "\n".join(parts).replace("\n\n\n", "\n\n")
 
 
 def _targets() -> Iterable[Sequence[object]]:
+    from qcompiler.minifloat import families
     from qcompiler.targets import NAMES, get_target
 
     for name in NAMES:
         target = get_target(name)
         can = target.capabilities
-        lists = [", ".join(map(str, values)) for values in (can.weight_bits, can.activation_bits, can.arithmetic)]
+        lists = [", ".join(map(str, values)) for values in (can.weight_bits, can.activation_bits)]
+        lists += [families(can.weight_minifloats), ", ".join(can.arithmetic)]
         yield [f"`{name}`", *lists, "; ".join(f"`{key}`: {text}" for key, text in target.options.items())]
 
 

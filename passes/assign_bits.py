@@ -30,6 +30,7 @@ from qcompiler.assignment import Assignment
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
 from qcompiler.execute.tasks import check_executor
+from qcompiler.formats import Minifloat, parse_format
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 from qcompiler.passes.mixed_precision import facts, sensitivity
@@ -40,6 +41,7 @@ from qcompiler.passes.mixed_precision.refine import refine
 from qcompiler.passes.mixed_precision.sensitivity import Pairs, Scores, Study, study
 from qcompiler.passes.mixed_precision.solve import project_psd, solve_linear
 from qcompiler.passes.mixed_precision.whole import Answer, hold, with_fixed
+from qcompiler.precision import check_minifloats
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
 FITS = True
@@ -94,6 +96,8 @@ class Options:
     """Of solver pairwise: make measured pairs a positive semidefinite form."""
     widths: tuple[int, ...] = WIDTHS
     """Bits of weights on offer, as far as the target has them."""
+    minifloats: tuple[str, ...] = ()
+    """Minifloats on offer for weights, as "e2m1": of each width the format with the least squared error is taken."""
     activations: bool = False
     """Choose the bits of what products read, too."""
     activation_widths: tuple[int, ...] = (3, 4, 5, 6, 8)
@@ -189,7 +193,13 @@ def _items(graph: Graph, assignment: Assignment, options: Options, context: Cont
             hint = f"Choose from 2 to 8; the target offers {', '.join(map(str, has))}."
             raise RecipeError(f"{what} cannot have {wrong or list(given)} bits.", where="assign_bits", hint=hint)
         offered.append(found)
-    return find_items(graph, assignment, *offered)
+    formats = [parse_format(token) for token in options.minifloats]
+    if wrong_tokens := [fmt.token for fmt in formats if not isinstance(fmt, Minifloat) or not fmt.signed]:
+        hint = "They look like e2m1."
+        raise RecipeError(f"`{wrong_tokens[0]}` is no minifloat for weights.", where="assign_bits", hint=hint)
+    if target:
+        check_minifloats(target, "weights", (("", fmt) for fmt in formats), "assign_bits")
+    return find_items(graph, assignment, offered[0], offered[1], [fmt.token for fmt in formats])
 
 
 def _check(options: Options) -> dict[str, Any]:

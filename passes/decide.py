@@ -12,12 +12,15 @@
 8. What rules, `exclude` and `keep_first_last` (at any precision) fix is marked, so that a search leaves it alone.
 9. The precision is that of the operands of products. Below 8 bits, values that no product reads (what is added, pooled
    or normalized) keep `inner_bits`; where a product reads such a value as well, it does so through a second quantizer.
+10. A minifloat of activations is that of what products read. Values that a product with weights makes and only products
+   read are in it; others have `inner_bits` (16 where the minifloat has more than 2 exponent bits, if the target has
+   them), and products read them through a second quantizer. Where nothing is negative the sign's bit goes to the
+   mantissa: e2m1 becomes ue2m2.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,25 +29,25 @@ import onnx_ir as ir
 from qcompiler import assignment as decisions
 from qcompiler import widths
 from qcompiler.assignment import WEIGHTED, Assignment
-from qcompiler.calibrate.ranges import METHODS, WEIGHTED_METHODS
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError, UnsupportedError
-from qcompiler.formats import Int, QuantSpec, ScaleType, parse_format, parse_integers, per_channel
+from qcompiler.formats import Blocks, Int, Minifloat, QuantSpec, ScaleType, parse_format, per_channel
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.given import GIVEN_KEY, given_params
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
+from qcompiler.precision import activation_token, check_minifloats, parse_formats, weight_token, without_sign
+from qcompiler.rules import checked_rule, compiled
 
 STAGE = (Stage.FLOAT, Stage.FLOAT)
-RULE_KEYS = ("match", "op_type", "weight", "activation", "method")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     precision: str = "w8a8"
-    """Bits of weights and activations."""
+    """Bits of weights and activations, as w4a8, or their formats, as e2m1w-int8a."""
     keep_first_last: bool = True
     """Below 8 bits, keep the first and the last weighted layer at 8 bits."""
     exclude: tuple[str, ...] = ()
@@ -65,38 +68,21 @@ class Options:
     """Tables with `match` (regular expression of node names) and/or `op_type`, and `weight`, `activation`, `method`."""
 
 
-def parse_precision(text: str) -> tuple[int, int]:
-    """Bits of weights and activations: 'w4a8' -> (4, 8). Raises RecipeError."""
-    match = re.fullmatch(r"w(\d+)a(\d+)", text.lower())
-    bits = (int(match[1]), int(match[2])) if match else (0, 0)
-    if not all(b in (2, 3, 4, 5, 6, 7, 8, 16) for b in bits):
-        raise RecipeError(
-            f"`{text}` is not a precision.", where="precision", hint="It looks like w8a8, with 2 to 8 or 16 bits each."
-        )
-    return bits
-
-
-def weight_token(bits: int) -> str:
-    """Format of weights of so many bits: narrow at 8, so that the accumulator of two products cannot saturate."""
-    return "int8n" if bits == 8 else f"int{bits}"
-
-
-def activation_token(bits: int, symmetric: bool = False) -> str:
-    """Format of activations of so many bits."""
-    return f"int{bits}" if symmetric else f"uint{bits}"
-
-
 def run(graph: Graph, options: Options, context: Context) -> Graph:
     """Leave `context.assignment`. Raises RecipeError (bad rule), UnsupportedError (bits that the target lacks)."""
-    rules = [_checked(rule, i) for i, rule in enumerate(options.rules)]
-    excluded = [_compiled(pattern, "exclude") for pattern in options.exclude]
-    draft = _Draft(graph, options)
-    if draft.activation_bits < options.inner_bits:
+    rules = [checked_rule(rule, i) for i, rule in enumerate(options.rules)]
+    excluded = [compiled(pattern, "exclude") for pattern in options.exclude]
+    can = context.capabilities
+    draft = _Draft(graph, options, wide=can is None or 16 in can.activation_bits)
+    if isinstance(draft.activation, Minifloat):
+        draft.give_minifloat(draft.activation, list(draft.activations))
+    elif draft.activation.bits < options.inner_bits:
         draft.keep_inner()
-    if options.wide and (context.capabilities is None or 16 in context.capabilities.activation_bits):
+    if options.wide and draft.wide:
         draft.give_wide()
     for name in draft.centred:
-        draft.activations[name] = activation_token(parse_format(draft.activations[name]).bits, symmetric=True)
+        if isinstance(fmt := parse_format(draft.activations[name]), Int):
+            draft.activations[name] = activation_token(fmt.bits, symmetric=True)
     for node in {draft.weighted[0], draft.weighted[-1]} if draft.weighted and options.keep_first_last else ():
         draft.widen(node, 8, outputs=False)
     subjects: list[ir.Node | ir.Value] = [*graph.inputs, *graph.nodes()]
@@ -130,17 +116,20 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
 class _Draft:
     """Format tokens of values and weights by name, until they are settled."""
 
-    def __init__(self, graph: Graph, options: Options) -> None:
-        self.graph, self.options = graph, options
-        weight_bits, self.activation_bits = parse_precision(options.precision)
+    def __init__(self, graph: Graph, options: Options, wide: bool) -> None:
+        self.graph, self.options, self.wide = graph, options, wide
+        weight, self.activation = parse_formats(options.precision)
         self.scale_type: ScaleType = "power_of_two" if options.power_of_two else "float32"
         self.by_name = {str(value.name): value for value in graph.values()}
         self.weighted = [node for node in graph.nodes(*WEIGHTED) if decisions.weight_of(graph, node) is not None]
-        self.weights = {_weight_name(graph, node): weight_token(weight_bits) for node in self.weighted}
+        token = weight_token(weight.bits) if isinstance(weight, Int) else weight.token
+        self.weights = {_weight_name(graph, node): token for node in self.weighted}
         saturating = not (options.symmetric or options.power_of_two)
         names = decisions.activations(graph, saturating=saturating)
-        self.activations = dict.fromkeys(names, activation_token(self.activation_bits, options.symmetric))
+        self.activations = dict.fromkeys(names, activation_token(self.activation.bits, options.symmetric))
         self.centred = widths.centred_values(graph) & set(names)
+        self.fine: set[str] = set()
+        """Values that have 16 bits for a minifloat alone."""
         self.result = Assignment(groups=decisions.shared_groups(graph))
 
     def keep_inner(self) -> None:
@@ -155,6 +144,35 @@ class _Draft:
             if "product" in readers and decisions.operand_uses(self.graph, self.by_name[name]):
                 symmetric = self.options.symmetric or name in self.centred
                 self._narrow(name, activation_token(parse_format(token).bits, symmetric), symmetric)
+
+    def give_minifloat(self, fmt: Minifloat, names: Iterable[str]) -> None:
+        """Rule 10."""
+        symmetric = self.options.symmetric
+        inner = activation_token(max(self.options.inner_bits, 8), symmetric)
+        fine = activation_token(16, symmetric) if fmt.exponent > 2 and self.wide else inner
+        made = {name for node in self.weighted for name in self._written(node)}
+        for name in names:
+            group = self.result.group_of(name)
+            values = [self.by_name[member] for member in group]
+            sources = decisions.sources(self.graph, group)
+            token = fmt.token
+            if all(_never_negative(self.graph, self.by_name[source]) for source in sources):
+                token = without_sign(fmt).token
+            elif not fmt.signed:
+                hint = "Choose a format with a sign, as e2m1."
+                raise RecipeError(f"`{name}` may be negative, which {fmt.token} cannot be.", where="rule", hint=hint)
+            readers = {_reader(self.graph, use.node, use.idx) for value in values for use in value.uses()}
+            alone = readers <= {"product", ""} and not any(value.is_graph_output() for value in values)
+            self.result.narrowed.pop(name, None)
+            if alone and "product" in readers and made.issuperset(sources):
+                self.activations[name] = token
+                continue
+            read = any(decisions.operand_uses(self.graph, value) for value in values)
+            self.activations[name] = fine if read else inner
+            if read and fine != inner:
+                self.fine.add(name)
+            if decisions.operand_uses(self.graph, self.by_name[name]):
+                self._narrow(name, token, symmetric)
 
     def give_wide(self) -> None:
         """Rule 7."""
@@ -185,10 +203,15 @@ class _Draft:
             second = self.result.narrowed.get(name)
             if second is None or second.format.bits >= bits:
                 continue
+            group = self.result.group_of(name)
+            if name in self.fine and not any(other in self.result.narrowed for other in group if other != name):
+                fits = activation_token(bits, symmetric)
+                self.activations.update({other: fits for other in group if other in self.fine})
             if parse_format(self.activations[name]).bits <= bits:
                 del self.result.narrowed[name]
             else:
-                self._narrow(name, activation_token(bits, second.symmetric), second.symmetric)
+                kept = symmetric if isinstance(second.format, Minifloat) else second.symmetric
+                self._narrow(name, activation_token(bits, kept), kept)
 
     def apply_rules(self, subject: ir.Node | ir.Value, rules: list[dict[str, Any]]) -> None:
         """What the rules say of a node, or of a graph input."""
@@ -200,9 +223,12 @@ class _Draft:
                 continue
             written = self._written(node) if node is not None else [subject.name or ""]
             if "activation" in rule:
-                self.activations.update({name: rule["activation"] for name in written if name in self.activations})
+                written = [name for name in written if name in self.activations]
+                self.activations.update(dict.fromkeys(written, rule["activation"]))
                 for name in written:
                     self.result.narrowed.pop(name, None)
+                if isinstance(fmt := parse_format(rule["activation"]), Minifloat):
+                    self.give_minifloat(fmt, written)
                 self.result.pinned.update(written)
             if "method" in rule:
                 self.result.methods.update(dict.fromkeys(written, rule["method"]))
@@ -216,19 +242,21 @@ class _Draft:
         for group in self.result.groups:
             members = [name for name in group if name in self.activations]
             tokens = [self.activations[name] for name in members]
-            widest = max(tokens, key=lambda token: parse_format(token).bits, default="")
-            if self.centred & set(members):
+            integers = [token for token in tokens if isinstance(parse_format(token), Int)]
+            widest = max(integers or tokens, key=lambda token: parse_format(token).bits, default="")
+            if integers and self.centred & set(members):
                 self.centred |= set(members)
                 widest = activation_token(parse_format(widest).bits, symmetric=True)
             self.activations.update(dict.fromkeys(members, widest))
         for name, token in self.activations.items():
             fmt = parse_format(token)
-            symmetric = fmt.signed and (self.options.symmetric or name in self.centred)
+            symmetric = isinstance(fmt, Minifloat) or fmt.signed and (self.options.symmetric or name in self.centred)
             self.result.activations[name] = QuantSpec(fmt, scale_type=self.scale_type, symmetric=symmetric)
         return self.result
 
     def _narrow(self, name: str, token: str, symmetric: bool) -> None:
-        spec = QuantSpec(parse_format(token), scale_type=self.scale_type, symmetric=symmetric)
+        fmt = parse_format(token)
+        spec = QuantSpec(fmt, scale_type=self.scale_type, symmetric=symmetric or isinstance(fmt, Minifloat))
         self.result.narrowed[name] = spec
 
     def _written(self, node: ir.Node) -> list[str]:
@@ -249,29 +277,11 @@ def _reader(graph: Graph, node: ir.Node, index: int) -> str:
     return "" if moves_only(node) or node.op_type == "Concat" else "other"
 
 
-def _checked(rule: Mapping[str, Any], index: int) -> dict[str, Any]:
-    where = f"rule {index + 1}"
-    unknown = sorted(set(rule) - set(RULE_KEYS))
-    if unknown:
-        raise RecipeError(f"no key `{unknown[0]}`.", where=where, hint=f"Keys are {', '.join(RULE_KEYS)}.")
-    if not {"match", "op_type"} & set(rule):
-        raise RecipeError("it matches nothing.", where=where, hint="Give `match` or `op_type`.")
-    for key in ("weight", "activation"):
-        if key in rule:
-            parse_integers(rule[key])
-    methods = (*METHODS, *WEIGHTED_METHODS)
-    if rule.get("method", "minmax") not in methods:
-        raise RecipeError(f"`{rule['method']}` is no range method.", where=where, hint=f"Known: {', '.join(methods)}.")
-    checked = dict(rule)
-    checked["match"] = _compiled(rule.get("match", ""), where)
-    return checked
-
-
-def _compiled(pattern: str, where: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise RecipeError(f"`{pattern}` is not a regular expression ({error}).", where=where) from error
+def _never_negative(graph: Graph, value: ir.Value) -> bool:
+    """Whether a Relu, a Clip from 0 on, a Sigmoid or a Softmax makes the value."""
+    maker = value.producer()
+    bounds = decisions.clip_bounds(graph, maker)
+    return (bounds is not None and bounds[0] == 0) or maker is not None and maker.op_type in ("Sigmoid", "Softmax")
 
 
 def _weight_name(graph: Graph, node: ir.Node) -> str:
@@ -297,7 +307,9 @@ def _assign_operands(graph: Graph, weighted: list[ir.Node], result: Assignment, 
             if _keep_grid(graph, value, None, result, context):
                 continue
             widest = max(formats, key=lambda spec: spec.format.bits)
-            fmt = widest.format if widest.format.bits >= 8 else Int(8, signed=widest.format.signed)
+            fmt = widest.format
+            if fmt.bits < 8 or not isinstance(fmt, Int):
+                fmt = Int(8, signed=fmt.signed)
             result.constants[value.name or ""] = QuantSpec(fmt, symmetric=widest.symmetric)
 
 
@@ -319,6 +331,10 @@ def _keep_grid(graph: Graph, value: ir.Value, axis: int | None, result: Assignme
         if GIVEN_KEY in value.metadata_props:
             context.note(value, "left the grid that it came with; quantized anew")
         return False
+    can, fmt = context.capabilities, params.format
+    if can is not None and isinstance(fmt, Minifloat | Blocks) and fmt.token not in can.weight_minifloats:
+        context.note(value, f"came in {fmt}, which the target lacks; quantized anew")
+        return False
     granularity = QuantSpec(params.format).granularity if params.axis is None else per_channel(params.axis)
     result.constants[name] = QuantSpec(params.format, granularity, symmetric=not params.zero_point.any())
     result.params[name] = params
@@ -326,12 +342,16 @@ def _keep_grid(graph: Graph, value: ir.Value, axis: int | None, result: Assignme
 
 
 def _check_capabilities(graph: Graph, weighted: list[ir.Node], result: Assignment, context: Context) -> None:
-    if context.capabilities is None:
-        return
+    can, where = context.capabilities, str(graph.path or "")
     names = {_weight_name(graph, node): node for node in weighted}
+    check_minifloats(can, "weights", ((name, result.constants[name].format) for name in names), where)
+    read = [*result.activations.items(), *result.narrowed.items()]
+    check_minifloats(can, "activations", ((name, spec.format) for name, spec in read), where)
+    if can is None:
+        return
     for what, specs, offered in (
-        ("weights", {n: result.constants[n] for n in names}, context.capabilities.weight_bits),
-        ("activations", result.activations, context.capabilities.activation_bits),
+        ("weights", {n: result.constants[n] for n in names}, can.weight_bits),
+        ("activations", result.activations, can.activation_bits),
     ):
         lacking = {name: spec.format.bits for name, spec in specs.items() if spec.format.bits not in offered}
         if lacking:

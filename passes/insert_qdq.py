@@ -2,8 +2,9 @@
 
 Every assigned activation gets a quantizer behind it, weights and other constants become codes, and biases of
 Conv, ConvTranspose, Gemm and of MatMul + Add become int32 with scale s_x * s_w (a missing bias becomes zeros, so that
-later passes have one to correct). With activations above 8 bits, biases stay float here; integerize quantizes them
-to int64, for which ONNX has no DequantizeLinear. Quantizers that the model came with are spelled like the others.
+later passes have one to correct). With activations above 8 bits (of a minifloat: levels above 8 bits), biases stay
+float here; integerize quantizes them to int64, for which ONNX has no DequantizeLinear. Quantizers that the model came
+with are spelled like the others.
 
 A weight channel whose scale is so small that its bias would leave 30 bits gets a larger scale: its weights do not
 matter beside such a bias. Names of nodes and values stay; only a graph output's float value is renamed.
@@ -21,7 +22,7 @@ from qcompiler import assignment as decisions
 from qcompiler.assignment import Assignment
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Minifloat, NumberFormat, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.normal import clear_normals
@@ -116,6 +117,12 @@ def _respell(graph: Graph, node: ir.Node) -> None:
                 graph.ir.outputs[i] = new
 
 
+def _fits_bias(read: NumberFormat, weight: NumberFormat) -> bool:
+    """Whether 32 bits hold biases at the scale of the accumulator: levels of minifloats may have many bits."""
+    x, w = (fmt.level_bits if isinstance(fmt, Minifloat) else fmt.bits for fmt in (read, weight))
+    return x <= 8 and w <= 16
+
+
 def _redirect(old: ir.Value, new: ir.Value) -> None:
     for use in list(old.uses()):
         use.node.replace_input_with(use.idx, new)
@@ -128,7 +135,7 @@ def _quantize_layer(
     assert array is not None
     params = assignment.params[weight.name or ""]
     read = qdq.quantizer_of(graph, node.inputs[0])
-    narrow = read is not None and read.params.format.bits <= 8
+    narrow = read is not None and _fits_bias(read.params.format, params.format)
     bias = float_bias(graph, node, add, array)
     if read is not None and narrow and bias is not None:
         params = fit_bias(params, array, bias, read.params.scale)

@@ -21,7 +21,7 @@ import onnx_ir as ir
 from qcompiler.context import Context
 from qcompiler.formats import QuantParams
 from qcompiler.graph.analysis import moves_only
-from qcompiler.graph.functions import FAKE_QUANTIZE
+from qcompiler.graph.functions import FAKE_QUANTIZE, MINIFLOAT_QUANTIZE
 from qcompiler.graph.model import DOMAIN, Graph, attribute
 from qcompiler.graph.qdq import read_quantizer, write_fake_quantize
 from qcompiler.graph.stages import Stage
@@ -45,7 +45,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
 
 
 def _is_given(node: ir.Node | None) -> bool:
-    return node is not None and node.op_type == FAKE_QUANTIZE and node.domain == DOMAIN
+    return node is not None and node.op_type in (FAKE_QUANTIZE, MINIFLOAT_QUANTIZE) and node.domain == DOMAIN
 
 
 def _share(graph: Graph) -> None:

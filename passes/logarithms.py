@@ -10,7 +10,7 @@
    error of the layers' outputs. What the function reads gets 8 bits at least, what it writes 16
 
 Runs between `decide` and `set_ranges`. Values of more than 6 bits are left as they are: logarithms gain nothing there.
-Other readers of these values read them with 16 bits. On targets without 16 bits, 8 take their place.
+So are minifloats. Other readers of these values read them with 16 bits. On targets without 16 bits, 8 take their place.
 
 Sources: Li et al. 2023, RepQ-ViT (log sqrt 2 of attention); Wu et al. 2024, AdaLog. Deviation: the least value of GELU
 is the function's own, not a constant.
@@ -122,7 +122,8 @@ def find_sites(graph: Graph, assignment: Assignment) -> list[Site]:
     sites = []
     for value in graph.values():
         maker = _maker(value)
-        if maker is None or not 0 < operand_bits(assignment, str(value.name)) <= MOST_BITS:
+        spec = assignment.operand(str(value.name))
+        if maker is None or spec is None or not isinstance(spec.format, Int) or spec.format.bits > MOST_BITS:
             continue
         if maker.op_type in PROBABILITIES:
             products = set(decisions.operand_uses(graph, value)) - set(decisions.product_uses(graph, value))
@@ -138,7 +139,7 @@ def find_sites(graph: Graph, assignment: Assignment) -> list[Site]:
 
 def operand_bits(assignment: Assignment, name: str) -> int:
     """Bits that products read a value with; 0 for one that is not quantized."""
-    spec = assignment.narrowed.get(name) or assignment.activations.get(name)
+    spec = assignment.operand(name)
     return spec.format.bits if spec is not None else 0
 
 

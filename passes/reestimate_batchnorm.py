@@ -25,7 +25,7 @@ tuning; its code runs BatchNorm in training mode with momentum over batches inst
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -177,5 +177,5 @@ def renormalize(
         scales = np.where(fits, scales, weight.params.scale).astype(np.float32)
     set_bias(graph, layer, moved, np.broadcast_to(s_x * scales, moved.shape))
     if (r != 1).any():
-        graph.set_input_const(maker, 1, scales)
+        qdq.set_constant(graph, maker, replace(weight.params, scale=scales))
     return r

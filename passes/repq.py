@@ -31,7 +31,7 @@ from qcompiler.calibrate.channels import ChannelHistograms, observe_histograms
 from qcompiler.calibrate.ranges import params_from_range
 from qcompiler.context import Context
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Int, QuantParams, QuantSpec
+from qcompiler.formats import Int, Minifloat, QuantParams, QuantSpec
 from qcompiler.graph.folding import Site, find_sites, fold
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
@@ -104,6 +104,8 @@ def _spec(site: Site, assignment: Assignment, below: int) -> QuantSpec | str | N
     spec = specs[0]
     if spec is None or any(other != spec for other in specs):
         return "its readers quantize it differently"
+    if isinstance(spec.format, Minifloat):
+        return f"channels of {spec.format} cannot have zero points"
     if spec.format.bits >= below:
         return None
     if not all(sink.moved for sink in site.sinks):

@@ -13,11 +13,11 @@ the least error stays: never worse than at the start. (Without a check vit_digit
 forgives nothing resnet20_cifar10_jpeg loses half of the gain.) It fits its samples: with few of them the error on
 others can grow where bias_correction alone does well (docs/precision.md), so measure.
 
-Left alone: more than `bits` bits, probabilities (their range is fixed), values that share their quantizer with a
-constant or a cache, models that came with quantizers. Zero points at an end of the format (behind a Relu) stay there;
-behind a Clip the range does not grow; scales that are powers of two stay such. Biases get the scale of the new product.
-As in bias_correction the network is run once for each of `groups` runs of quantizers; what one run looks at is held for
-`samples` samples.
+Left alone: minifloats, more than `bits` bits, probabilities (their range is fixed), values that share their quantizer
+with a constant or a cache, models that came with quantizers. Zero points at an end of the format (behind a Relu) stay
+there; behind a Clip the range does not grow; scales that are powers of two stay such. Biases get the scale of the new
+product. As in bias_correction the network is run once for each of `groups` runs of quantizers; what one run looks at is
+held for `samples` samples.
 
 Run it right after insert_qdq. Source: searching scales by the error of a layer's output is PTQ4ViT's (Yuan et al.
 2022); grid, quantized prefix and the check of the network's outputs are ours.
@@ -40,9 +40,10 @@ from qcompiler.calibrate.statistics import with_outputs
 from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.execute.ort import Session
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Minifloat, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
+from qcompiler.graph.functions import MINIFLOAT_QUANTIZE
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
@@ -100,6 +101,9 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     if context.samples is None:
         raise CalibrationError("it needs calibration data.", where="search_ranges")
     problems = find_problems(graph, reference, context, options.bits)
+    left = [str(node.outputs[0].name) for node in graph.nodes(MINIFLOAT_QUANTIZE)]
+    if left:
+        context.note("search_ranges", f"{len(left)} minifloats keep their ranges, as `{left[0]}`")
     if not problems:
         return graph
     outputs = _Outputs(reference, context, options.samples)
@@ -177,6 +181,8 @@ def find_problems(graph: Graph, reference: Graph, context: Context, bits: int) -
             continue  # the codes of a constant share its parameters
         reads = [qdq.read_quantizer(graph, node) for node in nodes]
         params = reads[0].params
+        if isinstance(params.format, Minifloat):
+            continue
         if params.format.bits > bits or params.axis is not None or any(read.params != params for read in reads):
             continue
         makers = [read.source.producer() for read in reads]

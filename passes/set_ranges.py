@@ -40,7 +40,7 @@ from qcompiler.calibrate.ranges import (
 from qcompiler.calibrate.statistics import require
 from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError
-from qcompiler.formats import QuantParams, QuantSpec
+from qcompiler.formats import Int, QuantParams, QuantSpec
 from qcompiler.graph.model import Graph
 from qcompiler.graph.stages import Stage
 
@@ -59,7 +59,7 @@ class Options:
     percentile: float = PERCENTILE
     """Of method percentile: share of elements within the range, in percent."""
     weight_method: str = "auto"
-    """Range of weights: minmax, percentile_ladder, mse or fisher; auto is minmax at 8 bits or more, mse below."""
+    """Range of weights: minmax, percentile_ladder, mse or fisher; auto is mse, of integers of 8 bits or more minmax."""
     power: float = 2.4
     """Exponent of the error that a weight range of method mse minimises."""
     loss: str = "auto"
@@ -127,13 +127,14 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
 def constant_params(
     assignment: Assignment, spec: QuantSpec, array: NDArray, importance: NDArray | None = None
 ) -> QuantParams:
-    """Parameters of a constant float32 [...] by the assignment's method: auto is minmax at 8 bits or more, else mse.
+    """Parameters of a constant float32 [...] by the assignment's method: auto is mse, of integers of 8 bits or more
+    minmax.
 
     importance: of method fisher, float [...]; without it that is mse with squares.
     """
     method = assignment.weight_method
     if method == "auto":
-        method = "minmax" if spec.format.bits >= 8 else "mse"
+        method = "minmax" if spec.format.bits >= 8 and isinstance(spec.format, Int) else "mse"
     if method == "fisher":  # the Fisher information is the curvature, so it weighs squares
         return find_weight_range(array, spec, "mse", 2.0, importance=importance)
     return find_weight_range(array, spec, method, assignment.weight_power)

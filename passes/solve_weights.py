@@ -10,7 +10,8 @@ layers are solved already. For each layer y = W x + b (Conv by its patches, grou
 4. the bias takes up what mean error is left
 
 Layers with weights of 8 bits are rounded again at the scale that was set. ConvTranspose, weights on a grid that the
-model came with, and weights that several layers share stay as they are.
+model came with, and weights that several layers share stay as they are. Weights with block scales are rounded by gptq
+whatever the method (but nearest), with the exponents that plain rounding has, and without descent.
 
 Sources: Frantar et al. 2023 (GPTQ), Li et al. 2025 (GPTAQ), Lybrand and Saab 2021 (GPFQ), Zhong et al. 2024 (ERQ: the
 refit), Behdin et al. 2023 (QuantEase: the descent).
@@ -31,7 +32,7 @@ from qcompiler.context import Context
 from qcompiler.errors import CalibrationError, RecipeError
 from qcompiler.evaluate import take
 from qcompiler.execute.prefix import Prefix, workers
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Blocks, Minifloat, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import by_depth
 from qcompiler.graph.given import given_params
@@ -153,6 +154,8 @@ def find_layers(graph: Graph, reference: Graph, context: Context) -> Iterator[La
             why = f"no solver for the weight of this {node.op_type}"
         elif len(maker.outputs[0].uses()) > 1 or len(source.uses()) > 1:
             why = "its weight is shared with another node"
+        elif isinstance(read.params.format, Blocks) and read.params.axis is None:
+            why = "its block scales run across output channels"
         elif read.params.zero_point.any():
             why = "its weight has zero points"
         if why:
@@ -282,12 +285,13 @@ def _best(
     tiled = np.tile(target, (len(candidates), 1))
     flat = candidates.reshape(-1)
     levels = _round(tiled, gram, cross, flat, grid, options, lambda text: context.note(layer.node, text))
-    levels = rounding.descend(tiled, gram, flat, grid, levels, sweeps=1) if options.sweeps else levels
+    sweeps = 0 if isinstance(grid.format, Blocks) else options.sweeps
+    levels = rounding.descend(tiled, gram, flat, grid, levels, sweeps=1) if sweeps else levels
     errors = rounding.error(tiled, gram, flat, levels).reshape(candidates.shape)
     best = np.full(len(target), errors.sum(1).argmin()) if shared else errors.argmin(0)
     at = best * len(target) + np.arange(len(target))
     levels, scale = levels[at], flat[at]
-    return rounding.descend(target, gram, scale, grid, levels, sweeps=options.sweeps), scale
+    return rounding.descend(target, gram, scale, grid, levels, sweeps=sweeps), scale
 
 
 def _round(
@@ -295,6 +299,9 @@ def _round(
 ) -> NDArray:
     if options.method == "nearest":
         return rounding.nearest(weight, scale, grid)
+    if isinstance(grid.format, Blocks):
+        order, damping = options.act_order, options.damping
+        return rounding.gptq_blocks(weight, gram, scale, grid.format, damping=damping, act_order=order, say=say)
     if options.method == "gpfq":
         return rounding.gpfq(weight, gram, scale, grid, cross=None if options.refit else cross)
     pull = cross - gram if options.method == "gptaq" and not options.refit else None
@@ -312,7 +319,7 @@ def _write(graph: Graph, layer: Layer, levels: NDArray, scales: NDArray, bias: N
     values = from_matrices(node, levels * scales[..., None], layer.shape)
     read = qdq.quantizer_of(graph, node.inputs[0])
     if bias is not None and read is not None and layer.bias_layer is not None:
-        params = fit_bias(params, values, bias, read.params.scale)
+        if all(not isinstance(one.format, Minifloat) or one.format.level_bits <= 16 for one in (params, read.params)):
+            params = fit_bias(params, values, bias, read.params.scale)
         set_bias(graph, layer.bias_layer, bias, np.broadcast_to(read.params.scale * params.scale, bias.shape))
-    graph.set_input_const(maker, 0, quantize(values, params))
-    graph.set_input_const(maker, 1, params.scale)
+    qdq.set_constant(graph, maker, params, quantize(values, params))

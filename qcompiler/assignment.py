@@ -53,6 +53,10 @@ class Assignment:
         """The names that share parameters with `name`, itself included."""
         return next((group for group in self.groups if name in group), [name])
 
+    def operand(self, name: str) -> QuantSpec | None:
+        """The format that products read a value in; None for one that is not quantized."""
+        return self.narrowed.get(name) or self.activations.get(name)
+
     def describe(self) -> dict[str, str]:
         """Value name -> format token, for the report."""
         return {name: spec.format.token for name, spec in (*self.activations.items(), *self.constants.items())}

@@ -23,9 +23,10 @@ from qcompiler.assignment import (
     softmax_mask,
     weight_of,
 )
+from qcompiler.formats import Minifloat, parse_format
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph, attribute, attributes
-from qcompiler.graph.qdq import FORMAT_KEY, is_quantizer
+from qcompiler.graph.qdq import FORMAT_KEY, MINIFLOAT_KEY, is_quantizer
 from qcompiler.ops.macs import float_macs, node_macs
 
 
@@ -89,11 +90,13 @@ class Work:
 
 def totals(cost: Cost) -> dict[str, float]:
     """What budgets are held against, by their names: latency (ms), ram, flash (bytes), instructions, energy; those that
-    the cost tells. `ram` is that of a whole graph where the model knows it, else the peak."""
+    the cost tells. `ram` is that of a whole graph where the model knows it, else the peak. With room for the error of
+    what is estimated of them (resources `flash_error`, `ram_error`)."""
     found = {"latency": cost.latency, "ram": float(cost.resources.get("ram_bytes", cost.peak_bytes))}
     for name, key in (("flash", "flash_bytes"), ("instructions", "instructions"), ("energy", "energy")):
         if key in cost.resources:
             found[name] = float(cost.resources[key])
+    found = {name: value + cost.resources.get(f"{name}_error", 0) for name, value in found.items()}
     return {name: value for name, value in found.items() if value or name not in ("latency", "ram")}
 
 
@@ -179,7 +182,8 @@ def widths_of(graph: Graph, node: ir.Node, assignment: Assignment, unknown: int 
     """The bits that an assignment gives a node of the FLOAT graph that it was decided on.
 
     Products read a value through its second, narrower quantizer where it has one. The output is what leaves the node's
-    kernel, behind a bias, factor or clip. unknown: bits of values without a format.
+    kernel, behind a bias, factor or clip. unknown: bits of values without a format. Activations in a minifloat have the
+    bits of its levels, which kernels read and write.
     """
     weight = weight_of(graph, node)
     spec = assignment.constants.get(str(weight.name)) if weight is not None else None
@@ -189,7 +193,10 @@ def widths_of(graph: Graph, node: ir.Node, assignment: Assignment, unknown: int 
         name = str(value.name)
         found = assignment.narrowed.get(name) if narrow else None
         found = found or assignment.activations.get(name) or assignment.constants.get(name)
-        return found.format.bits if found is not None else unknown
+        if found is None:
+            return unknown
+        fmt = found.format
+        return fmt.level_bits if isinstance(fmt, Minifloat) else fmt.bits
 
     work = work_of(graph, node)
     read = [v for v in node.inputs if v is not None and v is not weight][: len(work.inputs)]
@@ -259,7 +266,9 @@ class BytesAndBops:
             weight = node.inputs[1] if product and node.op_type != "BatchMatMul" else None
             size = 0
             if weight is not None:
-                width = bits[1] if self.packed else 8 * stored_bytes(bits[1])
+                told = weight.metadata_props.get(MINIFLOAT_KEY)
+                codes = parse_format(told).bits if told else bits[1]
+                width = codes if self.packed else 8 * stored_bytes(bits[1])
                 size = -(-prod(graph.shape(weight)) * width // 8) + 4 * prod(graph.shape(node.inputs[2]))
             values = [v for v in (*node.inputs, *node.outputs) if v is not None and graph.const(v) is None]
             coded = [v for v in values if FORMAT_KEY in v.metadata_props]
@@ -269,7 +278,5 @@ class BytesAndBops:
 
 
 def _bits_of(value: ir.Value | None) -> int:
-    from qcompiler.formats import parse_format
-
     token = value.metadata_props.get(FORMAT_KEY) if value is not None else None
     return parse_format(token).bits if token else 8

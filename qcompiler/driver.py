@@ -127,7 +127,8 @@ def quantize(
     default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
     exclude, ...). budget: name (size, bops, latency, flash, ram, ...) -> number or text such as 180KiB or 0.5x: an
     integer program then chooses the bits of every weight. target_options: those of `compile`; costs depend on them.
-    constants: inputs that always have one value.
+    constants: inputs that always have one value. A recipe without `integerize` ends in a QDQ file, for which the target
+    does not matter.
     samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
     (qcompiler/calibrate/select). Raises QCompilerError.
     """
@@ -135,8 +136,11 @@ def quantize(
     chosen = _target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     options = with_budget(options, budget)
-    plan = with_search(recipe_for(recipe, options).override(options))
-    bits = check_precision(plan, chosen)
+    plan = recipe_for(recipe, options).override(options)
+    if budget:
+        plan = with_search(plan)
+    file_only = "integerize" not in plan.passes
+    bits = check_precision(plan, None if file_only else chosen)
     if select is not None:
         check_selection(select, samples, calibration)
     with watch("load"):
@@ -163,7 +167,8 @@ def quantize(
             selection = choose_samples(data, graph, select, samples, seed, calibration, plan, chosen, progress)
         data = selection.samples
     known = data if calibration is not None else None
-    context = Context(capabilities=chosen.capabilities, samples=known, seed=seed, progress=progress)
+    can = None if file_only else chosen.capabilities
+    context = Context(capabilities=can, samples=known, seed=seed, progress=progress)
     context.notes += [Note("load", where, text) for where, text in graph.notes]
     if selection is not None:
         context.facts["selection"] = selection.describe()

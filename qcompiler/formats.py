@@ -16,58 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.blocks import Blocks
 from qcompiler.errors import RecipeError
-
-
-@dataclass(frozen=True)
-class Int:
-    """Two's complement or unsigned integers of 2 to 16 bits: Int(8, signed=False) holds 0..255.
-
-    `narrow` drops the lowest code of a signed format, so that the range is symmetric (-127..127).
-    """
-
-    bits: int
-    signed: bool = True
-    narrow: bool = False
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 16:
-            raise RecipeError(f"integers have 2 to 16 bits, not {self.bits}.")
-        if self.narrow and not self.signed:
-            raise RecipeError("only a signed format can be narrow.")
-
-    @property
-    def min(self) -> int:
-        """Lowest code."""
-        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
-
-    @property
-    def max(self) -> int:
-        """Highest code."""
-        return (1 << (self.bits - self.signed)) - 1
-
-    @property
-    def storage(self) -> np.dtype:
-        """Numpy dtype that holds codes: the 8- or 16-bit integer of the same signedness."""
-        return np.dtype(f"{'' if self.signed else 'u'}int{8 if self.bits <= 8 else 16}")
-
-    @property
-    def token(self) -> str:
-        """The spelling used in files and recipes: int8, uint4, int8n (narrow)."""
-        return f"{'' if self.signed else 'u'}int{self.bits}{'n' if self.narrow else ''}"
-
-    @property
-    def integers(self) -> Int:
-        """The smallest format of integers that holds `decode` of every code: itself."""
-        return self
-
-    def decode(self, code: NDArray) -> NDArray:
-        """The value of a code, before scale and zero point: the code itself."""
-        return np.asarray(code, dtype=np.int64)
-
-    def __str__(self) -> str:
-        return self.token
-
+from qcompiler.integer import Int as Int
+from qcompiler.minifloat import OCP, Minifloat
 
 LEVEL_BITS = 15
 """The levels of a logarithmic format are integers below 2^15: int16 holds them, less any of them."""
@@ -151,6 +103,10 @@ class Log:
         """2^(-(k + 1/2) q / r) for k = 0 .. 2^bits - 2: between code k and the next. float64, correctly rounded."""
         return _boundaries(self)
 
+    def codes(self) -> NDArray[np.int64]:
+        """Every code, in the order of what they stand for."""
+        return np.arange(self.max, -1, -1)
+
     def decode(self, code: NDArray) -> NDArray:
         """The value of a code, before scale and zero point: a level, int64."""
         return _levels(self)[np.asarray(code, np.int64)]
@@ -184,17 +140,26 @@ def _levels(fmt: Log) -> NDArray[np.int64]:
     return levels
 
 
-NumberFormat = Int | Log  # joined by Minifloat and Codebook as their operators arrive
+NumberFormat = Int | Log | Minifloat | Blocks  # joined by Codebook as its operators arrive
 
 
 def parse_format(token: str) -> NumberFormat:
-    """The format that `token` spells ('int8', 'uint4', 'int8n', 'log4:1/2'). Raises RecipeError."""
+    """The format that `token` spells ('int8', 'uint4', 'int8n', 'log4:1/2', 'e2m1', 'mxe2m1'). Raises RecipeError.
+
+    `float4e2m1`, ONNX's name of e2m1, is read as well.
+    """
+    if token in OCP:
+        return OCP[token]
+    if match := re.fullmatch(r"mxe(\d)m(\d)", token):
+        return Blocks(Minifloat(int(match[1]), int(match[2])))
+    if match := re.fullmatch(r"(u?)e(\d)m(\d)", token.removeprefix("float4") if token == "float4e2m1" else token):
+        return Minifloat(int(match[2]), int(match[3]), signed=not match[1])
     if match := re.fullmatch(r"log(\d+):(\d{1,4})/(\d{1,4})", token):
         return Log(*(int(number) for number in match.groups()))
     match = re.fullmatch(r"(u?)int(\d+)(n?)", token)
     if match is None:
         raise RecipeError(
-            f"`{token}` is not a number format.", hint="Formats look like int8, uint4, int8n or log4:25/37."
+            f"`{token}` is not a number format.", hint="Formats look like int8, uint4, int8n, log4:25/37 or e2m1."
         )
     return Int(int(match[2]), signed=not match[1], narrow=bool(match[3]))
 
@@ -247,7 +212,8 @@ class QuantParams:
     scale: float32, [] or [C]; zero_point: int64, same shape; both given as anything that converts to such an array.
     axis: the kept axis if scale is [C]. Of a logarithmic format, whose largest real value is then
     scale * (format.one - zero_point), both are scalars and the zero point is 0 .. format.one: it shifts values that are
-    bounded from below (c = scale * zero_point of AdaLog's bias reparameterization).
+    bounded from below (c = scale * zero_point of AdaLog's bias reparameterization). Of a minifloat the zero point is 0
+    and the scale is that of levels: `format.unit` times what ONNX's float8 types call the scale.
     """
 
     format: NumberFormat
@@ -260,6 +226,8 @@ class QuantParams:
         object.__setattr__(self, "zero_point", np.broadcast_to(np.asarray(self.zero_point, np.int64), self.scale.shape))
         if isinstance(self.format, Log) and self.scale.ndim:
             raise RecipeError(f"{self.format} has one scale for a whole tensor, not one for each channel.")
+        if isinstance(self.format, Minifloat | Blocks) and self.zero_point.any():
+            raise RecipeError(f"{self.format} has no zero point.")
 
     def __eq__(self, other: object) -> bool:
         return (

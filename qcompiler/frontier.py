@@ -15,7 +15,7 @@ from typing import Any
 from qcompiler.bundle import Bundle
 from qcompiler.driver import compile, quantize
 from qcompiler.errors import BundleError, RecipeError
-from qcompiler.plan import BUDGET_BASE, recipe_for, with_budget
+from qcompiler.plan import BUDGET_BASE, recipe_for, with_budget, with_search
 from qcompiler.report.frontier import render_frontier
 
 DEFAULT = {"size": "1x"}
@@ -43,7 +43,7 @@ def curve(
     plan = recipe_for(recipe, asked).override(asked)
     if OPTION not in plan.passes:
         raise RecipeError(f"it does not run {OPTION}.", where=f"recipe `{plan.name}`", hint="Add it behind decide.")
-    search = plan.only(plan.passes[: plan.passes.index(OPTION) + 1])
+    search = with_search(plan.only(plan.passes[: plan.passes.index(OPTION) + 1]))
     found = quantize(model, calibration, search, target=target, **quantization)
     facts, resolve = found.context.facts[OPTION], import_module("qcompiler.passes.mixed_precision.facts").resolve
     name = next(iter(budget))
@@ -88,7 +88,7 @@ def sweep(
     rows = []
     for i, facts in enumerate(found):
         progress("points", i, len(found))
-        path = folder / f"{i + 1:02d}-{name}-{facts['total'][name]:.4g}"
+        path = folder / f"{i + 1:02d}-{name}-{amount(facts['total'][name])}"
         bundle = compile(
             model, target, calibration, recipe, output=path, overwrite=overwrite, progress=progress,
             **_with_choice(options, facts), **building,
@@ -140,6 +140,11 @@ def cheapest(
         middle = (low + high) // 2
         low, high = (low, middle) if good(build(middle)) else (middle, high)
     return build(min(high, len(found) - 1)), high < len(found)
+
+
+def amount(cost: float) -> str:
+    """A cost in few characters."""
+    return f"{cost:.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
 def _with_choice(options: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.formats import parse_format
 from qcompiler.graph.islands import describe_islands
 from qcompiler.graph.model import Graph, attributes
+from qcompiler.minifloat import OCP, tokens
 from qcompiler.ops.macs import float_macs
 from qcompiler.recipe import DECIDE, load_recipe, pass_module
 from qcompiler.target import Capabilities
@@ -70,7 +71,15 @@ def inspect_graph(graph: Graph, precision: str | None = None, nonlinear: str = "
 
 
 _BITS = (2, 3, 4, 5, 6, 7, 8, 16)
-_ANY = Capabilities(weight_bits=_BITS, activation_bits=_BITS, arithmetic=("float", "fixed"), float_boundary=True)
+_SIGNED = (*tokens(5), *OCP)
+_ANY = Capabilities(
+    weight_bits=_BITS,
+    activation_bits=_BITS,
+    weight_minifloats=_SIGNED,
+    activation_minifloats=(*_SIGNED, *tokens(5, signed=False)),
+    arithmetic=("float", "fixed"),
+    float_boundary=True,
+)
 
 
 def peak_bytes(graph: Graph, assignment: Assignment) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 from qcompiler.calibrate.data import Samples
 from qcompiler.choose import AUTO
 from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.precision import check_minifloats, parse_formats, parse_precision
 from qcompiler.recipe import DECIDE, Recipe, load_recipe, pass_module
 from qcompiler.target import Target
 
@@ -49,23 +50,29 @@ def recipe_for(recipe: str | Path | Recipe | None, options: Mapping[str, Any] | 
         return load_recipe(AUTO)
     default = load_recipe("default")
     precision = default.override(options or {}).options_of(DECIDE).precision
-    return load_recipe(AUTO) if min(pass_module(DECIDE).parse_precision(precision)) < 8 else default
+    return load_recipe(AUTO) if min(parse_precision(precision)) < 8 else default
 
 
 def with_search(plan: Recipe) -> Recipe:
-    """The recipe with how bits are searched, where it has a budget and does not say itself."""
+    """The recipe with how --budget searches, where it does not say itself."""
     given = plan.options.get("assign_bits", {})
-    if not any(key.startswith("budget_") for key in given) or given.get("choice"):
-        return plan
     return plan.override({f"assign_bits.{key}": value for key, value in SEARCH.items() if key not in given})
 
 
-def check_precision(plan: Recipe, target: Target) -> tuple[int, int] | None:
-    """Say before calibration what `decide` would say after it; the bits of weights and activations."""
+def check_precision(plan: Recipe, target: Target | None) -> tuple[int, int] | None:
+    """Say before calibration what `decide` would say after it; the bits of weights and activations.
+
+    target: None where nothing is lowered, so that any precision will do.
+    """
     if DECIDE not in plan.passes:
         return None
-    bits: tuple[int, int]
-    bits = pass_module(DECIDE).parse_precision(plan.options_of(DECIDE).precision)
+    formats = parse_formats(plan.options_of(DECIDE).precision)
+    bits = (formats[0].bits, formats[1].bits)
+    for what, fmt in zip(("weights", "activations"), formats, strict=True):
+        where = "precision" if target is None else f"target `{target.name}`"
+        check_minifloats(None if target is None else target.capabilities, what, [("", fmt)], where)
+    if target is None:
+        return bits
     can = target.capabilities
     for what, wanted, offered in zip(
         ("weights", "activations"), bits, (can.weight_bits, can.activation_bits), strict=True

@@ -29,6 +29,10 @@ class Capabilities:
     refuses_float: Callable[[Graph, ir.Node], str] | None = None
     """Reason why a node of a float island (qcompiler/graph/islands.py) has no lowering, or ''; None where no float
     operator may stand between integer ones."""
+    weight_minifloats: tuple[str, ...] = ()
+    """Tokens of the minifloats that weights may have."""
+    activation_minifloats: tuple[str, ...] = ()
+    """Tokens of those that products read activations in."""
     operators: frozenset[str] = frozenset()
     """Integer operators that it lowers, as `domain::op_type` or `op_type` of the default domain."""
 

@@ -92,3 +92,16 @@ def test_costs_add_up_and_peaks_do_not() -> None:
     total = Cost(1.0, 10, 100, {"bops": 3}) + Cost(0.5, 5, 70, {"bops": 4, "instructions": 2})
     assert (total.latency, total.weight_bytes, total.peak_bytes) == (1.5, 15, 100)
     assert total.resources == {"bops": 7, "instructions": 2}
+
+
+def test_minifloats_cost_what_their_levels_do() -> None:
+    """Kernels read levels: 5 bits of E2M1, 10 of E3M2, which take two bytes; packed weights are codes."""
+    w = np.ones((6, 8, 1, 1), np.float32)
+    graph = float_graph("float[1,8,4,4] x => float[1,6,4,4] y", "y = Conv(x, w)", w=w)
+    for precision, weight, read in (("e2m1w-e2m1a", 4, 5), ("e3m2w-e3m2a", 6, 10)):
+        context = Context()
+        decide.run(graph, decide.Options(precision=precision, keep_first_last=False), context)
+        widths = widths_of(graph, graph.nodes("Conv")[0], context.assignment)
+        assert (widths.weight, widths.inputs) == (weight, (read,))
+        cost = BytesAndBops().cost(work_of(graph, graph.nodes("Conv")[0]), widths)
+        assert cost.peak_bytes == 8 * 16 * (1 if read <= 8 else 2) + 6 * 16

@@ -6,6 +6,8 @@ For each activation quantizer, in topological order: what lies between it and th
 3. one operator of `rules.RULES`, with a Relu or Clip behind it: the operator, whose saturation performs
    the clip; a clip that cuts inside the range of the codes adds a Table;
 4. the end of a float island: its nodes stay, between DequantizeLinear and QuantizeLinear (island.py).
+A minifloat's levels stand in the integer graph: what multiplies rounds its accumulator to them, what only moves values
+moves them, and behind integers a Table or Requantize makes them.
 A logarithmic quantizer reads a quantized value (1 of a Table or LogEncode), and a Table of its levels follows it.
 Everything else is refused, all of it in one error, before any work is done.
 
@@ -23,7 +25,7 @@ import onnx_ir as ir
 from qcompiler.assignment import is_float, scaled_product
 from qcompiler.context import Context
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Log, QuantParams
+from qcompiler.formats import Log, Minifloat, QuantParams
 from qcompiler.graph import stages
 from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import DOMAIN, Graph
@@ -31,10 +33,11 @@ from qcompiler.graph.qdq import is_quantizer, quantizer_of, read_bias, read_quan
 from qcompiler.graph.stages import Stage
 from qcompiler.ops.functions import CLIPS
 from qcompiler.passes.integerize import integers
+from qcompiler.passes.integerize.minifloats import all_levels, refuses_minifloat, requantizes
 from qcompiler.passes.integerize.piecewise import write_function
 from qcompiler.passes.integerize.rules import rule_of
 from qcompiler.passes.integerize.unary import apply_functions, function_input
-from qcompiler.passes.integerize.writer import Writer
+from qcompiler.passes.integerize.writer import Writer, level_params
 from qcompiler.quantizer import quantize
 
 STAGE = (Stage.QDQ, Stage.INTEGER)
@@ -106,6 +109,11 @@ def _refuse(graph: Graph, regions: list[Region]) -> None:
         ):
             problems.append((f"the logarithmic quantizer of `{region.source.name}`", "needs a quantizer before it"))
             continue
+        if isinstance(region.params.format, Minifloat) and (
+            reason := refuses_minifloat(graph, region.params, core, region.functions, region.source)
+        ):
+            problems.append((f"the {region.params.format} quantizer of `{_name(region)}`", reason))
+            continue
         if core is None:
             # Clips of a graph input are a matter of codes, since quantization is monotonic.
             if region.functions and quantizer_of(graph, region.source) is None:
@@ -164,10 +172,12 @@ def _write(writer: Writer, node: ir.Node, region: Region) -> None:
     if region.core is None:
         codes = writer.quantize_input(region.source, params)
     else:
-        codes = rule_of(region.core).write(writer, region.core, params, inner)  # type: ignore[union-attr]
+        wanted = params if requantizes(graph, region.core) else level_params(params)
+        codes = rule_of(region.core).write(writer, region.core, wanted, inner)  # type: ignore[union-attr]
     if limits is not None:
-        every = np.arange(params.format.min, params.format.max + 1)
-        codes = writer.table(codes, params, np.clip(every, *limits).astype(params.format.storage), params, name)
+        inside = level_params(params)
+        every = np.arange(inside.format.min, inside.format.max + 1)
+        codes = writer.table(codes, inside, np.clip(every, *limits).astype(inside.format.storage), params, name)
     writer.define(node.outputs[0], codes, params)
 
 
@@ -182,7 +192,11 @@ def _limits(graph: Graph, region: Region, params: QuantParams) -> tuple[int, int
     if not region.functions:
         return None
     bounds = apply_functions(graph, region.functions, np.array([-1e30, 1e30]))
-    low, high = (int(c) for c in quantize(np.asarray(bounds, np.float32), params))
+    codes = quantize(np.asarray(bounds, np.float32), params)
+    if isinstance(params.format, Minifloat):
+        low, high = (int(level) for level in params.format.decode(codes))
+        return None if (low, high) == all_levels(params.format) else (low, high)
+    low, high = (int(c) for c in codes)
     return None if (low, high) == (params.format.min, params.format.max) else (low, high)
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from qcompiler.assignment import channel_axis
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Minifloat, QuantParams
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.qdq import quantizer_of, read_bias
 from qcompiler.passes.integerize.rule import Rule, centred, lacks_quantizer, window_of
@@ -19,6 +19,8 @@ from qcompiler.passes.integerize.writer import Codes, Writer
 INT32_LIMIT = 2**31
 INT64_LIMIT = 2**60
 """Leaves a fixed multiplier two bits."""
+MOST_LEVELS = 2**15
+"""Levels of minifloats are int16."""
 
 
 def _weight(graph: Graph, node: ir.Node) -> tuple[NDArray, QuantParams] | None:
@@ -45,6 +47,8 @@ def _refuses(graph: Graph, node: ir.Node) -> str:
     if found is None:
         return "needs constant weights"
     codes, params = found
+    if isinstance(params.format, Minifloat) and params.format.largest >= MOST_LEVELS:
+        return f"has weights in {params.format}, whose levels have more than 16 bits (up to 3 exponent bits have fewer)"
     if params.scale.ndim and params.axis is not None and params.axis % codes.ndim != channel_axis(node, codes.ndim):
         return f"has weights with a scale along axis {params.axis}, which is not that of output channels"
     if node.op_type in ("Conv", "ConvTranspose") and codes.ndim > 4:

@@ -43,13 +43,13 @@ def one_input(graph: Graph, node: ir.Node) -> str:
 
 
 def centred(codes: NDArray, params: QuantParams) -> NDArray[np.int64]:
-    """Codes with their zero point subtracted, per channel if it is."""
+    """Codes (of a minifloat its levels) with their zero point subtracted, per channel if it is."""
     zero = params.zero_point
     if zero.ndim:
         shape = [1] * codes.ndim
         shape[params.axis or 0] = -1
         zero = zero.reshape(shape)
-    return codes.astype(np.int64) - zero
+    return np.asarray(params.format.decode(codes) - zero, np.int64)
 
 
 def reach(params: QuantParams) -> int:

@@ -11,9 +11,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Log, QuantParams, parse_format
+from qcompiler.formats import Blocks, Log, Minifloat, QuantParams, parse_format
 from qcompiler.graph.model import DOMAIN, Graph, attribute
-from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, LOGARITHM_KEY, quantizer_of
+from qcompiler.graph.qdq import FORMAT_KEY, INDICES_KEY, LOGARITHM_KEY, MINIFLOAT_KEY, quantizer_of
 from qcompiler.ops.requantize import fixed_multiplier
 from qcompiler.quantizer import dequantize, quantize
 
@@ -24,6 +24,14 @@ class Codes:
 
     value: ir.Value
     params: QuantParams
+
+
+def level_params(params: QuantParams) -> QuantParams:
+    """Parameters of the integers that stand in an INTEGER graph: the levels of a minifloat (times block scales), else
+    what is given."""
+    if not isinstance(params.format, Minifloat | Blocks):
+        return params
+    return QuantParams(params.format.integers, params.scale, axis=params.axis)
 
 
 class Writer:
@@ -52,7 +60,7 @@ class Writer:
 
     def define(self, dequantized: ir.Value, codes: ir.Value, params: QuantParams) -> None:
         """Readers of this dequantized value of the source find these codes."""
-        self._codes[str(dequantized.name)] = Codes(codes, params)
+        self._codes[str(dequantized.name)] = Codes(codes, level_params(params))
 
     def same_as(self, quantizer: ir.Node, params: QuantParams) -> ir.Value | None:
         """The codes that another DequantizeLinear of the same codes has defined already."""
@@ -79,9 +87,13 @@ class Writer:
                     where=self.source.path,
                     hint="Every value needs a quantizer; was the QDQ graph edited by hand?",
                 )
-            constant = self.const(f"{name}_codes", quantized.codes)
+            params = level_params(quantized.params)
+            codes = quantized.codes
+            if params is not quantized.params:
+                codes = quantized.params.format.decode(codes).astype(params.format.storage)
+            constant = self.const(f"{name}_codes", codes)
             self.describe(constant, quantized.params)
-            self._codes[name] = Codes(constant, quantized.params)
+            self._codes[name] = Codes(constant, params)
         return self._codes[name]
 
     def const(self, name: str, array: NDArray) -> ir.Value:
@@ -97,6 +109,9 @@ class Writer:
 
     def describe(self, value: ir.Value, params: QuantParams) -> None:
         """Metadata for boundary, report and debugging."""
+        if isinstance(params.format, Minifloat | Blocks):
+            value.metadata_props[MINIFLOAT_KEY] = params.format.token
+            params = level_params(params)
         scale = params.scale.reshape(-1)
         value.metadata_props.update(
             {
@@ -140,7 +155,7 @@ class Writer:
             value.shape = ir.Shape(shape)
             value.type = ir.TensorType(ir.DataType.INT64)
             if params is not None:
-                value.type = ir.TensorType(ir.DataType.from_numpy(params.format.storage))
+                value.type = ir.TensorType(ir.DataType.from_numpy(level_params(params).format.storage))
                 self.describe(value, params)
         node.name = f"{op_type.lower()}/{node.outputs[0].name}"
         self.target.ir.append(node)
@@ -206,18 +221,24 @@ class Writer:
         return output
 
     def table(self, codes: ir.Value, have: QuantParams, entries: NDArray, want: QuantParams, name: str) -> ir.Value:
-        """A Table node."""
-        attributes = {"x_format": have.format.token, "zero_point": int(want.zero_point), "format": want.format.token}
+        """A Table node; entries are levels where `want` is a minifloat."""
+        token = level_params(want).format.token
+        attributes = {"x_format": have.format.token, "zero_point": int(want.zero_point), "format": token}
         shape = self.target.shape(codes)
         return self.emit("Table", [codes, self.const(f"{name}_table", entries)], attributes, want, shape, name)
 
     def requantize(self, codes: ir.Value, have: QuantParams, want: QuantParams, name: str) -> ir.Value:
-        """Codes of the same value at other parameters: a Table up to 8 bits, else Requantize or LogEncode."""
+        """Codes of the same value at other parameters: a Table up to 8 bits, else Requantize or LogEncode. Levels of a
+        minifloat, in a Table exactly those of the QDQ graph."""
         if have == want:
             return codes
         fmt = have.format
         if isinstance(want.format, Log):
             return self._encode(codes, have, want, want.format, name)
+        if isinstance(want.format, Minifloat) and fmt.bits <= 8:
+            rounded = quantize(dequantize(np.arange(fmt.min, fmt.max + 1), have), want)
+            levels = want.format.decode(rounded).astype(want.format.integers.storage)
+            return self.table(codes, have, levels, want, name)
         if fmt.bits <= 8:
             every = np.arange(fmt.min, fmt.max + 1) - int(have.zero_point)
             ratio = every * np.float64(have.scale) / np.float64(want.scale)

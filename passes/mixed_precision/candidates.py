@@ -2,7 +2,9 @@
 
 An item is a weight (of one node, or of several that share it) or the values that must share parameters, as operands of
 products. What rules, `exclude` and `keep_first_last` fixed, grids that the model came with, and operands that have more
-than 8 bits on purpose are items with one option: they cost what they cost. Values that no product reads keep their
+than 8 bits on purpose are items with one option: they cost what they cost. Where minifloats are on offer, a weight's
+option of so many bits is the integer or the minifloat of that width, whichever has the least squared error: they cost
+the same. Values that no product reads keep their
 format; where a product reads such a value as well, the width is that of the second quantizer (rule 9 of `decide`).
 """
 
@@ -25,7 +27,9 @@ from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.model import Graph
 from qcompiler.ops.macs import float_macs
-from qcompiler.passes.decide import weight_token
+from qcompiler.passes.set_ranges import constant_params
+from qcompiler.precision import weight_token
+from qcompiler.quantizer import fake_quantize
 
 FLOAT_BITS = 32
 WHOLE = ("ram",)
@@ -35,8 +39,9 @@ WHOLE = ("ram",)
 @dataclass(frozen=True)
 class Item:
     """One choice. kind: weight or activation. values: the weight's name, or the names of a group's members.
-    bits: its options, rising. inner: products read these values through a second quantizer where the width is below
-    their own. pinned: it has one option, since somebody fixed it."""
+    bits: its options, rising. tokens: of a weight, their formats where minifloats are on offer. inner: products read
+    these values through a second quantizer where the width is below their own. pinned: it has one option, since
+    somebody fixed it."""
 
     name: str
     kind: str
@@ -44,14 +49,24 @@ class Item:
     bits: tuple[int, ...]
     inner: bool = False
     pinned: bool = False
+    tokens: tuple[str, ...] = ()
+
+    def token(self, option: int) -> str:
+        """Format of a weight's option."""
+        return self.tokens[option] if self.tokens else weight_token(self.bits[option])
 
 
 def find_items(
-    graph: Graph, assignment: Assignment, weights: Sequence[int], activations: Sequence[int] = ()
+    graph: Graph,
+    assignment: Assignment,
+    weights: Sequence[int],
+    activations: Sequence[int] = (),
+    minifloats: Sequence[str] = (),
 ) -> list[Item]:
     """Items of a FLOAT graph behind `decide`, in topological order.
 
-    weights, activations: widths on offer; without any, the widths that were decided are the only options.
+    weights, activations: widths on offer; minifloats: tokens for weights of those widths. Without any, the widths that
+    were decided are the only options.
     """
     items: dict[str, Item] = {}
     seen: set[str] = set()
@@ -68,7 +83,13 @@ def find_items(
         if name in assignment.constants and name not in items:
             fixed = name in assignment.pinned or name in assignment.params
             bits = assignment.constants[name].format.bits
-            items[name] = _item(name, "weight", (name,), weights, bits, fixed)
+            item = _item(name, "weight", (name,), weights, bits, fixed)
+            if minifloats and not item.pinned:
+                array = graph.const(weight)
+                assert array is not None
+                tokens = tuple(_least_error(assignment, name, array, b, minifloats) for b in item.bits)
+                item = replace(item, tokens=tokens)
+            items[name] = item
     return list(items.values())
 
 
@@ -82,7 +103,7 @@ def change(assignment: Assignment, items: Sequence[Item], choice: Sequence[int])
         bits = item.bits[index]
         for name in () if item.pinned else item.values:
             if item.kind == "weight":
-                new.constants[name] = replace(new.constants[name], format=parse_format(weight_token(bits)))
+                new.constants[name] = replace(new.constants[name], format=parse_format(item.token(index)))
             elif item.inner:
                 _narrow(new, name, bits)
             else:
@@ -196,6 +217,19 @@ def _item(
     if fixed or not offered:
         return Item(name, kind, values, (bits,), inner, True)
     return Item(name, kind, values, tuple(sorted(set(offered))), inner)
+
+
+def _least_error(assignment: Assignment, name: str, array: NDArray, bits: int, minifloats: Sequence[str]) -> str:
+    """The format of so many bits, integer or one of `minifloats`, that rounds a weight with the least squared error."""
+    tokens = [weight_token(bits), *(token for token in minifloats if parse_format(token).bits == bits)]
+    if len(tokens) == 1:
+        return tokens[0]
+
+    def error(token: str) -> float:
+        spec = replace(assignment.constants[name], format=parse_format(token))
+        return float(np.square(fake_quantize(array, constant_params(assignment, spec, array)) - array).sum())
+
+    return min(tokens, key=error)
 
 
 def _activation(

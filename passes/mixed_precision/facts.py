@@ -80,7 +80,7 @@ def describe(
         **about,
         "items": [
             {"name": i.name, "kind": i.kind, "values": list(i.values), "bits": list(i.bits), "pinned": i.pinned,
-             "inner": i.inner, "chosen": i.bits[k]}
+             "inner": i.inner, "chosen": i.bits[k], **({"formats": list(i.tokens)} if i.tokens else {})}
             for i, k in zip(items, solution.choice, strict=True)
         ],
         "scores": [_plain(one) for one in problem.scores],
@@ -125,7 +125,8 @@ def problem_of(facts: Mapping[str, Any]) -> tuple[list[Item], Problem]:
     """Items and problem (without budgets) of a document. Raises RecipeError when it is none."""
     try:
         items = [
-            Item(i["name"], i["kind"], tuple(i["values"]), tuple(i["bits"]), i["inner"], i["pinned"])
+            Item(i["name"], i["kind"], tuple(i["values"]), tuple(i["bits"]), i["inner"], i["pinned"],
+                 tuple(i.get("formats", ())))  # fmt: skip
             for i in facts["items"]
         ]
         problem = Problem(

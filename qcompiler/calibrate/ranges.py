@@ -2,7 +2,8 @@
 
 Ranges always include 0, and 0 is always represented exactly. Methods (basic definitions: `minmax` takes everything,
 `percentile` drops tails, `percentile_ladder` drops as much of them as of the quantiles of LADDER errs least, `mse`
-minimises the squared error over a grid of ranges, `entropy` the Kullback-Leibler divergence).
+minimises the squared error over a grid of ranges, `entropy` the Kullback-Leibler divergence). Of a minifloat the end of
+a range is its largest number: the same methods, but `entropy`, which knows equal bins alone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 
 from qcompiler.calibrate.observers import Histogram
 from qcompiler.errors import RecipeError
-from qcompiler.formats import Int, NumberFormat, QuantParams, QuantSpec
+from qcompiler.formats import Blocks, Int, Minifloat, NumberFormat, QuantParams, QuantSpec
+from qcompiler.quantizer import round_blocks, round_levels
 
 Method = Literal["minmax", "percentile", "percentile_ladder", "mse", "entropy"]
 METHODS: tuple[str, ...] = get_args(Method)
@@ -28,8 +30,11 @@ SMALLEST = float(np.finfo(np.float32).tiny)
 
 def params_from_range(low: float, high: float, spec: QuantSpec) -> QuantParams:
     """Per-tensor parameters whose range covers [low, high] and 0; an empty range gets scale 1."""
-    fmt = _integers(spec.format)
+    fmt = _ranged(spec.format)
     low, high = min(float(low), 0.0), max(float(high), 0.0)
+    if isinstance(fmt, Minifloat):
+        reach = max(high, -low) if fmt.signed else high
+        return QuantParams(fmt, np.float32(_scale(reach / fmt.largest, spec)))
     if spec.symmetric:
         reach = max(high / max(fmt.max, 1), -low / -fmt.min if fmt.min < 0 else 0.0)
         scale, zero_point = _scale(reach, spec), 0
@@ -54,6 +59,9 @@ def find_range(histogram: Histogram, spec: QuantSpec, method: str, percentile: f
         candidates += [params_from_range(*_quantiles(histogram, share), spec) for share in LADDER[1:]]
         return min(candidates, key=lambda params: _error(*centres, params))
     if method == "entropy":
+        if isinstance(spec.format, Minifloat):
+            hint = "Choose mse, percentile, percentile_ladder or minmax."
+            raise RecipeError(f"method entropy finds no range of {spec.format}.", where="set_ranges", hint=hint)
         return params_from_range(*_least_divergence(histogram, _integers(spec.format)), spec)
     return _least_error(histogram, spec)
 
@@ -66,7 +74,13 @@ def away_from_ties(narrow: QuantParams, wide: QuantParams) -> QuantParams:
     """
     ratio = float(narrow.scale) / float(wide.scale)
     reach = wide.format.max - wide.format.min
-    ties = np.arange(min(narrow.format.max - narrow.format.min, int(reach / ratio)) + 1) + 0.5
+    ties: NDArray
+    if isinstance(narrow.format, Minifloat):
+        levels = narrow.format.decode(narrow.format.codes())
+        ties = (levels[1:] + levels[:-1])[levels[1:] > 0] / 2
+        ties = ties[: max(1, int(np.searchsorted(ties, reach / ratio)))]
+    else:
+        ties = np.arange(min(narrow.format.max - narrow.format.min, int(reach / ratio)) + 1) + 0.5
     factors = 1 + np.linspace(-0.01, 0.01, 201)[np.argsort(np.abs(np.linspace(-1, 1, 201)), kind="stable")]
     places = ties * (ratio * factors[:, None])
     margins = np.abs(places - np.rint(places)).min(1)
@@ -93,7 +107,7 @@ def find_weight_range(
     rows = np.asarray(weight, np.float32)
     rows = rows.reshape(1, -1) if axis is None else np.moveaxis(rows, axis, 0).reshape(rows.shape[axis], -1)
     weights = None if importance is None else _row_weights(importance, axis)
-    fmt = _integers(spec.format)
+    fmt = _ranged(spec.format)
     low, high = np.minimum(rows.min(1), 0.0).astype(np.float64), np.maximum(rows.max(1), 0.0).astype(np.float64)
     best_scale, best_zero = _row_params(low, high, spec)
     ends: list[tuple[NDArray, NDArray]] = []
@@ -115,9 +129,14 @@ def find_weight_range(
     return QuantParams(fmt, best_scale, best_zero, axis)
 
 
-def _integers(fmt: NumberFormat) -> Int:
-    if not isinstance(fmt, Int):
+def _ranged(fmt: NumberFormat) -> Int | Minifloat | Blocks:
+    if not isinstance(fmt, Int | Minifloat | Blocks):
         raise RecipeError(f"{fmt} has no range of integers.", hint="The pass `logarithms` chooses logarithmic formats.")
+    return fmt
+
+
+def _integers(fmt: NumberFormat) -> Int:
+    assert isinstance(fmt, Int)
     return fmt
 
 
@@ -131,7 +150,10 @@ def _scale(reach: float, spec: QuantSpec) -> float:
 
 def _row_params(low: NDArray, high: NDArray, spec: QuantSpec) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     fmt = spec.format
-    if spec.symmetric:
+    if isinstance(fmt, Minifloat):
+        reach = (np.maximum(high, -low) if fmt.signed else high) / fmt.largest
+        zero_point = np.zeros(len(low), np.int64)
+    elif spec.symmetric:
         # A full (not narrow) range is used on both sides: -8 is reached by clipping search only.
         reach = np.maximum(high, -low) / fmt.max
         zero_point = np.zeros(len(low), np.int64)
@@ -153,10 +175,20 @@ def _row_weights(importance: NDArray, axis: int | None) -> NDArray[np.float64]:
 
 
 def _row_errors(
-    rows: NDArray, scale: NDArray, zero_point: NDArray, fmt: Int, power: float, weights: NDArray | None = None
+    rows: NDArray,
+    scale: NDArray,
+    zero_point: NDArray,
+    fmt: Int | Minifloat | Blocks,
+    power: float,
+    weights: NDArray | None = None,
 ) -> NDArray:
-    low, high = ((bound - zero_point)[:, None].astype(np.float32) for bound in (fmt.min, fmt.max))
-    codes = np.clip(np.rint(rows / scale[:, None]), low, high)
+    if isinstance(fmt, Minifloat):
+        codes = round_levels(rows / scale[:, None], fmt)
+    elif isinstance(fmt, Blocks):
+        codes = round_blocks(rows / scale[:, None], fmt)
+    else:
+        low, high = ((bound - zero_point)[:, None].astype(np.float32) for bound in (fmt.min, fmt.max))
+        codes = np.clip(np.rint(rows / scale[:, None]), low, high)
     error = np.abs(rows - codes * scale[:, None])
     error = error**power if power != 2 else error * error
     return (error if weights is None else error * weights).sum(1, dtype=np.float64)
@@ -198,6 +230,8 @@ def _least_error(histogram: Histogram, spec: QuantSpec) -> QuantParams:
 
 def _error(middle: NDArray, count: NDArray, params: QuantParams) -> float:
     scale, zero_point = float(params.scale), int(params.zero_point)
+    if isinstance(params.format, Minifloat):
+        return float(np.dot(count, (middle - round_levels(middle / scale, params.format) * scale) ** 2))
     codes = np.clip(np.rint(middle / scale), params.format.min - zero_point, params.format.max - zero_point)
     return float(np.dot(count, (middle - codes * scale) ** 2))
 

@@ -20,6 +20,7 @@ from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import strip_quantizers
+from qcompiler.minifloat import families
 from qcompiler.targets import NAMES, get_target
 from qcompiler.tolerance import Tolerance
 
@@ -135,15 +136,22 @@ def run_targets(console: Console) -> int:
                 "target": name,
                 "weight_bits": list(can.weight_bits),
                 "activation_bits": list(can.activation_bits),
+                "weight_minifloats": list(can.weight_minifloats),
+                "activation_minifloats": list(can.activation_minifloats),
                 "arithmetic": list(can.arithmetic),
                 "float_islands": can.refuses_float is not None,
                 "options": get_target(name).options,
             }
         )
     text = table(
-        ["target", "weight bits", "activation bits", "arithmetic"],
+        ["target", "weight bits", "activation bits", "minifloats", "arithmetic"],
         [
-            [row["target"], *(" ".join(map(str, row[key])) for key in ("weight_bits", "activation_bits", "arithmetic"))]  # type: ignore[call-overload]
+            [
+                row["target"],
+                *(" ".join(map(str, row[key])) for key in ("weight_bits", "activation_bits")),  # type: ignore[call-overload]
+                families(get_target(str(row["target"])).capabilities.weight_minifloats),
+                " ".join(row["arithmetic"]),  # type: ignore[arg-type]
+            ]
             for row in rows
         ],
     )

@@ -19,8 +19,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.execute.ort import Session
-from qcompiler.graph.model import Graph
-from qcompiler.graph.qdq import is_quantizer
+from qcompiler.graph.model import Graph, operand
+from qcompiler.graph.qdq import FLOATS, is_quantizer
 
 LIMIT = 1 << 30
 """Bytes of kept values from which on further ones go to temporary files."""
@@ -185,7 +185,8 @@ def _cheap_nodes(graph: Graph) -> set[ir.Node]:
             and _constant(value, cheap, graph)
             for value in node.inputs
         )
-        if constant or is_quantizer(node) and node.op_type == "DequantizeLinear":
+        codes = is_quantizer(node) and node.op_type == "DequantizeLinear"
+        if constant or codes and operand(node).dtype not in FLOATS:  # onnxruntime hands out no codes of such types
             cheap.add(node)
     return cheap
 

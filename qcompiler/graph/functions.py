@@ -14,7 +14,12 @@ FAKE_QUANTIZE = "FakeQuantize"
 LOG_QUANTIZE = "LogQuantize"
 """The same to a logarithmic format; inputs x, scale, zero_point int32, thresholds float32 [2^bits - 1], levels int32
 [2^bits] (qcompiler/quantizer.py and `Log.decode`); attribute format."""
-QUANTIZERS = (FAKE_QUANTIZE, LOG_QUANTIZE)
+MINIFLOAT_QUANTIZE = "MinifloatQuantize"
+"""The same to a minifloat (`round_levels`): level = round(x / scale / step) step, step the power of two between levels
+there, found from a logarithm that may be off by one and compared with its neighbours. Inputs x, scale; attributes
+format, axis and shape (of scale against x), steps, last (index of the largest), digits (of the mantissa), whole
+(2^digits), low, high."""
+QUANTIZERS = (FAKE_QUANTIZE, LOG_QUANTIZE, MINIFLOAT_QUANTIZE)
 
 BODIES = {
     FAKE_QUANTIZE: f"""FakeQuantize <axis, minimum, maximum, format> (x, scale, zero_point) => (y) {{
@@ -36,6 +41,47 @@ BODIES = {
         centred = Sub (level, zero_point)
         number = Cast <to = {ir.DataType.FLOAT.value}> (centred)
         y = Mul (number, scale)
+    }}""",
+    MINIFLOAT_QUANTIZE: f"""
+    MinifloatQuantize <axis, shape, format, steps, last, digits, whole, low, high> (x, scale) => (y) {{
+        to = Constant <value_ints: ints = @shape> ()
+        s = Reshape (scale, to)
+        low_level = Constant <value_float: float = @low> ()
+        high_level = Constant <value_float: float = @high> ()
+        ratio = Div (x, s)
+        v = Clip (ratio, low_level, high_level)
+        size = Abs (v)
+        natural = Log (size)
+        log2e = Constant <value = float {{1.442695}}> ()
+        about = Mul (natural, log2e)
+        exponent = Floor (about)
+        places = Constant <value_float: float = @digits> ()
+        above = Sub (exponent, places)
+        zero = Constant <value = int64 {{0}}> ()
+        end = Constant <value_int: int = @last> ()
+        least = Constant <value = float {{0.0}}> ()
+        most = Cast <to = {ir.DataType.FLOAT.value}> (end)
+        bounded = Clip (above, least, most)
+        guess = Cast <to = {ir.DataType.INT64.value}> (bounded)
+        table = Constant <value_floats: floats = @steps> ()
+        tried = Gather (table, guess)
+        ones = Constant <value_float: float = @whole> ()
+        bottom = Mul (tried, ones)
+        top = Add (bottom, bottom)
+        small = Less (size, bottom)
+        large = GreaterOrEqual (size, top)
+        down = Cast <to = {ir.DataType.INT64.value}> (small)
+        up = Cast <to = {ir.DataType.INT64.value}> (large)
+        raised = Add (guess, up)
+        moved = Sub (raised, down)
+        index = Clip (moved, zero, end)
+        step = Gather (table, index)
+        units = Div (v, step)
+        rounded = Round (units)
+        level = Mul (rounded, step)
+        whole_level = Cast <to = {ir.DataType.INT64.value}> (level)
+        number = Cast <to = {ir.DataType.FLOAT.value}> (whole_level)
+        y = Mul (number, s)
     }}""",
     "CacheSoftmax": """CacheSoftmax (x, position) => (y) {
         shape = Shape <start = -1> (x)

@@ -23,11 +23,11 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, QuantParams, parse_format
-from qcompiler.graph.functions import FAKE_QUANTIZE
+from qcompiler.formats import Int, Minifloat, QuantParams, parse_format
+from qcompiler.graph.functions import FAKE_QUANTIZE, MINIFLOAT_QUANTIZE
 from qcompiler.graph.given import mark_given
 from qcompiler.graph.model import DOMAIN, Graph, attribute, operand
-from qcompiler.graph.qdq import FORMAT_KEY, read_quantizer, write_fake_quantize
+from qcompiler.graph.qdq import BIAS_TOKEN, FLOATS, FORMAT_KEY, read_quantizer, write_fake_quantize
 from qcompiler.quantizer import dequantize, quantize
 
 QONNX = ("onnx.brevitas", "qonnx.custom_op.general", "finn.custom_op.general")
@@ -111,6 +111,10 @@ class Lifter:
     ) -> QuantParams:
         """Scale and zero point of a node's inputs; the format is the type of the zero point, else of `like`, uint8."""
         s = self.constant(node, scale).astype(np.float32)
+        kind = next((FLOATS[v.dtype] for v in (zero_point, like) if v is not None and v.dtype in FLOATS), None)
+        if kind is not None and s.ndim <= 1:
+            s = s.reshape(() if s.size == 1 else -1) * np.float32(kind.unit)
+            return QuantParams(kind, s, axis=axis if s.ndim else None)
         z = np.zeros((), np.int64) if zero_point is None else self.constant(node, zero_point).astype(np.int64)
         stored = zero_point if zero_point is not None else like
         fmt = STORAGE.get(stored.dtype) if stored is not None and stored.dtype is not None else Int(8, signed=False)  # type: ignore[arg-type]
@@ -252,6 +256,9 @@ def _quantize_linear(lifter: Lifter, node: ir.Node) -> None:
 def _dequantize_linear(lifter: Lifter, node: ir.Node) -> None:
     scale, zero_point = node.inputs[1], node.inputs[2] if len(node.inputs) > 2 else None
     codes = lifter.graph.const(node.inputs[0])
+    if codes is not None and _is_minifloat(node):
+        _fake_quantize(lifter, node)
+        return
     if codes is not None and (operand(node).dtype not in STORAGE or attribute(node, "block_size", 0)):
         if lifter.graph.const(scale) is None or (zero_point is not None and lifter.graph.const(zero_point) is None):
             raise lifter.unsupported(node, "has parameters that are not constant")
@@ -264,11 +271,18 @@ def _dequantize_linear(lifter: Lifter, node: ir.Node) -> None:
     narrow = (
         found.params.format if found is not None and found.params is not None else lifter.formats.get(operand(node))
     )
-    if FORMAT_KEY in node.metadata_props:  # our own files
+    if FORMAT_KEY in node.metadata_props and not isinstance(params.format, Minifloat):  # our own files
         narrow = parse_format(node.metadata_props[FORMAT_KEY])
     if narrow is not None and narrow.storage == params.format.storage:
         params = QuantParams(narrow, params.scale, params.zero_point, params.axis)
     lifter.replace(node, lifter.real(node, 0, params))
+
+
+def _is_minifloat(node: ir.Node) -> bool:
+    """Whether a DequantizeLinear of a constant says that it holds minifloats, with one scale or one a channel."""
+    token = node.metadata_props.get(FORMAT_KEY, BIAS_TOKEN)
+    known = operand(node).dtype in FLOATS or token != BIAS_TOKEN and isinstance(parse_format(token), Minifloat)
+    return known and not attribute(node, "block_size", 0) and len(operand(node, 1).shape or ()) < 2
 
 
 def _dequantized(graph: Graph, node: ir.Node) -> NDArray[np.float32]:
@@ -293,7 +307,9 @@ def _dequantized(graph: Graph, node: ir.Node) -> NDArray[np.float32]:
 
 
 def _fake_quantize(lifter: Lifter, node: ir.Node) -> None:
-    """Ours already: constants become values on their grid."""
+    """Ours, or a constant of minifloats: constants become values on their grid."""
+    if any(lifter.graph.const(value) is None for value in node.inputs[1:] if value is not None):
+        raise lifter.unsupported(node, "has parameters that are not constant")
     read = read_quantizer(lifter.graph, node)
     if read.codes is not None:
         codes = lifter.graph.add_const(f"{read.source.name}_codes", read.codes)
@@ -309,60 +325,9 @@ def _dynamic(lifter: Lifter, node: ir.Node) -> None:
     graph.note(node, "quantized dynamically: dequantized back to float, its activations get static ranges")
 
 
-def _quant(lifter: Lifter, node: ir.Node) -> None:
-    """QONNX: y = (clip(round(x / s + z)) - z) s."""
-    scale, zero_point, bits = (lifter.constant(node, operand(node, i)) for i in (1, 2, 3))
-    mode = str(attribute(node, "rounding_mode", "ROUND")).upper()
-    whole = bits.size == 1 and float(bits.reshape(-1)[0]).is_integer() and (zero_point == np.rint(zero_point)).all()
-    if not whole:
-        raise lifter.unsupported(node, "has a width or a zero point that is not an integer")
-    width, signed = int(bits.reshape(-1)[0]), bool(attribute(node, "signed", 1))
-    x, array = operand(node), lifter.graph.const(node.inputs[0])
-    if array is None and mode not in ("ROUND", "HALF_EVEN"):
-        raise lifter.unsupported(node, f"rounds an activation with mode {mode}")
-    if width < 2 or (array is None and width > 16):
-        raise lifter.unsupported(node, f"quantizes to {width} bits")
-    narrow = bool(attribute(node, "narrow", 0))
-    if array is not None and width > 16:  # biases: as good as float
-        codes = _rounded(array / scale + zero_point, mode)
-        span = float(2 ** (width - signed))
-        codes = np.clip(codes, -span + narrow if signed else 0, span - 1 - (narrow and not signed))
-        lifter.replace(node, lifter.graph.add_const(f"{x.name}_quantized", ((codes - zero_point) * scale).astype("f")))
-        return
-    if narrow and not signed:
-        raise lifter.unsupported(node, "is narrow and unsigned")
-    fmt = Int(width, signed, narrow)
-    axes = [axis for axis, size in enumerate(scale.shape) if size > 1]
-    if len(axes) > 1:
-        raise lifter.unsupported(node, "has a scale along more than one axis")
-    axis = axes[0] if axes else None
-    s = scale.reshape(-1) if axes else scale.reshape(-1)[0]
-    z = np.broadcast_to(zero_point.reshape(-1), s.shape) if axes else zero_point.reshape(-1)[0]
-    params = QuantParams(fmt, s, np.asarray(z).astype(np.int64), axis)
-    if array is None:
-        lifter.quantized(node, x, params)
-        lifter.replace(node, lifter.lifted.pop(node.outputs[0]).value)
-        return
-    codes = np.clip(_rounded(array / scale + zero_point, mode), fmt.min, fmt.max).astype(fmt.storage)
-    lifter.replace(node, lifter.real_constant(lifter.graph.add_const(f"{x.name}_codes", codes), params, node))
-
-
-def _rounded(steps: NDArray, mode: str) -> NDArray:
-    functions: dict[str, Callable[[NDArray], NDArray]] = {
-        "ROUND": np.rint, "HALF_EVEN": np.rint, "CEIL": np.ceil, "FLOOR": np.floor,
-        "ROUND_TO_ZERO": np.trunc, "DOWN": np.trunc, "UP": lambda x: np.sign(x) * np.ceil(np.abs(x)),
-        "HALF_UP": lambda x: np.sign(x) * np.floor(np.abs(x) + 0.5),
-        "HALF_DOWN": lambda x: np.sign(x) * np.ceil(np.abs(x) - 0.5),
-    }  # fmt: skip
-    if mode not in functions:
-        raise UnsupportedError(
-            f"rounding mode {mode} is not known.", hint="QONNX defines ROUND, CEIL, FLOOR and others."
-        )
-    return functions[mode](steps)
-
-
 def handlers() -> dict[tuple[str, str], Callable[[Lifter, ir.Node], None]]:
     """(domain, operator) -> what lifts it."""
+    from qcompiler.graph.qonnx import quant
     from qcompiler.graph.qoperators import RULES
 
     return {
@@ -373,7 +338,8 @@ def handlers() -> dict[tuple[str, str], Callable[[Lifter, ir.Node], None]]:
         ("", "DynamicQuantizeLinear"): _dynamic,
         ("", "Clip"): Lifter.clip,
         (DOMAIN, FAKE_QUANTIZE): _fake_quantize,
-        **{(domain, "Quant"): _quant for domain in QONNX},
+        (DOMAIN, MINIFLOAT_QUANTIZE): _fake_quantize,
+        **{(domain, "Quant"): quant for domain in QONNX},
         **RULES,
     }
 

@@ -6,6 +6,7 @@ Forms that it writes
     constant     initializer of codes -> DequantizeLinear (axis for per-channel)
     bias         int32 initializer -> DequantizeLinear, scale float32 [M] = s_x * s_w, zero point 0
     logarithm    `qcompiler::LogQuantize` of an activation
+    minifloat    see graph/minifloats.py
 Forms that it reads besides: initializers of ONNX's own 2- and 4-bit types, Clip left out because the storage type is
 the format, and `qcompiler::FakeQuantize(x, scale, zero_point)` on activations and on float constants.
 
@@ -22,15 +23,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import ModelError, UnsupportedError
-from qcompiler.formats import Int, Log, QuantParams, parse_format
-from qcompiler.graph.functions import FAKE_QUANTIZE, LOG_QUANTIZE, QUANTIZERS, define
+from qcompiler.formats import Blocks, Int, Log, Minifloat, NumberFormat, QuantParams, parse_format
+from qcompiler.graph import minifloats
+from qcompiler.graph.function_quantizers import FORMAT_KEY as FORMAT_KEY
+from qcompiler.graph.function_quantizers import describe, write_logarithm, write_minifloat
+from qcompiler.graph.function_quantizers import write_fake_quantize as write_fake_quantize
+from qcompiler.graph.functions import QUANTIZERS
 from qcompiler.graph.model import DOMAIN, Graph, attribute
-from qcompiler.quantizer import dequantize, quantize, thresholds
+from qcompiler.minifloat import OCP
+from qcompiler.quantizer import dequantize, quantize
 
-FORMAT_KEY = "qcompiler.format"
-"""Metadata key of a DequantizeLinear: the format's token."""
 LOGARITHM_KEY = "qcompiler.logarithm"
 """Metadata key of levels in an INTEGER graph: the token of the logarithmic format that they belong to."""
+MINIFLOAT_KEY = "qcompiler.minifloat"
+"""Metadata key of integers in an INTEGER graph that are levels of a minifloat: its token."""
 INDICES_KEY = "qcompiler.indices"
 """Metadata key of an integer input of an INTEGER graph: how many rows its indices choose from."""
 BIAS_TOKEN = "int32"
@@ -58,7 +64,12 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
     """
     fmt = params.format
     if isinstance(fmt, Log):
-        return _write_logarithm(graph, value, params, fmt, name)
+        return write_logarithm(graph, value, params, fmt, name)
+    if isinstance(fmt, Minifloat):
+        return write_minifloat(graph, value, params, fmt, name)
+    if isinstance(fmt, Blocks):
+        hint = "Block scales are for weights; choose a minifloat or integers."
+        raise UnsupportedError(f"activations cannot have the format {fmt.token}.", where=name, hint=hint)
     whole = _fills_storage(fmt)
     if fmt.bits > 8 and not whole:
         raise UnsupportedError(
@@ -79,14 +90,14 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
         name=f"{name}/quantize",
         outputs=[f"{name}_codes"],
     )
-    _describe(node.outputs[0], value.shape, code_type)
+    describe(node.outputs[0], value.shape, code_type)
     if not whole:
         low = graph.add_const(f"{name}_min", np.asarray(fmt.min, fmt.storage))
         high = graph.add_const(f"{name}_max", np.asarray(fmt.max, fmt.storage))
         node = graph.add_node(
             "Clip", [node.outputs[0], low, high], after=node, name=f"{name}/saturate", outputs=[f"{name}_saturated"]
         )
-        _describe(node.outputs[0], value.shape, code_type)
+        describe(node.outputs[0], value.shape, code_type)
     node = graph.add_node(
         "DequantizeLinear",
         [node.outputs[0], scale, zero_point],
@@ -96,41 +107,7 @@ def write_quantizer(graph: Graph, value: ir.Value, params: QuantParams, *, name:
         outputs=[f"{name}_dequantized"],
     )
     node.metadata_props[FORMAT_KEY] = fmt.token
-    _describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
-    return node.outputs[0]
-
-
-def _write_logarithm(graph: Graph, value: ir.Value, params: QuantParams, fmt: Log, name: str) -> ir.Value:
-    """`qcompiler::LogQuantize` behind a value, which any runtime runs by its function body; returns its output."""
-    define(graph, LOG_QUANTIZE)
-    producer = value.producer()
-    first = next(iter(graph.ir), None) if producer is None else None
-    inputs = [
-        value,
-        graph.add_const(f"{name}_scale", params.scale),
-        graph.add_const(f"{name}_zero_point", params.zero_point.astype(np.int32)),
-        graph.add_const(f"{name}_thresholds", thresholds(params)),
-        graph.add_const(f"{name}_levels", fmt.decode(np.arange(fmt.max + 1)).astype(np.int32)),
-    ]
-    node = graph.add_node(LOG_QUANTIZE, inputs, {"format": fmt.token}, before=first, after=producer, domain=DOMAIN,
-                          name=f"{name}/log_quantize", outputs=[f"{name}_dequantized"])  # fmt: skip
-    node.metadata_props[FORMAT_KEY] = fmt.token
-    _describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
-    return node.outputs[0]
-
-
-def write_fake_quantize(graph: Graph, value: ir.Value, params: QuantParams, *, name: str, before: ir.Node) -> ir.Value:
-    """`qcompiler::FakeQuantize` of a value, which any runtime runs by its function body; returns its output."""
-    define(graph, FAKE_QUANTIZE)
-    fmt = params.format
-    scale, zero_point = _parameters(graph, params, name)
-    values = {
-        "axis": 0 if params.axis is None else params.axis, "minimum": fmt.min, "maximum": fmt.max, "format": fmt.token
-    }  # fmt: skip
-    node = graph.add_node(FAKE_QUANTIZE, [value, scale, zero_point], values, before=before, domain=DOMAIN,
-                          name=f"{name}/fake_quantize")  # fmt: skip
-    node.metadata_props[FORMAT_KEY] = fmt.token
-    _describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
+    describe(node.outputs[0], value.shape, ir.DataType.FLOAT)
     return node.outputs[0]
 
 
@@ -153,8 +130,10 @@ def write_constant(
         raise ModelError(f"`{value.name}` is not a constant.", where=graph.path)
     name = name or value.name or "constant"
     codes = quantize(array, params) if codes is None else np.asarray(codes, params.format.storage)
-    stored = graph.add_const(f"{name}_codes", codes)
-    scale, zero_point = _parameters(graph, params, name)
+    held, scales = _held(params, codes, name)
+    stored = graph.add_const(f"{name}_codes", held)
+    scale = graph.add_const(f"{name}_scale", scales)
+    zero_point = graph.add_const(f"{name}_zero_point", params.zero_point.astype(held.dtype))
     node = graph.add_node(
         "DequantizeLinear",
         [stored, scale, zero_point],
@@ -164,8 +143,32 @@ def write_constant(
         outputs=[f"{name}_dequantized"],
     )
     node.metadata_props[FORMAT_KEY] = params.format.token
-    _describe(node.outputs[0], ir.Shape(codes.shape), ir.DataType.FLOAT)
+    describe(node.outputs[0], ir.Shape(codes.shape), ir.DataType.FLOAT)
     return node.outputs[0]
+
+
+def set_constant(graph: Graph, node: ir.Node, params: QuantParams, codes: NDArray | None = None) -> None:
+    """New codes and scale (without `codes`, scale alone) of the constant that a DequantizeLinear reads."""
+    if codes is None:
+        stored = graph.const(node.inputs[0])
+        assert stored is not None
+        graph.set_input_const(node, 1, minifloats.stored_scale(params, stored.dtype))
+        return
+    held, scales = _held(params, codes, node.name or "")
+    graph.set_input_const(node, 0, held)
+    graph.set_input_const(node, 1, scales)
+
+
+def scale_beside(params: QuantParams, dtype: ir.DataType | None) -> NDArray[np.float32]:
+    """The scale as a quantizer has it whose codes are of this type: of ONNX's floats it is that of their numbers."""
+    return minifloats.stored_scale(params, dtype.numpy() if dtype in FLOATS else None)  # type: ignore[union-attr]
+
+
+def _held(params: QuantParams, codes: NDArray, name: str) -> tuple[NDArray, NDArray[np.float32]]:
+    """Codes as an initializer holds them, and the scale beside it."""
+    fmt = params.format
+    held = minifloats.stored_codes(codes, fmt, name) if isinstance(fmt, Minifloat) else codes
+    return held, minifloats.stored_scale(params, held.dtype)
 
 
 def write_bias(
@@ -194,7 +197,7 @@ def write_bias(
         outputs=[f"{name}_dequantized"],
     )
     node.metadata_props[FORMAT_KEY] = BIAS_TOKEN
-    _describe(node.outputs[0], ir.Shape(bias.shape), ir.DataType.FLOAT)
+    describe(node.outputs[0], ir.Shape(bias.shape), ir.DataType.FLOAT)
     return node.outputs[0]
 
 
@@ -208,7 +211,7 @@ def _node_name(graph: Graph, base: str) -> str:
 
 
 def is_quantizer(node: ir.Node | None) -> bool:
-    """Whether `node` ends a quantizer: DequantizeLinear, qcompiler::FakeQuantize or qcompiler::LogQuantize."""
+    """Whether `node` ends a quantizer: DequantizeLinear, or one of `QUANTIZERS`."""
     if node is None:
         return False
     return node.op_type == "DequantizeLinear" or (node.domain == DOMAIN and node.op_type in QUANTIZERS)
@@ -223,6 +226,8 @@ def read_quantizer(graph: Graph, node: ir.Node) -> Quantized:
         array = graph.const(source)
         return Quantized(params, source, None if array is None else quantize(array, params))
     codes = graph.const(source)
+    if codes is not None and isinstance(params.format, Minifloat):
+        return Quantized(params, source, minifloats.read_codes(codes, params.format, str(source.name)))
     if codes is not None:
         return Quantized(params, source, codes.astype(np.int32 if codes.dtype == np.int32 else params.format.storage))
     low = high = None
@@ -283,10 +288,6 @@ def _axis(params: QuantParams) -> dict[str, int]:
     return {} if params.axis is None else {"axis": params.axis}
 
 
-def _describe(value: ir.Value, shape: ir.Shape | None, dtype: ir.DataType) -> None:
-    value.shape, value.type = shape, ir.TensorType(dtype)
-
-
 def _parameters(graph: Graph, params: QuantParams, name: str) -> tuple[ir.Value, ir.Value]:
     scale = graph.add_const(f"{name}_scale", params.scale)
     zero_point = graph.add_const(f"{name}_zero_point", params.zero_point.astype(params.format.storage))
@@ -309,6 +310,12 @@ _TYPES = {
     for fmt in (Int(bits, signed) for bits in (2, 4, 8, 16) for signed in (True, False))
     if hasattr(ir.DataType, fmt.token.upper())  # onnx-ir has 2 bits since 0.1.13
 }
+FLOATS = {
+    ir.DataType.FLOAT8E4M3FN: OCP["float8e4m3fn"],
+    ir.DataType.FLOAT8E5M2: OCP["float8e5m2"],
+    ir.DataType.FLOAT4E2M1: Minifloat(2, 1),
+}
+"""ONNX's types of few-bit floats."""
 
 
 def _read_params(graph: Graph, node: ir.Node) -> QuantParams:
@@ -320,7 +327,8 @@ def _read_params(graph: Graph, node: ir.Node) -> QuantParams:
     token = node.metadata_props.get(FORMAT_KEY) or attribute(node, "format")
     stored = given if given is not None else node.inputs[0]
     dtype = stored.dtype if stored is not None else None
-    fmt = parse_format(token) if token else _TYPES.get(dtype)
+    known: dict[ir.DataType, NumberFormat] = {**_TYPES, **FLOATS}
+    fmt = parse_format(token) if token else known.get(dtype)  # type: ignore[arg-type]
     if fmt is None:
         raise ModelError(f"`{node.name}` quantizes to {dtype}, which is no format that we know.", where=graph.path)
     if given is None and node.op_type == "DequantizeLinear" and graph.const(node.inputs[0]) is None and not token:
@@ -331,6 +339,10 @@ def _read_params(graph: Graph, node: ir.Node) -> QuantParams:
     elif axis is None:
         axis = 1  # the default of ONNX
     scale = scale.reshape(()) if axis is None else scale
+    if isinstance(fmt, Minifloat):
+        if np.asarray(zero_point).astype(np.float32).any():
+            raise ModelError(f"`{node.name}` has a zero point, which {fmt.token} has not.", where=graph.path)
+        return QuantParams(fmt, scale * np.float32(fmt.unit) if dtype in FLOATS else scale, axis=axis)
     zero_point = zero_point.astype(np.int64)
     return QuantParams(fmt, scale, zero_point.reshape(()) if zero_point.size == 1 else zero_point, axis)
 

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, parse_integers
+from qcompiler.formats import Int, Minifloat, parse_format
+from qcompiler.quantizer import round_levels
 
 MULTIPLIER_BITS = 31
 """A fixed multiplier lies in [2^30, 2^31)."""
@@ -53,6 +54,35 @@ def requantize_fixed(acc: NDArray, multiplier: NDArray, shift: NDArray, zero_poi
     return np.clip(rounded + zero_point, fmt.min, fmt.max).astype(fmt.storage)
 
 
+def levels_float(acc: NDArray, scale: NDArray[np.float32], fmt: Minifloat) -> NDArray:
+    """The level nearest to float32(acc) * scale, one float32 multiply, half to even, saturated.
+
+    acc, scale: as of `requantize_float`. Returns fmt.integers.storage [...].
+    """
+    product = acc.astype(np.float32) * np.asarray(scale, np.float32)
+    return round_levels(np.asarray(product, np.float32), fmt).astype(fmt.integers.storage)
+
+
+def levels_fixed(acc: NDArray, multiplier: NDArray, shift: NDArray, fmt: Minifloat) -> NDArray:
+    """The level nearest to acc * multiplier / 2^shift, half to even, saturated, in int64.
+
+    With p = |acc * multiplier|, whose highest bit has place b: levels there are 2^k apart, k = max(b - shift -
+    mantissa, 0), at most that of the largest; t = shift + k low bits go, (p + 2^(t-1) - 1 + bit t of p) >> t remain.
+    acc, multiplier, shift: as of `requantize_fixed`. Returns fmt.integers.storage [...].
+    """
+    shift = np.asarray(shift, np.int64)
+    product = acc.astype(np.int64) * np.asarray(multiplier, np.int64)
+    size = np.abs(product)
+    apart = np.zeros(np.broadcast_shapes(size.shape, shift.shape), np.int64)
+    for k in range(1, fmt.largest.bit_length() - fmt.mantissa):
+        apart += size >= np.int64(1) << np.minimum(shift + fmt.mantissa + k, MAX_SHIFT)
+    below = shift + apart
+    one = np.int64(1)
+    rounded = (size + (one << (below - 1)) - 1 + ((size >> below) & 1)) >> below
+    level = np.where(product < 0, -1, 1) * np.minimum(rounded << apart, fmt.largest)
+    return np.maximum(level, -fmt.largest if fmt.signed else 0).astype(fmt.integers.storage)
+
+
 def requantize(
     acc: NDArray, parameters: list[NDArray | None], attributes: dict[str, Any], channel: int | None
 ) -> NDArray:
@@ -60,8 +90,13 @@ def requantize(
 
     channel: axis of acc that an array [M] in `parameters` belongs to; None for parameters that broadcast as they are.
     """
-    fmt, zero_point = parse_integers(attributes["format"]), int(attributes.get("zero_point", 0))
+    fmt, zero_point = parse_format(attributes["format"]), int(attributes.get("zero_point", 0))
     arrays = [_along(array, channel, acc.ndim) for array in parameters]
+    if isinstance(fmt, Minifloat):
+        if attributes.get("arithmetic", "float") == "float":
+            return levels_float(acc, arrays[0], fmt)
+        return levels_fixed(acc, arrays[0], arrays[1], fmt)
+    assert isinstance(fmt, Int)
     if attributes.get("arithmetic", "float") == "float":
         return requantize_float(acc, arrays[0], zero_point, fmt)
     return requantize_fixed(acc, arrays[0], arrays[1], zero_point, fmt)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
+from qcompiler.formats import Blocks, Log, Minifloat, NumberFormat, parse_format
 from qcompiler.graph.islands import describe_islands
 from qcompiler.graph.model import Graph
-from qcompiler.graph.qdq import LOGARITHM_KEY
+from qcompiler.graph.qdq import LOGARITHM_KEY, MINIFLOAT_KEY
 from qcompiler.ops.macs import node_macs
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def build_report(
 ) -> dict[str, Any]:
     """Everything that the terminal and the page show. `facts` come from the driver's evaluation."""
     assert result.integer_graph is not None
+    mixed = result.context.facts.get("assign_bits")
     sizes = {
         "float_bytes": float_bytes(result.float_graph), **manifest["size"],
         "weight_bytes": packed_bytes(result.integer_graph), "stored_bytes": manifest["size"]["weight_bytes"],
@@ -38,6 +40,7 @@ def build_report(
         "recipe": result.recipe.name,
         "precision": precision(result.integer_graph),
         "arithmetic": manifest["arithmetic"],
+        **({"assignment": {i["name"]: i["chosen"] for i in mixed["items"]}} if mixed else {}),
         "calibration": {
             "source": result.samples.source,
             "samples": len(result.samples),
@@ -117,30 +120,44 @@ def packed_bytes(graph: Graph) -> int:
     for node in graph.nodes("Conv", "ConvTranspose", "MatMul"):
         weight = node.inputs[1]
         if weight is not None and graph.const(weight) is not None:
-            found[str(weight.name)] = -(-prod(graph.shape(weight)) * (_bits(weight) or 8) // 8)
+            fmt, count = _format(weight), prod(graph.shape(weight))
+            bits = 8 if fmt is None else fmt.bits
+            exponents = -(-count // fmt.size) if isinstance(fmt, Blocks) else 0
+            found[str(weight.name)] = -(-count * bits // 8) + exponents
     return sum(found.values())
 
 
 def precision(graph: Graph) -> str:
-    """w8a8 where all agree, else the widths found, as w4+8a8; a8 for a model without weighted layers."""
+    """w8a8 where all agree, else the widths found, as w4+8a8; a8 for a model without weighted layers. With minifloats
+    the formats, as e2m1+int8w-int8a."""
     weights, activations = set(), set()
     for node in graph.nodes():
         if node.op_type in ("Conv", "ConvTranspose", "MatMul") and node.inputs[1] is not None:
-            weights.add(_bits(node.inputs[1]))
-            activations.add(_bits(node.inputs[0]))
+            weights.add(_format(node.inputs[1]))
+            activations.add(_format(node.inputs[0]))
     if not weights:
-        activations = {_bits(value) for node in graph.nodes() for value in node.outputs}
-    parts = [("w", weights), ("a", activations)]
-    return "".join(letter + "+".join(map(str, sorted(bits - {0}))) for letter, bits in parts if bits - {0})
+        activations = {_format(value) for node in graph.nodes() for value in node.outputs}
+    parts = [(letter, found - {None}) for letter, found in (("w", weights), ("a", activations)) if found - {None}]
+    if any(isinstance(fmt, Minifloat | Blocks) for _, found in parts for fmt in found):
+        named = [(sorted({_family(fmt) for fmt in found if fmt is not None}), letter) for letter, found in parts]
+        return "-".join("+".join(names) + letter for names, letter in named)
+    return "".join(
+        letter + "+".join(map(str, sorted({fmt.bits for fmt in found if fmt is not None}))) for letter, found in parts
+    )
 
 
-def _bits(value: ir.Value | None) -> int:
-    """Of the format that was chosen: levels of a logarithm have more bits than its codes."""
-    from qcompiler.formats import parse_format
+def _family(fmt: NumberFormat) -> str:
+    """Token of a minifloat; integers and logarithms without sign, base and what is narrow."""
+    if isinstance(fmt, Minifloat | Blocks):
+        return fmt.token
+    return f"{'log' if isinstance(fmt, Log) else 'int'}{fmt.bits}"
 
+
+def _format(value: ir.Value | None) -> NumberFormat | None:
+    """The format that was chosen: levels of a logarithm or a minifloat have more bits than its codes."""
     known = value.metadata_props if value is not None else {}
-    token = known.get(LOGARITHM_KEY) or known.get("qcompiler.format")
-    return parse_format(token).bits if token else 0
+    token = known.get(LOGARITHM_KEY) or known.get(MINIFLOAT_KEY) or known.get("qcompiler.format")
+    return parse_format(token) if token else None
 
 
 def macs(graph: Graph) -> int:

@@ -20,16 +20,20 @@ def render_frontier(document: Mapping[str, Any]) -> str:
     ]
     drops = [(row["cost"][name], row["drop"], f"{row['bundle']}: {row['drop']:.3g}") for row in rows if "drop" in row]
     facts = document["assign_bits"]
-    head = ["bundle", title, "SQNR, dB", "decisions kept", "drop", "bits"]
+    measured = {"SQNR, dB": lambda row: f"{row['quality']['sqnr_db']:.1f}"}
+    if all("top1_agreement" in row["quality"] for row in rows):
+        measured["decisions kept"] = lambda row: f"{row['quality']['top1_agreement']:.1%}"
+    if drops:
+        measured["drop"] = lambda row: f"{row['drop']:.3g}"
     body = ""
     for row in rows:
         link = f"<a href='{escape(row['bundle'])}/report.html'>{escape(row['bundle'])}</a>"
-        kept = f"{row['quality']['top1_agreement']:.1%}" if "top1_agreement" in row["quality"] else ""
-        drop = f"{row['drop']:.3g}" if "drop" in row else ""
-        cells = [f"{row['cost'][name]:.4g}", f"{row['quality']['sqnr_db']:.1f}", kept, drop]
+        cost = row["cost"][name]
+        cells = [f"{cost:,.0f}" if cost >= 1000 else f"{cost:.4g}", *(tell(row) for tell in measured.values())]
         body += f"<tr><td>{link}</td>" + "".join(f"<td class='n'>{cell}</td>" for cell in cells)
         body += f"<td>{escape(row['precision'])}</td></tr>"
-    table = "<table><tr>" + "".join(f"<th>{escape(text)}</th>" for text in head) + f"</tr>{body}</table>"
+    head = "".join(f"<th class='n'>{escape(text)}</th>" for text in (title, *measured))
+    table = f"<table><tr><th>bundle</th>{head}<th>bits</th></tr>{body}</table>"
     parts = [
         "<h1>Bundles along the curve</h1>",
         table,

@@ -84,17 +84,18 @@ def step_quality(
 
 
 def describe_steps(result: Result, qualities: Sequence[Quality]) -> list[dict[str, Any]]:
-    """What these passes cost and won: seconds, mean SQNR of all values and that of the outputs behind each."""
+    """What these passes cost and won: seconds, mean SQNR of all values that are not exact, and that of the outputs."""
     assert result.qdq_graph is not None
     outputs = [str(value.name) for value in result.qdq_graph.outputs]
     rows = []
     for (name, _), quality in zip(result.steps, qualities, strict=True):
+        inexact = [db for db in quality.values() if db < BEST_DB] or list(quality.values())
         last = [quality[output] for output in outputs if output in quality]
         rows.append(
             {
                 "pass": name,
                 "seconds": round(result.seconds.get(name, 0.0), 3),
-                "mean_sqnr_db": round(float(np.mean(list(quality.values()))), 2) if quality else None,
+                "mean_sqnr_db": round(float(np.mean(inexact)), 2) if inexact else None,
                 "output_sqnr_db": round(float(np.mean(last)), 2) if last else None,
             }
         )

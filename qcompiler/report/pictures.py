@@ -67,7 +67,7 @@ def heat_map(facts: Mapping[str, Any]) -> str:
                     f"<rect x='{left + i * pitch + 1:.1f}' y='{y + 1}' width='{max(pitch - 2, 1):.1f}' "
                     f"height='{row - 2}' fill='none' stroke='{INK}' stroke-width='1.6' pointer-events='none'/>"
                 )
-    scale = f"log scale from {10**low:.1g} (pale) to {10**high:.2g} (dark); frames: chosen"
+    scale = f"log scale from {10**low:.1g} (pale) to {10**high:.2g} (dark)" + ("; frames: chosen" if frames else "")
     legend = _text(left, 16, scale)
     return _svg(top + row * len(widths) + 8, legend + body + frames)
 

@@ -13,6 +13,8 @@ import numpy as np
 import scipy.linalg
 from numpy.typing import NDArray
 
+from qcompiler.formats import Blocks
+from qcompiler.quantizer import block_steps
 from qcompiler.solve.grid import Grid
 
 Array = NDArray[np.float64]
@@ -111,6 +113,17 @@ def gptq(
     result = np.empty_like(levels)
     result[:, order] = levels
     return result
+
+
+def gptq_blocks(
+    weight: Array, gram: Array, scale: Array, fmt: Blocks, *, damping: float = DAMPING, act_order: bool = True,
+    say: Say = _silent,
+) -> Array:  # fmt: skip
+    """GPTQ of weights with block scales: the blocks' exponents are those of plain rounding. Returns codes [M, K]."""
+    steps = block_steps(weight / scale[:, None], fmt)
+    levels = gptq(weight, gram, scale[:, None] * steps, Grid(fmt.element), damping=damping, act_order=act_order,
+                  group_size=fmt.size, say=say)  # fmt: skip
+    return np.asarray(levels * np.repeat(steps, fmt.size, axis=1)[:, : weight.shape[1]])
 
 
 def gpfq(weight: Array, gram: Array, scale: Array, grid: Grid, *, cross: Array | None = None) -> Array:

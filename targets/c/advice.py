@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.qdq import FORMAT_KEY
 from qcompiler.targets.c.footprint import Footprint
+from qcompiler.targets.shared.paired import packing_of
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.tir.columns import PACKINGS
 
@@ -48,7 +49,7 @@ def less_flash(excess: int, largest: tuple[str, int], footprint: Footprint, prog
 
 
 def _packed(footprint: Footprint, program: Program, ways: Ways) -> tuple[str, int]:
-    narrow = any(bits in PACKINGS for bits, _ in _weights(program.graph))
+    narrow = any(packed < 8 for packed, _ in _weights(program.graph))
     saved = footprint.constants - ways.packed() if narrow and ways.packed else 0
     return "`--pack`", max(saved, 0)
 
@@ -66,20 +67,21 @@ def _fewer_bits(program: Program) -> list[tuple[str, int]]:
     for bits in (4, 2):
         saved = 0
         for now, count in _weights(program.graph):
-            before = now if program.machine.packed and now in PACKINGS else 8
+            before = now if program.machine.packed else 8
             saved += max(0, count * (before - bits)) // 8
         found.append((f"weights of {bits} bits (`--precision w{bits}a8 --pack`)", int(SURE * saved)))
     return found
 
 
 def _weights(graph: Graph) -> list[tuple[int, int]]:
-    """(bits, how many) of the weights of every node that `--pack` packs."""
+    """(bits that `--pack` leaves, how many) of the weights of every node that it reaches."""
     found = []
     for node in graph.nodes("Conv", "MatMul"):
         weights = node.inputs[1]
-        token = weights.metadata_props.get("qcompiler.format") if weights is not None else None
-        if token and graph.const(weights) is not None and attribute(node, "group", 1) == 1:
-            found.append((parse_format(token).bits, prod(graph.shape(weights))))
+        known = weights is not None and FORMAT_KEY in weights.metadata_props
+        if known and graph.const(weights) is not None and attribute(node, "group", 1) == 1:
+            packing = packing_of(weights)
+            found.append((PACKINGS[packing].bits if packing else 8, prod(graph.shape(weights))))
     return found
 
 

@@ -71,7 +71,7 @@ def _requantization(program: Program, node: ir.Node, first: int) -> tuple[Requan
     """
     requantize = replace(requantize_of(node), zero_point=0)
     multiplier, shift = requantize_inputs(program, node, first)
-    if shift.min(initial=33) < 33:
+    if not requantize.upper(shift):
         return requantize, [multiplier, shift]
     return replace(requantize, high=True), [multiplier, (shift - 33).astype(np.int8)]
 
@@ -193,16 +193,16 @@ def _product(
     if paired is not None and pixels >= PIXELS:
         runs = _runs(paired.weights, merged)
         columns = program.scratch(f"{node.name}/columns", "int16", (runs[0].size * PIXELS,), (0,))
-        packed = runs if paired.bits == 8 else pack_bits(runs.reshape(len(runs), -1), paired.bits)
-        spec = ColumnConv(x.dtype, paired.requantize, merged, flat(window, x), paired.bits)
+        packed = pack_bits(runs.reshape(len(runs), -1), paired.packing) if paired.packing else runs
+        spec = ColumnConv(x.dtype, paired.requantize, merged, flat(window, x), paired.packing)
         _emit(program, node, spec, units, table, [x, y, columns], [packed, paired.bias, *paired.scales], piece)
         return
-    if paired is not None and paired.bits < 8 and groups == 1 and flat(window, x):
-        packed = pack_bits(_runs(paired.weights, merged).reshape(len(weights), -1), paired.bits)
-        line = PackedLine(x.dtype, paired.requantize, paired.bits)
+    if paired is not None and paired.packing and groups == 1 and flat(window, x):
+        packed = pack_bits(_runs(paired.weights, merged).reshape(len(weights), -1), paired.packing)
+        line = PackedLine(x.dtype, paired.requantize, paired.packing)
         _emit(program, node, line, units, table, [x, y], [packed, paired.bias, *paired.scales], piece)
         return
-    if paired is not None and paired.bits == 8 and x.dtype == "uint8" and _inside(window):
+    if paired is not None and not paired.packing and x.dtype == "uint8" and _inside(window):
         table = _table(node, window, x, y, groups, inputs, weights.shape[0] // groups, centred=False)
         single = ScalarConv(x.dtype, "int8", "int32", paired.requantize, merged, "qc_dot_u8s8_x4")
         arrays = [paired.weights.transpose(0, 2, 3, 1), paired.bias, *paired.scales]

@@ -26,7 +26,7 @@ from qcompiler.targets.shared.reads import (
     target_of,
 )
 from qcompiler.targets.shared.tile import choose_depthwise_tile, choose_tile
-from qcompiler.targets.shared.tir.dot import Dot, choose_dot, reach_of
+from qcompiler.targets.shared.tir.dot import INT16_MAX, Dot, choose_dot, reach_of
 from qcompiler.targets.shared.tir.matrix import Matrix
 from qcompiler.targets.shared.tir.requantize import Requantize
 from qcompiler.targets.shared.tir.window import Depthwise
@@ -41,9 +41,9 @@ def dot_shift(dot: Dot, storage: str, zero_point: int) -> int:
 
 
 def wide_dot(program: Program, node: ir.Node, fmt: Int, zero: int, weights: NDArray) -> Dot | None:
-    """int16 pairs into int32, where codes of more than 8 bits minus their zero point are int16 and no sum can leave
-    int32 (weights: [M, ...]); else None."""
-    if not program.machine.madd_s16 or np.abs(weights.astype(np.int64)).max(initial=0) > 127:
+    """int16 pairs into int32, where codes of more than 8 bits minus their zero point and weights are int16 and no sum
+    can leave int32 (weights: [M, ...]); else None."""
+    if not program.machine.madd_s16 or np.abs(weights.astype(np.int64)).max(initial=0) > INT16_MAX:
         return None
     return Dot("madd_s16", "int16", "int16", 2) if sums_fit(program, node, fmt, zero, weights) else None
 
@@ -158,7 +158,7 @@ def emit_matrix(
 
 def _upper(machine: Machine, requantize: Requantize, scales: list[NDArray]) -> tuple[Requantize, list[NDArray]]:
     """Requantization by upper words, on machines that multiply for them and where all shifts allow it."""
-    if not machine.across or len(scales) < 2 or scales[1].min(initial=33) < 33:
+    if not machine.across or len(scales) < 2 or not requantize.upper(scales[1]):
         return requantize, scales
     return replace(requantize, high=True), [scales[0], (scales[1] - 33).astype(np.int8)]
 

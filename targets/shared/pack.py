@@ -7,6 +7,7 @@ import hashlib
 import numpy as np
 from numpy.typing import NDArray
 
+from qcompiler.formats import Minifloat, parse_format
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.columns import PACKINGS
 from qcompiler.targets.shared.tir.matrix import Matrix, padded_channels
@@ -67,9 +68,17 @@ def pack_depthwise(weights: NDArray, spec: Depthwise, machine: Machine) -> NDArr
     return blocks.transpose(0, 2, 4, 1, 3).ravel()
 
 
-def pack_bits(weights: NDArray, bits: int) -> NDArray[np.uint8]:
-    """int8 [M, 4 steps] -> uint8 [M, bytes]: the blocks of templates/qc_dot.h, little-endian words."""
-    packing = PACKINGS[bits]
+def pack_bits(weights: NDArray, name: str) -> NDArray[np.uint8]:
+    """int8 [M, 4 steps] -> uint8 [M, bytes]: the blocks of templates/qc_dot.h, little-endian words.
+
+    name: of PACKINGS; weights are codes of integers, or levels of a minifloat, whose codes are packed.
+    """
+    packing = PACKINGS[name]
+    bits = packing.bits
+    if not name.isdigit():
+        fmt = parse_format(name)
+        assert isinstance(fmt, Minifloat)
+        weights = fmt.encode(weights)
     rows, count = weights.shape
     width = 4 * packing.steps
     padded = np.zeros((rows, -(-count // width) * width), np.uint32)

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from qcompiler.formats import parse_format
 from qcompiler.graph.model import attribute
+from qcompiler.graph.qdq import FORMAT_KEY, MINIFLOAT_KEY
+from qcompiler.ops.requantize import MAX_SHIFT
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import format_of, requantize_inputs, requantize_of
 from qcompiler.targets.shared.tir.columns import PACKINGS
@@ -24,16 +26,17 @@ class Paired:
     bias: NDArray[np.int32]
     requantize: Requantize
     scales: list[NDArray]
-    bits: int = 8
-    """2 to 4: weights are to be packed, and sums are larger by 2^(8 - bits)."""
+    packing: str = ""
+    """Of PACKINGS: weights are to be packed, and sums are larger by what unpacking lifts them."""
 
 
-def _packed_bits(program: Program, node: ir.Node) -> int:
-    """Bits of weights that stay packed, else 8."""
-    weights = node.inputs[1]
-    token = weights.metadata_props.get("qcompiler.format") if weights is not None else None
-    bits = parse_format(token).bits if token else 8
-    return bits if program.machine.packed and bits in PACKINGS else 8
+def packing_of(weights: ir.Value | None) -> str:
+    """The packing that weights of their format have, or ''."""
+    told = weights.metadata_props if weights is not None else {}
+    if told.get(MINIFLOAT_KEY) in PACKINGS:
+        return told[MINIFLOAT_KEY]
+    bits = str(parse_format(told[FORMAT_KEY]).bits) if FORMAT_KEY in told else ""
+    return bits if bits in PACKINGS else ""
 
 
 def paired_form(
@@ -46,6 +49,7 @@ def paired_form(
     """
     if not program.machine.helpers or format_of(value).bits > 8:
         return None
+    requantize = replace(requantize_of(node), zero_point=0)
     bias = program.graph.const(node.inputs[2])
     assert bias is not None
     wide = weights.astype(np.int64)
@@ -55,18 +59,23 @@ def paired_form(
     folded = bias.astype(np.int64) - attribute(node, "x_zero_point", 0) * each.sum(axis=1)
     reach = int((np.abs(folded) + 255 * np.abs(each).sum(axis=1)).max(initial=0))
     multiplier, shift = requantize_inputs(program, node, 3)
-    least, bits = int(shift.min(initial=33)), _packed_bits(program, node) if pack else 8
-    if bits < 8 and (least + 8 - bits < 33 or reach << (8 - bits) >= 2**31):
-        bits = 8
-    lift = 8 - bits if bits < 8 else max(0, 33 - least)
-    if bits == 8 and int(np.abs(wide).max(initial=0)) << lift > 127 or reach << lift >= 2**31:
+    least, most = int(shift.min(initial=33)), int(shift.max(initial=33))
+    packing = packing_of(node.inputs[1]) if pack and program.machine.packed else ""
+    lift = PACKINGS[packing].lift if packing else 0
+    if reach << lift >= 2**31 or (most + lift > MAX_SHIFT if requantize.minifloat is not None else least + lift < 33):
+        packing = ""
+    if not packing:
+        lift = max(0, 33 - least) if requantize.minifloat is None else 0
+    if not packing and int(np.abs(wide).max(initial=0)) << lift > 127 or reach << lift >= 2**31:
         lift = 0
     if reach >= 2**31:
         return None
-    requantize, scales = replace(requantize_of(node), zero_point=0), [multiplier, shift]
-    if least + lift >= 33:
+    scales = [multiplier, shift]
+    if requantize.minifloat is not None:
+        scales = [multiplier, shift + lift]
+    elif least + lift >= 33:
         requantize, scales = replace(requantize, high=True), [multiplier, (shift + (lift - 33)).astype(np.int8)]
     else:
         lift = 0
-    stored = wide if bits < 8 else wide << lift
-    return Paired(stored.astype(np.int8), (folded << lift).astype(np.int32), requantize, scales, bits)
+    stored = wide if packing else wide << lift
+    return Paired(stored.astype(np.int8), (folded << lift).astype(np.int32), requantize, scales, packing)

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from qcompiler.formats import Int, parse_integers
+from qcompiler.formats import Int, Minifloat, parse_format, parse_integers
 from qcompiler.graph.model import attribute
 from qcompiler.targets.shared.program import Program, as_int32
 from qcompiler.targets.shared.tir.requantize import Requantize
@@ -15,8 +15,11 @@ from qcompiler.targets.shared.views import View, channels_last
 
 def requantize_of(node: ir.Node, *, scalar: bool = False) -> Requantize:
     """The requantization that a node's attributes name."""
-    fmt = parse_integers(attribute(node, "format"))
-    return Requantize(attribute(node, "arithmetic", "float"), fmt, attribute(node, "zero_point", 0), scalar)
+    fmt, arithmetic = parse_format(attribute(node, "format")), attribute(node, "arithmetic", "float")
+    if isinstance(fmt, Minifloat):
+        return Requantize(arithmetic, fmt.integers, 0, scalar, minifloat=fmt)
+    assert isinstance(fmt, Int)
+    return Requantize(arithmetic, fmt, attribute(node, "zero_point", 0), scalar)
 
 
 def requantize_inputs(program: Program, node: ir.Node, first: int) -> list[NDArray]:

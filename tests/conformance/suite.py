@@ -7,6 +7,7 @@ import numpy as np
 from qcompiler.graph.qdq import INDICES_KEY
 from tests.conformance.choice import add_choices
 from tests.conformance.logarithm import add_logarithms
+from tests.conformance.minifloat import add_minifloats
 from tests.conformance.problems import Problems
 from tests.conformance.sequence import add_problems
 
@@ -22,6 +23,7 @@ def build_suite(arithmetic: str) -> Problems:
     add_problems(p)
     add_choices(p)
     add_logarithms(p)
+    add_minifloats(p)
     return p
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qcompiler.errors import CalibrationError
-from qcompiler.formats import Int, QuantParams
+from qcompiler.formats import Int, QuantParams, parse_format
 from qcompiler.quantizer import fake_quantize, quantize
 from tests.strategies import seeds
 
@@ -45,6 +45,29 @@ def test_equal_over_all_codes_and_midpoints(fmt: Int, seed: int):
         assert same_bits(got, fake_quantize(x, params))
         np.testing.assert_array_equal(one.codes(torch.from_numpy(x)[None])[0].numpy(), quantize(x, params))
     assert one.params() == params
+
+
+@pytest.mark.parametrize("token", ["e1m3", "e2m0", "e2m1", "ue2m2", "e3m0", "e3m2", "e3m4", "ue4m2", "float8e4m3fn",
+                                   "e5m2", "float8e5m2"])  # fmt: skip
+@settings(max_examples=6)
+@given(seed=seeds)
+def test_minifloats_are_equal_over_all_codes_and_midpoints(token: str, seed: int):
+    rng = np.random.default_rng(seed)
+    scale = np.float32(rng.choice([2.0 ** rng.integers(-12, 4), rng.uniform(1e-4, 3)]))
+    params = QuantParams(parse_format(token), scale)
+    levels = params.format.decode(params.format.codes()).astype(np.float64)
+    x = np.concatenate([levels, (levels[1:] + levels[:-1]) / 2, [0.0, -0.0, 1e30, -1e30]]).astype(np.float32) * scale
+    x = np.concatenate([x, np.nextafter(x, np.float32(9e9)), np.nextafter(x, np.float32(-9e9))])
+    one = module(params, scale=True, scaled_gradient=True)
+    given = torch.from_numpy(x)[None].requires_grad_()
+    got = one(given)[0]
+    assert same_bits(got.detach().numpy(), fake_quantize(x, params))
+    np.testing.assert_array_equal(one.codes(torch.from_numpy(x)[None])[0].numpy(), quantize(x, params))
+    assert one.params() == params
+    got.sum().backward()
+    low, high = -params.format.largest * params.format.signed, params.format.largest
+    inside = (x / scale <= high) & (x / scale >= low)
+    np.testing.assert_array_equal(given.grad[0].numpy(), inside)
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])

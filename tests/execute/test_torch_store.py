@@ -57,7 +57,7 @@ def test_nothing_learned_changes_nothing():
     assert store(module_of(graph, source), graph).fingerprint() == before
 
 
-@pytest.mark.parametrize("precision", ["w4a8", "w8a8", "w3a4"])
+@pytest.mark.parametrize("precision", ["w4a8", "w8a8", "w3a4", "e2m1w-int8a", "e2m3w-e2m2a", "float8e4m3fnw-int8a"])
 def test_training_and_storing(precision: str):
     """A few steps towards the float outputs: the error falls, the stored graph gives it, and becomes integers."""
     from qcompiler.execute.torch import store
@@ -95,6 +95,8 @@ def test_training_and_storing(precision: str):
         assert quantizer_of(graph, graph.value(a)).params == quantizer_of(graph, graph.value(b)).params
     changed = quantizer_of(graph, graph.value("w_dequantized")).params.scale
     assert (changed != quantizer_of(old, old.value("w_dequantized")).params.scale).all()
+    if precision.startswith("float8"):
+        return  # there are no integers of so many bits
     integer = Oracle(quantized.integer(graph))
     assert np.abs(np.stack([integer.run({"x": one})[0] for one in x]) - stored).max() <= 2.01 * step
 

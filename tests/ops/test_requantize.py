@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int
+from qcompiler.formats import Int, Minifloat, parse_format
 from qcompiler.ops.requantize import exact_dtype, fixed_multiplier, requantize, requantize_fixed, requantize_float
 from tests.strategies import formats, int32s, scales
 
@@ -126,3 +126,48 @@ def test_accumulators_use_the_smallest_exact_type():
     assert exact_dtype(2**24 - 1) is np.float32
     assert exact_dtype(2**24) is np.float64
     assert exact_dtype(2**53) is np.int64
+
+
+MINIFLOATS = [parse_format(token) for token in ("e1m3", "e2m0", "e2m1", "ue2m2", "e2m4", "e3m0", "e3m2", "ue3m5")]
+
+
+def nearest_level(value: Fraction, fmt: Minifloat) -> int:
+    """The definition: the nearest level, of two the even code (the larger level without a mantissa), saturated."""
+    every = fmt.decode(fmt.codes())
+    value = max(Fraction(int(every[0])), min(Fraction(int(every[-1])), value))
+    at = int(np.searchsorted(every, floor(value)))
+    levels = [int(level) for level in every[max(at - 2, 0) : at + 3]]
+    least = min(abs(value - level) for level in levels)
+    near = [level for level in levels if abs(value - level) == least]
+    if len(near) == 1:
+        return near[0]
+    if fmt.mantissa == 0 and abs(value) > 1:
+        return max(near, key=abs)
+    return next(level for level in near if int(fmt.encode(np.array(level))) % 2 == 0)
+
+
+@given(acc=int32s, scale=scales, fmt=st.sampled_from(MINIFLOATS))
+@example(acc=5, scale=1.0, fmt=parse_format("e2m1"))  # between 4 and 6
+@example(acc=-10, scale=1.0, fmt=parse_format("e2m1"))  # between 8 and 12
+@example(acc=3, scale=0.5, fmt=parse_format("e3m0"))
+@example(acc=2**24 + 1, scale=2.0**-20, fmt=parse_format("e3m2"))
+def test_levels_are_the_nearest_in_both_arithmetics(acc, scale, fmt):
+    attributes = {"format": fmt.token, "arithmetic": "float"}
+    product = to_float32(to_float32(Fraction(acc)) * Fraction(scale))
+    got = requantize(np.array([acc], np.int32), [np.float32(scale)], attributes, None)
+    assert got.dtype == fmt.integers.storage
+    assert got.tolist() == [nearest_level(product, fmt)]
+    multiplier, shift = fixed_multiplier(scale)
+    got = requantize(np.array([acc], np.int32), [np.int32(multiplier), np.int32(shift)], {"format": fmt.token,
+                     "arithmetic": "fixed"}, None)  # fmt: skip
+    assert got.tolist() == [nearest_level(Fraction(acc * multiplier, 2**shift), fmt)]
+
+
+@pytest.mark.parametrize("fmt", MINIFLOATS, ids=str)
+def test_levels_at_every_tie(fmt):
+    """Halves of the unit from beyond one end to beyond the other, as accumulators: acc / 2."""
+    acc = np.arange(-2 * fmt.largest - 9, 2 * fmt.largest + 10, dtype=np.int32)
+    want = [nearest_level(Fraction(int(a), 2), fmt) for a in acc]
+    for arithmetic, parameters in (("float", [np.float32(0.5)]), ("fixed", [np.int32(2**30), np.int32(31)])):
+        got = requantize(acc, parameters, {"format": fmt.token, "arithmetic": arithmetic}, None)
+        assert got.tolist() == want

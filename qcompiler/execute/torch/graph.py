@@ -30,8 +30,9 @@ from qcompiler.execute.torch.parts import function_body, quantizes, tied_values
 from qcompiler.execute.torch.quantizer import Quantizer
 from qcompiler.execute.torch.rules import RULES
 from qcompiler.execute.torch.site import Function, Site
-from qcompiler.formats import Int, QuantParams
+from qcompiler.formats import Blocks, Log, QuantParams
 from qcompiler.graph import qdq
+from qcompiler.graph.minifloats import FLOAT_CODES
 from qcompiler.graph.model import Graph, operator_key
 from qcompiler.quantizer import dequantize
 
@@ -86,6 +87,8 @@ class TorchGraph(nn.Module):
         self._plans: dict[tuple[frozenset[str], tuple[str, ...]], tuple[list[_Step], list[list[str]]]] = {}
         for name, value in graph.ir.initializers.items():
             array = graph.const(value)
+            if array is not None and array.dtype.name in FLOAT_CODES:
+                array = array.astype(np.float32)
             if array is not None and array.dtype.kind in "fiub":
                 self._add_constant(name, array)
         self._tied = tied_values(graph)
@@ -265,7 +268,7 @@ class TorchGraph(nn.Module):
         return _Step(inputs, outputs[:1], run)
 
     def _quantizer(self, graph: Graph, node: ir.Node, float_weights: dict[str, NDArray]) -> _Step | None:
-        """The step of a DequantizeLinear or FakeQuantize with constant parameters of an integer format."""
+        """The step of a quantizer with constant parameters of integers or minifloats."""
         if not qdq.is_quantizer(node) or any(v is not None and graph.const(v) is None for v in node.inputs[1:]):
             return None
         name, source = str(node.outputs[0].name), node.inputs[0]
@@ -276,7 +279,7 @@ class TorchGraph(nn.Module):
         if graph.const(source) is None and node.op_type == "DequantizeLinear" and not quantizes(source):
             return None
         read = qdq.read_quantizer(graph, node)
-        if not isinstance(read.params.format, Int):
+        if isinstance(read.params.format, Log | Blocks):
             return None
         if read.codes is not None and node.op_type == "DequantizeLinear":
             array = float_weights.pop(name, None)

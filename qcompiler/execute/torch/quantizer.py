@@ -1,4 +1,4 @@
-"""The affine quantizer of qcompiler/quantizer.py in torch, with gradients.
+"""The affine and the minifloat quantizer of qcompiler/quantizer.py in torch, with gradients.
 
 Forward the two are equal bit for bit (tested over all codes and midpoints):
 
@@ -6,7 +6,11 @@ Forward the two are equal bit for bit (tested over all codes and midpoints):
 
 Clipping before rounding gives the same codes, since the bounds are integers, and gives the gradients of LSQ:
 dy/dx is 1 within the bounds and 0 beyond; dy/dscale = rint(v) - v within, min - z or max - z beyond; and, of LSQ+,
-dy/dz = 0 within, -scale beyond.
+dy/dz = 0 within, -scale beyond. Levels of a minifloat are `step` apart, a power of two that follows v, and
+
+    y = rint(clip(v, min, max) / step) * step * scale
+
+whose gradients are the same ones: dy/dscale = level - v.
 
 Sources: Esser et al. 2020, Learned Step Size Quantization, equations 1 to 3 and section 2.2 (gradient scale
 1 / sqrt(N * max)); Bhalgat et al. 2020, LSQ+ (a learned offset), but the zero point stays an integer forward.
@@ -24,6 +28,7 @@ from torch import Tensor, nn
 from qcompiler.errors import CalibrationError
 from qcompiler.execute.torch.rounding import ste_round
 from qcompiler.formats import Int, QuantParams
+from qcompiler.minifloat import Minifloat
 
 
 class Quantizer(nn.Module):
@@ -35,8 +40,8 @@ class Quantizer(nn.Module):
 
     def __init__(self, params: QuantParams) -> None:
         super().__init__()
-        if not isinstance(params.format, Int):
-            raise TypeError(f"{params.format} is not an integer format")
+        if not isinstance(params.format, Int | Minifloat):
+            raise TypeError(f"{params.format} is neither integer nor minifloat")
         self.format = params.format
         self.axis = params.axis
         self.enabled = True
@@ -61,6 +66,8 @@ class Quantizer(nn.Module):
             raise CalibrationError(
                 f"a learned scale became {float(np.min(scale)):g}.", hint="Lower the learning rate of scales."
             )
+        if isinstance(self.format, Minifloat):
+            return QuantParams(self.format, scale.copy(), axis=self.axis)
         zero_point = np.rint(self.zero_point.detach().double().cpu().numpy()).astype(np.int64)
         return QuantParams(self.format, scale.copy(), zero_point.clip(self.format.min, self.format.max), self.axis)
 
@@ -73,16 +80,24 @@ class Quantizer(nn.Module):
     def codes(self, x: Tensor) -> Tensor:
         """The codes of x as int64, before packing into the storage type."""
         _, steps, zero_point = self._parts(x.detach())
+        if isinstance(self.format, Minifloat):
+            return torch.from_numpy(self.format.encode(steps.detach().cpu().numpy()).astype(np.int64)).to(x.device)
         return (steps + zero_point).to(torch.int64)
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(dequantized, code - zero point, zero point)."""
+        """(dequantized, code - zero point or level, zero point)."""
         fmt, scale, zero_point = self.format, self._along(self.scale, x), self._along(self.zero_point, x)
-        if self.zero_point.requires_grad:
-            zero_point = ste_round(zero_point.clamp(fmt.min, fmt.max))
+        largest = fmt.largest if isinstance(fmt, Minifloat) else fmt.max
         if self.scaled_gradient and scale.requires_grad:
             shared = x[:1].numel() / max(self.scale.numel(), 1)
-            scale = _scale_gradient(scale, 1.0 / math.sqrt(shared * fmt.max))
+            scale = _scale_gradient(scale, 1.0 / math.sqrt(shared * largest))
+        if isinstance(fmt, Minifloat):
+            ratio = torch.clamp(x / scale, -largest if fmt.signed else 0, largest)
+            step = _steps(ratio.detach(), fmt)
+            levels = ste_round(ratio / step) * step + 0.0
+            return levels * scale, levels, zero_point
+        if self.zero_point.requires_grad:
+            zero_point = ste_round(zero_point.clamp(fmt.min, fmt.max))
         ratio = torch.clamp(x / scale, fmt.min - zero_point, fmt.max - zero_point)
         # + 0.0 makes -0.0, which no code stands for, 0.0
         steps = ste_round(ratio) + 0.0
@@ -98,6 +113,13 @@ class Quantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.format}, axis={self.axis}"
+
+
+def _steps(ratio: Tensor, fmt: Minifloat) -> Tensor:
+    """How far apart levels are around each ratio."""
+    exponent = torch.frexp(ratio).exponent.to(torch.int64) - 1
+    above = torch.clamp(exponent - fmt.mantissa, min=0)
+    return torch.bitwise_left_shift(torch.ones_like(above), above).to(ratio.dtype)
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -10,7 +10,7 @@ from qcompiler.errors import CalibrationError
 from qcompiler.execute.torch.graph import TorchGraph
 from qcompiler.execute.torch.parts import quantizes
 from qcompiler.execute.torch.quantizer import Quantizer
-from qcompiler.formats import QuantParams
+from qcompiler.formats import Minifloat, QuantParams
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.stages import Stage, check
@@ -63,9 +63,16 @@ def _float_bias(graph: Graph, node: ir.Node, learned: dict[str, NDArray]) -> NDA
 def _write_params(graph: Graph, node: ir.Node, params: QuantParams) -> None:
     if qdq.read_quantizer(graph, node).params == params:
         return
+    if isinstance(params.format, Minifloat) and graph.const(node.inputs[0]) is not None:
+        qdq.set_constant(graph, node, params)
+        return
     members = {node, *(quantizes(node.inputs[0]) if node.inputs[0] is not None else ())}
     ends = [one for one in members if one.op_type != "Clip"]
-    for index, array in ((1, params.scale), (2, params.zero_point)):
+    arrays: tuple[NDArray, ...] = (params.scale, params.zero_point)
+    if isinstance(params.format, Minifloat):
+        ends_in = node.inputs[0].dtype if node.inputs[0] is not None else None
+        arrays = (qdq.scale_beside(params, ends_in),)
+    for index, array in enumerate(arrays, start=1):
         old = node.inputs[index] if len(node.inputs) > index else None
         if old is None:
             if array.any():
@@ -92,7 +99,11 @@ def _write_codes(graph: Graph, node: ir.Node, module: TorchGraph, weights: dict[
     if array is None and output in module.quantizers:
         array = module({}, [name])[name][0].detach().cpu().float().numpy()
     if array is not None:
-        graph.set_const(source, quantize(array, params))
+        codes = quantize(array, params)
+        if isinstance(params.format, Minifloat):
+            qdq.set_constant(graph, node, params, codes)
+        else:
+            graph.set_const(source, codes)
 
 
 def _write_bias(graph: Graph, product: ir.Node, biases: dict[ir.Node, NDArray[np.float64]]) -> None:

@@ -175,6 +175,33 @@ static inline uint32_t qc_four_w2(const uint8_t *w, int32_t step) {
   return (qc_word(w + 4 * (step / 4)) << (2 * (step % 4))) & 0xC0C0C0C0u;
 }
 
+/* Four codes of a minifloat, as the upper bits of four bytes, to four levels: all bytes at once. Sizes first, with the
+   mantissa and the exponent's bits in bit 0 of each byte; then the sign, as two's complement. There is no code of -0, so
+   no byte carries into the next. */
+#define QC_BIT(codes, place) (((codes) >> (place)) & 0x01010101u)
+#define QC_ALL(bits) (((bits) << 8) - (bits))
+
+static inline uint32_t qc_signed(uint32_t size, uint32_t sign) {
+  return (size ^ QC_ALL(sign)) + sign;
+}
+
+static inline uint32_t qc_four_we2m1(const uint8_t *w, int32_t step) {
+  const uint32_t codes = qc_four_w4(w, step), low = QC_BIT(codes, 5), high = QC_BIT(codes, 6);
+  uint32_t size = QC_BIT(codes, 4) | ((low | high) << 1);
+  size += size & QC_ALL(high);
+  size += size & QC_ALL(low & high);
+  return (qc_signed(size, QC_BIT(codes, 7)) << 3) & 0xF8F8F8F8u;
+}
+
+static inline uint32_t qc_four_we3m0(const uint8_t *w, int32_t step) {
+  const uint32_t codes = qc_four_w4(w, step);
+  uint32_t size = 0x01010101u;
+  size += size & QC_ALL(QC_BIT(codes, 4));
+  size += 3u * (size & QC_ALL(QC_BIT(codes, 5)));
+  size += 15u * (size & QC_ALL(QC_BIT(codes, 6)));
+  return qc_signed((size >> 1) & 0x7F7F7F7Fu, QC_BIT(codes, 7));
+}
+
 /* sums[t] += a step: four elements of four pixels times four weights. */
 static inline const int16_t *qc_step_x4(const int16_t *x, uint32_t word, int32_t *sums) {
 #ifdef QC_DSP
@@ -244,5 +271,7 @@ static inline const int16_t *qc_step_x4(const int16_t *x, uint32_t word, int32_t
 QC_PACKED(4, 2, 4)
 QC_PACKED(3, 8, 12)
 QC_PACKED(2, 4, 4)
+QC_PACKED(e2m1, 2, 4)
+QC_PACKED(e3m0, 2, 4)
 
 #endif

@@ -136,6 +136,10 @@ class Kernel:
         at_least = self.tirx.max(value, self.const(low, dtype, lanes))
         return self.tirx.min(at_least, self.const(high, dtype, lanes))
 
+    def select(self, condition: Expr, yes: Expr, no: Expr) -> Expr:
+        """condition ? yes : no, lane by lane; both are computed."""
+        return self.tirx.Select(condition, yes, no)
+
     def let(self, value: Expr) -> Expr:
         """Name an expression, so that it is computed once."""
         if isinstance(value, int):

@@ -26,18 +26,27 @@ SUFFIX = {"uint8": "u8", "int8": "s8"}
 
 @dataclass(frozen=True)
 class Packing:
-    """Weights of one width in blocks of `steps` times four, `size` bytes each (qc_dot.h)."""
+    """Weights of one format in blocks of `steps` times four, `size` bytes each (qc_dot.h)."""
 
     steps: int
     size: int
+    bits: int
+    lift: int
+    """Products are larger by 2^lift: what is unpacked are the upper bits of a byte."""
 
     def row(self, kernel: Kernel, steps: Expr) -> Expr:
         """Bytes of so many steps."""
         return kernel.tirx.truncdiv(steps + (self.steps - 1), kernel.const(self.steps)) * self.size
 
 
-PACKINGS = {4: Packing(2, 4), 3: Packing(8, 12), 2: Packing(4, 4)}
-"""By bits."""
+PACKINGS = {
+    "4": Packing(2, 4, 4, 4),
+    "3": Packing(8, 12, 3, 5),
+    "2": Packing(4, 4, 2, 6),
+    "e2m1": Packing(2, 4, 4, 3),
+    "e3m0": Packing(2, 4, 4, 0),
+}
+"""By bits of integers, or token of a minifloat."""
 
 
 def padded_run(count: int) -> int:
@@ -58,8 +67,8 @@ class ColumnConv:
     merged: bool
     flat: bool
     """Whether the window is one cell without stride or padding and pixels lie evenly in x as they do in y."""
-    bits: int = 8
-    """Of weights: 8, or 2 to 4 for packed ones (pack.py), uint8 [M][blocks][bytes of a block]."""
+    packing: str = ""
+    """Of packed weights (pack.py), uint8 [M][blocks][bytes of a block]."""
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, shape, x, y, columns, w, bias, requantization...)."""
@@ -67,7 +76,7 @@ class ColumnConv:
         shape = Shape(kernel, kernel.pointer("shape", "int32"))
         x, y = kernel.pointer("x", self.storage), kernel.pointer("y", self.requantize.storage)
         columns = kernel.pointer("columns", "int16")
-        packing = PACKINGS.get(self.bits)
+        packing = PACKINGS.get(self.packing)
         w, bias = kernel.pointer("w", "uint8" if packing else "int8"), kernel.pointer("bias", "int32")
         scales = self.requantize.parameters(kernel)
         shape.load(*FIELDS)
@@ -78,7 +87,7 @@ class ColumnConv:
         all_steps = kernel.let(runs * steps)
         row, dot = kernel.let(all_steps * 4), "qc_dot_x4"
         if packing:
-            row, dot = kernel.let(packing.row(kernel, all_steps)), f"qc_dot_x4_w{self.bits}"
+            row, dot = kernel.let(packing.row(kernel, all_steps)), f"qc_dot_x4_w{self.packing}"
         first = kernel.let(kernel.lo * shape.columns)
         behind = kernel.let(kernel.hi * shape.columns)
         gather = f"qc_column_{SUFFIX[self.storage]}"
@@ -149,7 +158,7 @@ class PackedLine:
 
     storage: str
     requantize: Requantize
-    bits: int
+    packing: str
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(lo, hi, shape, x, y, w, bias, requantization...)."""
@@ -160,13 +169,13 @@ class PackedLine:
         scales = self.requantize.parameters(kernel)
         shape.load("columns", "x_pixel", "y_pixel", "inputs", "outputs", "zero_point")
         steps = kernel.tirx.truncdiv(shape.inputs + 3, kernel.const(4))
-        row = kernel.let(PACKINGS[self.bits].row(kernel, steps))
+        row = kernel.let(PACKINGS[self.packing].row(kernel, steps))
         with (
             kernel.loop(kernel.hi * shape.columns, kernel.lo * shape.columns) as pixel,
             kernel.loop(shape.outputs) as m,
         ):
             acc = kernel.local(1, "int32")
-            name = f"qc_line_{SUFFIX[self.storage]}_w{self.bits}"
+            name = f"qc_line_{SUFFIX[self.storage]}_w{self.packing}"
             kernel.extern(name, (x, pixel * shape.x_pixel), (w, m * row), shape.inputs, bias.load(m), (acc, 0))
             code = finish(kernel, self.requantize, acc.load(0), scales, m, shape.zero_point)
             y.store(pixel * shape.y_pixel + m, code)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from qcompiler.formats import Int
+from numpy.typing import NDArray
+
+from qcompiler.formats import Int, Minifloat
 from qcompiler.targets.shared.tir.builder import Expr, Kernel, Pointer
 
 
@@ -20,6 +22,12 @@ class Requantize:
     high: bool = False
     """Fixed arithmetic whose shifts are all 33 or more: the upper word of the product decides. Shifts are stored as
     int8, less 33."""
+    minifloat: Minifloat | None = None
+    """The format whose levels are written; `format` is then that of these integers, and the zero point 0."""
+
+    def upper(self, shifts: NDArray) -> bool:
+        """Whether all shifts allow to decide by upper words."""
+        return self.minifloat is None and int(shifts.min(initial=33)) >= 33
 
     @property
     def storage(self) -> str:
@@ -42,6 +50,8 @@ class Requantize:
         self, kernel: Kernel, acc: Expr, parameters: list[Expr], lanes: int, zero_point: Expr | None = None
     ) -> Expr:
         """The code, in storage dtype. acc: int32 or int64 [lanes]; zero_point: int32, if known at run time only."""
+        if self.minifloat is not None:
+            return self._apply_levels(kernel, acc, parameters, lanes, self.minifloat)
         low, high, z = self.format.min, self.format.max, self.zero_point
         if self.high:
             zero = kernel.const(z) if zero_point is None else zero_point
@@ -61,6 +71,43 @@ class Requantize:
             clipped = kernel.clamp(shifted, low - z, high - z, "int64", lanes)
             code = kernel.cast(clipped, "int32", lanes) + kernel.const(z, "int32", lanes)
         return kernel.cast(code, self.storage, lanes)
+
+    def _apply_levels(self, kernel: Kernel, acc: Expr, parameters: list[Expr], lanes: int, fmt: Minifloat) -> Expr:
+        """Levels are 2^k apart where k comparisons with powers of two say so: as many as the format has binades."""
+        tirx, places = kernel.tirx, range(1, fmt.largest.bit_length() - fmt.mantissa)
+        if self.arithmetic == "float":
+            ratio = kernel.let(
+                kernel.clamp(
+                    kernel.cast(acc, "float32", lanes) * parameters[0],
+                    float(-fmt.largest if fmt.signed else 0), float(fmt.largest), "float32", lanes,
+                )
+            )  # fmt: skip
+            size = kernel.let(tirx.max(ratio, kernel.const(0.0, "float32", lanes) - ratio))
+            step, share = (kernel.const(1.0, "float32", lanes) for _ in range(2))
+            for k in places:
+                far = tirx.GE(size, kernel.const(float(1 << (fmt.mantissa + k)), "float32", lanes))
+                step = kernel.select(far, kernel.const(float(1 << k), "float32", lanes), step)
+                share = kernel.select(far, kernel.const(2.0**-k, "float32", lanes), share)
+            level = tirx.nearbyint(ratio * share) * step
+            return kernel.cast(kernel.cast(level, "int32", lanes), self.storage, lanes)
+        zero, one = (kernel.const(value, "int64", lanes) for value in (0, 1))
+        multiplier, shift = (kernel.cast(p, "int64", lanes) for p in parameters)
+        shift = kernel.let(shift)
+        product = kernel.let(kernel.cast(acc, "int64", lanes) * multiplier)
+        size = kernel.let(tirx.max(product, zero - product))
+        apart = zero
+        for k in places:
+            place = tirx.min(shift + kernel.const(fmt.mantissa + k, "int64", lanes), kernel.const(62, "int64", lanes))
+            apart = kernel.select(tirx.GE(size, tirx.shift_left(one, place)), kernel.const(k, "int64", lanes), apart)
+        apart = kernel.let(apart)
+        below = kernel.let(shift + apart)
+        odd = tirx.bitwise_and(tirx.shift_right(size, below), one)
+        half = tirx.shift_left(one, below - one) - one + odd
+        rounded = tirx.shift_left(tirx.shift_right(size + half, below), apart)
+        level = kernel.let(tirx.min(rounded, kernel.const(fmt.largest, "int64", lanes)))
+        lowest = (zero - level) if fmt.signed else zero
+        code = kernel.select(tirx.LT(product, zero), lowest, level)
+        return kernel.cast(kernel.cast(code, "int32", lanes), self.storage, lanes)
 
     def _apply_high(self, kernel: Kernel, acc: Expr, parameters: list[Expr], lanes: int, zero_point: Expr) -> Expr:
         """With s >= 33, floor((p + 2^(s-1)) / 2^s) = floor((floor(p / 2^(s-1)) + 1) / 2), whose inner part is the

@@ -11,13 +11,14 @@ import pytest
 
 from qcompiler.context import Context
 from qcompiler.cost import Cost, Widths, Work, totals
-from qcompiler.errors import BudgetError, QCompilerError, RecipeError
+from qcompiler.errors import BudgetError, QCompilerError, RecipeError, UnsupportedError
 from qcompiler.graph import qdq
 from qcompiler.graph.model import Graph
 from qcompiler.passes import assign_bits, insert_qdq, set_ranges
 from qcompiler.passes.mixed_precision import facts
 from qcompiler.passes.mixed_precision.probe import Probes
 from qcompiler.recipe import parse_recipe
+from qcompiler.target import Capabilities
 from tests.passes.mixed_precision.networks import residual
 
 
@@ -303,3 +304,30 @@ def test_recipe() -> None:
 
 def test_scores_of_more_bits_are_never_worse() -> None:
     np.testing.assert_array_equal(assign_bits.monotone(np.array([5.0, 2, 3, 1, 1.5])), [5, 3, 3, 1.5, 1.5])
+
+
+def test_minifloats_are_taken_where_they_err_less() -> None:
+    """Heavy-tailed weights want exponents, even ones integers; the choice says formats, and other budgets keep them."""
+    graph, context = residual("w8a8")
+    rng = np.random.default_rng(0)
+    initializers = graph.ir.initializers
+    graph.set_const(initializers["w2"], rng.standard_t(3, graph.shape(initializers["w2"])).astype(np.float32))
+    graph.set_const(initializers["w3"], rng.uniform(-1, 1, graph.shape(initializers["w3"])).astype(np.float32))
+    options = {"budget_size": 700, "points": 0, "widths": (4, 8), "minifloats": ("e2m1", "e3m0"), "score": "swap"}
+    graph = assign_bits.run(graph, assign_bits.Options(**options), context)
+    found = context.facts["assign_bits"]
+    formats = {item["name"]: dict(zip(item["bits"], item["formats"], strict=True))
+               for item in found["items"] if "formats" in item}  # fmt: skip
+    assert formats["w2"] == {4: "e2m1", 8: "int8n"} and formats["w3"][4] == "int4"
+    for item in found["items"]:
+        if "formats" in item:
+            token = item["formats"][item["bits"].index(item["chosen"])]
+            assert context.assignment.constants[item["name"]].format.token == token
+    assert weight_bytes(graph, context) == found["total"]["size"] <= 700
+    again = facts.resolve(found, {"size": 900})
+    assert [one.get("formats") for one in again["items"]] == [one.get("formats") for one in found["items"]]
+    with pytest.raises(RecipeError, match="ue2m2"):
+        assign_bits.run(graph, assign_bits.Options(budget_size=500, minifloats=("ue2m2",)), context)
+    context.capabilities = Capabilities((4, 8), (8,), ("fixed",), True)
+    with pytest.raises(UnsupportedError, match="no weights in e2m1"):
+        assign_bits.run(graph, assign_bits.Options(budget_size=500, minifloats=("e2m1",)), context)
