@@ -19,6 +19,7 @@ from qcompiler.targets.cuda.tile import GROUPS, TILES
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers
 from qcompiler.targets.cuda.tir.product import Product, Tile
 from qcompiler.targets.cuda.tir.staging import NUMBERS
+from qcompiler.targets.shared.tir.requantize import Requantize
 
 SIDE = 4096
 LOOPS = 512
@@ -73,6 +74,7 @@ def product_entry(tile: Tile, rows: int = SIDE, side: int = SIDE, bits: int = 8)
         "positions": rows, "stride_y": 1, "stride_x": 1, "height": 1, "width": rows, "x_image": 0, "x_row": 0,
         "x_pixel": side, "x_group": side, "y_group": side, "w_group": side * side * bits // 8, "p_group": side,
     }  # fmt: skip
+    codes = code_numbers(Requantize("float", parse_integers("uint8"), 0))
     kind = "wgmma" if tile.wgmma else "mma"
     label = (
         f"{kind} {tile.pixels}x{tile.channels}x{tile.step} by {tile.warp_pixels}x{tile.warp_channels}, {tile.stages}"
@@ -83,7 +85,7 @@ def product_entry(tile: Tile, rows: int = SIDE, side: int = SIDE, bits: int = 8)
         "kind": "product", "label": label, "rows": rows, "side": side, "bits": bits, "channels": tile.channels,
         "step": tile.step, "grid": list(launch.grid), "threads": launch.threads,
         "shared": launch.shared, "pointers": ["x", "y", "w", "bias", "scale", "table", "line"],
-        "numbers": [*(values[name] for name in NUMBERS), *code_numbers(parse_integers("uint8"), 0)],
+        "numbers": [*(values[name] for name in NUMBERS), *codes],
     }  # fmt: skip
 
 

@@ -121,7 +121,7 @@ def _depthwise(
             groups,
             -(-columns // pixels),
             fill,
-            *code_numbers(_format(node), attribute(node, "zero_point", 0)),
+            *code_numbers(requantize_of(node)),
         ],
         launch=spec.launch(window.batch, rows, columns, groups),
     )
@@ -160,7 +160,7 @@ def _direct(
         numbers=[
             *_window_numbers(node, window, x, y, c, m // groups, total),
             m,
-            *code_numbers(_format(node), attribute(node, "zero_point", 0)),
+            *code_numbers(requantize_of(node)),
         ],
         launch=elements_launch(total),
     )
@@ -219,7 +219,7 @@ def lower_batch_matmul(program: Program, node: ir.Node) -> None:
         **{f"{v}{d}": nest.strides[i][d] for i, v in enumerate("aby") for d in range(3)},
     }
     scales = [program.parameter(p, f"{node.name}/scale") for p in requantize_inputs(program, node, 2)]
-    codes = code_numbers(_format(node), attribute(node, "zero_point", 0))
+    codes = code_numbers(requantize_of(node))
     numbers = [*(values[name] for name in BATCHED), *codes]
     program.call(spec, total, a, b, y, *scales, numbers=numbers, launch=elements_launch(total))
 
@@ -236,7 +236,7 @@ def lower_pool(program: Program, node: ir.Node) -> None:
     per_position = bool(scales) and scales[0].size > 1
     spec = DirectPool(x.dtype, Codes.of(requantize_of(node)) if average else None, per_position)
     total = window.batch * prod(window.output) * window.channels
-    codes = code_numbers(_format(node), attribute(node, "zero_point", 0)) if average else ()
+    codes = code_numbers(requantize_of(node)) if average else ()
     program.call(
         spec,
         total,

@@ -120,7 +120,7 @@ def lower_heads(program: Program, heads: Heads) -> None:
     numbers = [
         *zeros,
         *(n for node in (scores, values)
-          for n in code_numbers(format_of(node.outputs[0]), attribute(node, "zero_point", 0))),
+          for n in code_numbers(requantize_of(node))),
     ]  # fmt: skip
     units = prod(batch) * spec.queries
     program.call(

@@ -19,7 +19,7 @@ from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, OUTSIDE
 from qcompiler.targets.shared.geometry import Window
 from qcompiler.targets.shared.lower_clipped import flat
 from qcompiler.targets.shared.program import Program
-from qcompiler.targets.shared.reads import format_of, requantize_inputs, requantize_of
+from qcompiler.targets.shared.reads import requantize_inputs, requantize_of
 from qcompiler.targets.shared.views import View, as_image
 
 
@@ -103,7 +103,7 @@ def product(
         *(step.pointer for step in steps),
         numbers=[
             *(values[name] for name in NUMBERS),
-            *code_numbers(format_of(node.outputs[0]), attribute(node, "zero_point", 0)),
+            *code_numbers(requantize_of(node)),
             *(number for step in steps for number in step.numbers),
         ],
         launch=spec.launch(groups, pixels, channels),

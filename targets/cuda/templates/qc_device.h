@@ -72,6 +72,25 @@ QC_FN int qc_requantize_fixed(int acc, int multiplier, int shift, int low, int h
   return qc_clip(((qc_high(acc, multiplier) >> (shift - 33)) + 1) >> 1, low, high, zero);
 }
 
+/* The level of a minifloat nearest to acc * scale, half to even, saturated: levels are 2^k apart, where k comparisons
+   with powers of two say so, as many as it has binades. */
+QC_FN int qc_levels(int64_t acc, float scale, int low, int high, int mantissa) {
+  float ratio = fminf(fmaxf(qc_scaled_wide(acc, scale), (float)low), (float)high);
+  int k = 0;
+  for (int i = 1; (high >> (mantissa + i)) != 0; ++i)
+    if (fabsf(ratio) >= (float)(1 << (mantissa + i))) k = i;
+  return qc_round(ratio * (1.0f / (float)(1 << k))) * (1 << k);
+}
+QC_FN int qc_levels_fixed(int64_t acc, int multiplier, int shift, int low, int high, int mantissa) {
+  int64_t product = acc * multiplier, size = product < 0 ? -product : product;
+  int k = 0;
+  for (int i = 1; (high >> (mantissa + i)) != 0; ++i)
+    if (size >= (int64_t)1 << min(shift + mantissa + i, 62)) k = i;
+  int below = shift + k;
+  int64_t level = ((size + ((int64_t)1 << (below - 1)) - 1 + (size >> below & 1)) >> below) << k;
+  level = level > high ? (int64_t)high : level;
+  return product >= 0 ? (int)level : low < 0 ? -(int)level : 0;
+}
 /* clip(((a - za) ma + (b - zb) mb + 2^(shift-1)) >> shift, low, high) + zero; sums of bytes fit int32. */
 QC_FN int qc_add(int a, int b, int za, int zb, int ma, int mb, int shift, int low, int high, int zero) {
   return qc_clip(((a - za) * ma + (b - zb) * mb + (1 << (shift - 1))) >> shift, low, high, zero);

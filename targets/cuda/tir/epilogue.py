@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcompiler.formats import Int
 from qcompiler.targets.cuda.grid import GridKernel
 from qcompiler.targets.shared.tir.builder import Expr, Pointer
 from qcompiler.targets.shared.tir.requantize import Requantize
@@ -23,11 +22,13 @@ class Codes:
     arithmetic: str
     storage: str
     wide: bool = False
+    levels: bool = False
+    """Whether codes are levels of a minifloat."""
 
     @classmethod
     def of(cls, requantize: Requantize, *, wide: bool = False) -> Codes:
         """For what a node's attributes name."""
-        return cls(requantize.arithmetic, requantize.storage, wide)
+        return cls(requantize.arithmetic, requantize.storage, wide, requantize.minifloat is not None)
 
     def pointers(self, kernel: GridKernel) -> list[Pointer]:
         """The parameters of channels."""
@@ -37,17 +38,25 @@ class Codes:
 
     @staticmethod
     def numbers(kernel: GridKernel) -> list[Expr]:
-        """Lowest and highest code, both less the zero point, and the zero point."""
+        """Lowest and highest code, both less the zero point, and the zero point; of levels the lowest, the highest, and
+        the bits of the mantissa."""
         return [kernel.number(name) for name in ("code_low", "code_high", "code_zero")]
 
     def apply(self, kernel: GridKernel, acc: Expr, scales: list[Expr], numbers: list[Expr]) -> Expr:
         """The code, int32."""
         name = {"float": "qc_requantize", "fixed": "qc_requantize_fixed"}[self.arithmetic]
-        return kernel.let(kernel.value(name + ("_wide" if self.wide else ""), acc, *scales, *numbers))
+        if self.levels:
+            acc, name = kernel.cast(acc, "int64"), name.replace("requantize", "levels")
+        elif self.wide:
+            name += "_wide"
+        return kernel.let(kernel.value(name, acc, *scales, *numbers))
 
 
-def code_numbers(fmt: Int, zero_point: int) -> tuple[int, int, int]:
+def code_numbers(requantize: Requantize) -> tuple[int, int, int]:
     """What `Codes.numbers` are in a call."""
+    fmt, mini, zero_point = requantize.format, requantize.minifloat, requantize.zero_point
+    if mini is not None:
+        return -mini.largest if mini.signed else 0, mini.largest, mini.mantissa
     return fmt.min - zero_point, fmt.max - zero_point, zero_point
 
 
