@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import BundleError, UnsupportedError
 from qcompiler.targets.cuda.emit import TEMPLATES, emulator_table
 
-FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
+FLAGS = ("-std=c++17", "-fPIC", "-shared", "-fwrapv", "-fno-strict-aliasing", "-ffp-contract=off", "-w")
 """Sums may wrap around, words are read as bytes, and no product is contracted into a sum."""
 
 
@@ -36,10 +36,12 @@ def cxx_compiler() -> str:
     )
 
 
-def compile_emulator(source: str, output: Path, arch: int, compiler: str | None = None) -> None:
+def compile_emulator(
+    source: str, output: Path, arch: int, compiler: str | None = None, optimize: str = "-O2"
+) -> None:
     """The shared library that stands in for libcuda and a card of this architecture, and has these kernels.
 
-    Raises BundleError, UnsupportedError.
+    optimize: many small kernels are compiled and run soonest with -O0. Raises BundleError, UnsupportedError.
     """
     name = compiler or cxx_compiler()
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:
@@ -47,7 +49,7 @@ def compile_emulator(source: str, output: Path, arch: int, compiler: str | None 
         for template in ("qc_device.h", "qc_emulate.h", "qc_emulate.cpp"):
             shutil.copy(TEMPLATES / template, work / template)
         (work / "kernels.cpp").write_text(f"{source}\n{emulator_table(source)}")
-        command = [name, *FLAGS, "-DQC_EMULATE", f"-DQC_EMULATE_ARCH={arch}", "kernels.cpp", "qc_emulate.cpp"]
+        command = [name, optimize, *FLAGS, "-DQC_EMULATE", f"-DQC_EMULATE_ARCH={arch}", "kernels.cpp", "qc_emulate.cpp"]
         command += ["-o", str(output.resolve())]
         done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -61,7 +63,12 @@ class EmulatedSession:
     """A bundle run by the emulator: floats in, floats out. level: which of its variants, by default the first."""
 
     def __init__(
-        self, path: Path, manifest: Mapping[str, Any], level: str | None = None, compiler: str | None = None
+        self,
+        path: Path,
+        manifest: Mapping[str, Any],
+        level: str | None = None,
+        compiler: str | None = None,
+        optimize: str = "-O2",
     ) -> None:
         from qcompiler.runtime.cuda_loader import CudaSession
 
@@ -69,7 +76,7 @@ class EmulatedSession:
         library = Path(self._folder.name) / "libcuda-emulated.so"
         variants = {variant["level"]: variant for variant in manifest["cuda"]["variants"]}
         variant = variants[level or next(iter(variants))]
-        compile_emulator((path / variant["source"]).read_text(), library, variant["arch"], compiler)
+        compile_emulator((path / variant["source"]).read_text(), library, variant["arch"], compiler, optimize)
         self.session = CudaSession(path, driver=str(library))
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ def test_fused_operators_have_the_oracles_bits(arithmetic: str, level: str, tmp_
     lowered = build(problems.graph, {"arch": "none"}, lambda stage, done, total: None)
     manifest = manifest_of("cuda", arithmetic, problems.graph, lowered.files, lowered.manifest, lowered.sizes)
     bundle = write_bundle(tmp_path / "bundle", lowered.files, manifest, overwrite=False)
-    session = EmulatedSession(bundle.path, bundle.manifest, level)
+    session = EmulatedSession(bundle.path, bundle.manifest, level, optimize="-O0")
     oracle = Oracle(problems.graph)
     wrong: set[str] = set()
     for sample in samples(problems, 2):

@@ -41,7 +41,7 @@ def made(problems: Problems, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     lowered = build(problems.graph, {"arch": "sm_80"}, lambda *_: None)
     manifest = manifest_of("cuda", "float", problems.graph, lowered.files, lowered.manifest, lowered.sizes)
     bundle = write_bundle(folder / "bundle", lowered.files, manifest, overwrite=False).path
-    compile_emulator((bundle / "sm_75" / "kernels.cu").read_text(), folder / "libcuda.so", 80)
+    compile_emulator((bundle / "sm_75" / "kernels.cu").read_text(), folder / "libcuda.so", 80, optimize="-O0")
     command = [COMPILER, "-std=c++17", "-Wall", "-Wextra", "-Werror", "-O1", str(SOURCE), "-L.", "-lcuda", "-o", "host"]
     subprocess.run([*command, f"-Wl,-rpath,{folder}"], cwd=folder, check=True)
     return bundle, folder / "host"

@@ -44,7 +44,7 @@ def write(graph: Graph, folder: Path, sample: dict[str, np.ndarray], archs: str 
 def emulator(bundle: Bundle, folder: Path, arch: int = 80) -> str:
     library = folder / f"emulated-{arch}.so"
     level = "sm_90a" if arch == 90 else "sm_75"
-    compile_emulator((bundle.path / level / "kernels.cu").read_text(), library, arch)
+    compile_emulator((bundle.path / level / "kernels.cu").read_text(), library, arch, optimize="-O0")
     return str(library)
 
 
