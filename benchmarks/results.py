@@ -75,8 +75,7 @@ def mixed_section(documents: Sequence[Document]) -> str:
     headers, rows = mixed_precision.compact([row for document in documents for row in document["rows"]])
     text = (
         "At the packed size of uniform weights (first and last layer 8 bits), activations of 8 bits, every assignment\n"
-        "behind the same passes. Top-1, divergence of the predictions from those of the float network, and in "
-        "brackets\n"
+        "behind the same passes. Top-1, divergence of predictions from those of the float network, and in brackets\n"
         "how many draws of calibration samples, or assignments, it is the mean of. `product` is what `--budget` does;\n"
         "`best random` the best on the test samples of those drawn at random, `mean random` their mean."
     )
@@ -89,8 +88,7 @@ def budgets_section(documents: Sequence[Document]) -> str:
     text = (
         "latency: `--budget latency=0.75x` beside the network's own uniform W8A8, both measured in one run.\n"
         "firmware: flash and RAM 25 % below the W8A8 image, of the linked image. reduction: the fewest bit operations\n"
-        "that keep a share of the float metric, beside 16 and 8 bits everywhere. scaling: the search with an "
-        "empty cache."
+        "that keep a share of the float metric, beside 16 and 8 bits everywhere. scaling: with an empty cache."
     )
     return section(TITLES["budgets"], "budgets", documents, text, budgets.show(rows, markdown))
 
