@@ -53,6 +53,7 @@ def compile_command(
     samples: int | None = None,
     select: str | None = None,
     cpu: str | None = None,
+    arch: str | None = None,
     qdq_form: str = "qcdq",
     seed: int = 0,
     overwrite: Flag = False,
@@ -103,6 +104,9 @@ def compile_command(
         composite; default: the first ones.
     cpu
         Instruction sets of the cpu target: native, all, or names separated by commas.
+    arch
+        For the cuda target: architectures to make cubins for where nvcc is found: all (default), none, or such as
+        sm_80,sm_90.
     qdq_form
         Spelling of the bundle's qdq.onnx: qcdq (8-bit storage and Clip), standard (int4 weights) or functions.
     seed
@@ -142,7 +146,7 @@ def compile_command(
             arithmetic=arithmetic,
             samples=samples,
             select=select,
-            target_options={**firmware.table(), **({"cpu": cpu} if cpu else {})},
+            target_options={**firmware.table(), **({"cpu": cpu} if cpu else {}), **({"arch": arch} if arch else {})},
             qdq_form=qdq_form,
             seed=seed,
             overwrite=overwrite,

@@ -142,7 +142,7 @@ def cost_model(table: Path | None = None, arithmetic: str = "float") -> tuple[Cu
         raise QCompilerError(
             "there are no constants of a card.",
             where="target `cuda`",
-            hint="Make a table: python -m benchmarks.gpu_costs MEASURED.json OUT.json, and name it with --table.",
+            hint="Make a table: python -m benchmarks.gpu_costs MEASURED.json OUT.json; it is the option `table`.",
         )
     found = _read(str(path), path.stat().st_mtime_ns if path.is_file() else 0)
     return CudaCost(found, arithmetic), f"latency estimated for {found.origin}; another card needs a table of its own"
