@@ -7,7 +7,7 @@ from importlib import import_module
 from qcompiler.errors import RecipeError
 from qcompiler.target import Target
 
-NAMES = ("cpu", "c")
+NAMES = ("cpu", "c", "fpga")
 
 
 def get_target(name: str) -> Target:

@@ -51,6 +51,11 @@ def at_most(network: Network, cycles: int, dsps: int = 0) -> Folding:
     return Folding(cycles, engines, lanes)
 
 
+def smallest(network: Network, limits: Mapping[str, int]) -> Folding:
+    """One product at a time in every layer, but for layers that the slowest one leaves time for nothing else."""
+    return at_most(network, max(Engine(layer, Fold()).cycles for layer in network.layers), limits.get("dsp", 0))
+
+
 def fastest(network: Network, limits: Mapping[str, int]) -> Folding:
     """The folding with the fewest cycles an image within limits (lut, bram, dsp). Raises BudgetError."""
 
@@ -61,10 +66,10 @@ def fastest(network: Network, limits: Mapping[str, int]) -> Folding:
             return None
         return found if not excess(found.resources, limits) else None
 
-    slowest = max(Engine(layer, Fold()).cycles for layer in network.layers)
-    best = fits(slowest)
-    if best is None:
-        found = at_most(network, slowest, limits.get("dsp", 0)).resources
+    best = smallest(network, limits)
+    slowest = best.cycles
+    if excess(best.resources, limits):
+        found = best.resources
         wanting = ", ".join(f"{what} {have} of {limit}" for what, have, limit in excess(found, limits))
         raise BudgetError(
             f"the smallest circuit for this network is too large: {wanting}.",

@@ -6,6 +6,7 @@ move no data; they only change which position of the tensor each place of the st
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -443,3 +444,12 @@ RULES = {
     "qcompiler::Table": _table,
     "Concat": _concat,
 }
+
+
+def refuse_states(pairs: Mapping[str, str]) -> None:
+    """Raise UnsupportedError for a network that keeps states between steps."""
+    if pairs:
+        raise UnsupportedError(
+            f"it keeps no state between images, and `{next(iter(pairs))}` is one.", where="target `fpga`",
+            hint="Compile without --state, which makes states inputs and outputs, or for `c`.",
+        )  # fmt: skip

@@ -35,7 +35,7 @@ def command(words: Sequence[str], folder: Path) -> str:
     """What a tool prints. Raises BundleError with its last words."""
     done = subprocess.run(list(words), cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        told = (done.stderr + done.stdout).strip()[-600:]
+        told = (done.stderr or done.stdout).strip()[-600:]
         raise BundleError(f"`{words[0]}` failed: {told}", where=str(folder))
     return done.stdout + done.stderr
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -111,3 +112,19 @@ def testbench(
 
 def _marks(port: Port, wire: str) -> list[str]:
     return [f".{name}({wire}[{port.width + k}])" for k, name in enumerate(port.marks)]
+
+
+def recorder(facts: Mapping[str, Any], frames: int, stuck: int) -> str:
+    """Module `tb` around a bundle's top that writes what comes out to rec<i>.hex. facts: the manifest's `fpga`."""
+    inputs = [Port(p["stem"], p["lanes"] * p["container"], p["beats"] * frames) for p in facts["inputs"]]
+    outputs = [Port(p["stem"], p["lanes"] * p["container"], p["beats"] * frames) for p in facts["outputs"]]
+    text = testbench(facts["top"], facts["top"], inputs, outputs, active_low=True)
+    opened = []
+    for i, _ in enumerate(outputs):
+        text = text.replace(f'    $readmemh("out{i}.hex", out{i});\n', f'    file{i} = $fopen("rec{i}.hex", "w");\n')
+        first = text.index(f"      if (do{i} !== out{i}")
+        last = text.index("      end\n", first) + len("      end\n")
+        text = text[:first] + f'      $fdisplay(file{i}, "%h", do{i});\n' + text[last:]
+        opened.append(f"  integer file{i};\n")
+    text = text.replace('"PASS" : "FAIL"', '"DONE" : "STUCK"').replace("IDLE = 1000000", f"IDLE = {stuck}")
+    return text.replace("module tb;\n", "module tb;\n" + "".join(opened), 1)

@@ -31,7 +31,7 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
     assign w = w2;
     assign a = a2;
   end else begin : luts
-    (* rom_style = "distributed", ram_style = "distributed" *) reg [PE*SIMD*WB-1:0] weights [0:WORDS-1];
+    (* logic_block = 1 *) reg [PE*SIMD*WB-1:0] weights [0:WORDS-1];
     initial $readmemh(WFILE, weights);
     always @(posedge clk) if (ce) first_read <= weights[word];
     assign w = first_read;

@@ -42,7 +42,7 @@ module qc_requant #(parameter PE = 1, LANES = 1, ACC = 24, BB = 24, MB = 34, STA
     always @(posedge clk) if (ce) read <= parameters[word];
     assign q = read;
   end else begin : luts
-    (* rom_style = "distributed", ram_style = "distributed" *) reg [QW-1:0] parameters [0:WORDS-1];
+    (* logic_block = 1 *) reg [QW-1:0] parameters [0:WORDS-1];
     initial $readmemh(QFILE, parameters);
     assign q = parameters[word];
   end endgenerate

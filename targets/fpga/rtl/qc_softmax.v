@@ -10,7 +10,7 @@ module qc_softmax #(parameter C = 10, AB = 8, AS = 0, EB = 21, R = 256, OB = 8, 
   localparam SB = EB + clog2(C), QB = clog2(R + 1) + 1, DB = SB + 1 + QB;
   localparam TAKE = 0, SUM = 1, LOOK = 2, START = 3, DIVIDE = 4, GIVE = 5;
   localparam [AB-1:0] FLIP = AS ? 1 << (AB - 1) : 0;  // signed codes in the order of unsigned ones
-  (* rom_style = "distributed", ram_style = "distributed" *) reg [EB-1:0] exponentials [0:(1<<AB)-1];
+  (* logic_block = 1 *) reg [EB-1:0] exponentials [0:(1<<AB)-1];
   initial $readmemh(TFILE, exponentials);
   (* ram_style = "distributed" *) reg [AB-1:0] row [0:C-1];
   reg [2:0] state;

@@ -4,7 +4,7 @@ module qc_table #(parameter LANES = 1, IB = 8, OB = 8, TFILE = "table.hex") (
     input [LANES*IB-1:0] s_tdata, input s_tvalid, output s_tready,
     output reg [LANES*OB-1:0] m_tdata, output reg m_tvalid, input m_tready);
   assign s_tready = !m_tvalid || m_tready;
-  (* rom_style = "distributed" *) reg [OB-1:0] entries [0:(1<<IB)-1];
+  (* logic_block = 1 *) reg [OB-1:0] entries [0:(1<<IB)-1];
   initial $readmemh(TFILE, entries);
   genvar i;
   generate for (i = 0; i < LANES; i = i + 1) begin : lane
