@@ -6,10 +6,11 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
     BLOCK = 0, WFILE = "weights.hex", LANES = DEPTHWISE ? PE : SIMD) (
     input clk, input rst,
     input [LANES*AB-1:0] s_tdata, input s_tvalid, input s_first, input s_last, output s_tready,
-    output [PE*ACC-1:0] m_tdata, output reg m_tvalid, input m_tready);
+    output reg [PE*ACC-1:0] m_tdata, output reg m_tvalid, input m_tready);
   `include "qc_math.vh"
   localparam L = SIMD == 1 ? 0 : clog2(SIMD), PW = WB + AB + 1, D = L + 2 + BLOCK;
-  wire ce = !m_tvalid || m_tready;
+  wire due;  // a sum is complete: only then is there anything to wait for
+  wire ce = !due || !m_tvalid || m_tready;
   assign s_tready = ce;
 
   reg [clog2(WORDS)-1:0] word;
@@ -78,10 +79,15 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
     end
     reg signed [ACC-1:0] acc;
     wire signed [ACC-1:0] kept = first[D-1] ? {ACC{1'b0}} : acc;
-    always @(posedge clk) if (ce && valid[D-1]) acc <= kept + level[L].node[0].sum;
-    assign m_tdata[p*ACC +: ACC] = acc;
+    wire signed [ACC-1:0] now = kept + level[L].node[0].sum;
+    always @(posedge clk) begin
+      if (ce && valid[D-1]) acc <= now;
+      if (ce && due) m_tdata[p*ACC +: ACC] <= now;
+    end
   end endgenerate
+  assign due = valid[D-1] && last[D-1];
   always @(posedge clk)
     if (rst) m_tvalid <= 0;
-    else if (ce) m_tvalid <= valid[D-1] && last[D-1];
+    else if (ce && due) m_tvalid <= 1;
+    else if (m_tready) m_tvalid <= 0;
 endmodule
