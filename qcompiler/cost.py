@@ -88,10 +88,11 @@ class Work:
 
 
 def totals(cost: Cost) -> dict[str, float]:
-    """What budgets are held against, by their names: latency (ms), ram, flash (bytes), instructions, energy; those that
-    the cost tells. `ram` is that of a whole graph where the model knows it, else the peak."""
+    """What budgets are held against, by their names: latency (ms), ram, flash (bytes), instructions, energy, lut (of a
+    circuit); those that the cost tells. `ram` is that of a whole graph where the model knows it, else the peak."""
     found = {"latency": cost.latency, "ram": float(cost.resources.get("ram_bytes", cost.peak_bytes))}
-    for name, key in (("flash", "flash_bytes"), ("instructions", "instructions"), ("energy", "energy")):
+    keys = {"flash": "flash_bytes", "instructions": "instructions", "energy": "energy", "lut": "lut"}
+    for name, key in keys.items():
         if key in cost.resources:
             found[name] = float(cost.resources[key])
     return {name: value for name, value in found.items() if value or name not in ("latency", "ram")}

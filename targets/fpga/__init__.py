@@ -15,6 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from qcompiler.cost import CostModel
 from qcompiler.target import Target
 from qcompiler.targets.fpga.build import build, check
 from qcompiler.targets.fpga.capabilities import CAPABILITIES
@@ -25,6 +26,14 @@ def _host(path: Path, manifest: Mapping[str, Any]) -> Callable[[Mapping[str, NDA
     from qcompiler.targets.fpga.host import HostSession
 
     return HostSession(path, manifest).run
+
+
+def _cost(options: Mapping[str, Any]) -> tuple[CostModel, str]:
+    from qcompiler.targets.fpga.cost import RATE, FpgaCost
+
+    model = FpgaCost(options)
+    rate = options.get("fps") or f"{RATE} (no --fps was given)"
+    return model, f"LUTs at {rate} images a second; prices of modules from {model.origin}"
 
 
 TARGET = Target(
@@ -42,4 +51,5 @@ TARGET = Target(
     check=check,
     runtime=False,
     host=_host,
+    cost=_cost,
 )

@@ -13,7 +13,7 @@ _MOVES = ("Constant", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squ
 
 
 def refuses(graph: Graph, node: ir.Node) -> str:
-    """Why a node of a FLOAT graph has no engine, or ''. What only the integer graph shows is refused by `network_of`."""
+    """Why a node of a FLOAT graph has no engine, or ''. `network_of` refuses what only integers show."""
     work, op = work_of(graph, node), node.op_type
     if is_quantizer(node) or op in _MOVES or work.kind == "free":
         return ""

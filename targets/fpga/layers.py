@@ -44,6 +44,11 @@ class Stream:
         return int(self.order.shape[2])
 
     @property
+    def image(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return int(self.order.shape[0]), int(self.order.shape[1])
+
+    @property
     def pixels(self) -> int:
         """Pixels of one tensor."""
         return int(self.order.shape[0] * self.order.shape[1])
@@ -364,7 +369,7 @@ def _sum(reader: _Reader, node: ir.Node, stream: Stream) -> Layer:
     bias = np.full(stream.channels, -zero * stream.pixels, np.int64)
     ends = min(0, fmt.min) * stream.pixels, max(0, fmt.max) * stream.pixels
     return Layer(
-        **common, kind="sum", window=Window(stream.order.shape[:2], (1, 1)), channels=stream.channels, sums=ends,  # type: ignore[arg-type]
+        **common, kind="sum", window=Window(stream.image, (1, 1)), channels=stream.channels, sums=ends,
         requantizer=reader.requantizer(node, 1, stream.channels, bias),
     )  # fmt: skip
 
@@ -373,7 +378,7 @@ def _requantize(reader: _Reader, node: ir.Node) -> Layer:
     stream, common = reader.given(node), reader.common(node)
     common["output"] = replace(common["output"], order=stream.order)
     ones, bias = np.ones((stream.channels, 1, 1), np.int64), np.zeros(stream.channels, np.int64)
-    window = Window(stream.order.shape[:2], stream.order.shape[:2])  # type: ignore[arg-type]
+    window = Window(stream.image, stream.image)
     return _product(reader, node, common, ones, "depthwise", window, bias, 1)
 
 

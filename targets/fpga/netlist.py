@@ -11,8 +11,6 @@ from qcompiler.targets.fpga.engines import Engine, Module, in_block
 from qcompiler.targets.fpga.layers import Network, Stream
 from qcompiler.targets.fpga.schedule import Schedule
 
-
-
 WIDE = ("MA", "MB", "OFFSET", "PAD")
 """Parameters that may have more than 32 bits."""
 
@@ -65,7 +63,7 @@ class Netlist:
 def netlist_of(
     name: str, network: Network, engines: Mapping[str, Engine], lanes: Mapping[str, int], plan: Schedule
 ) -> Netlist:
-    """The circuit. engines by the name of their output; lanes by name of the network's inputs, `out NAME` of outputs."""
+    """The circuit. engines by the name of their output; lanes by name of inputs, `out NAME` of outputs."""
     net = Netlist(name)
     links: dict[str, tuple[Link, int]] = {}
     readers: dict[str, int] = {}
@@ -108,7 +106,8 @@ def netlist_of(
         for k, module in enumerate(engine.modules):
             last = k == len(engine.modules) - 1
             result = net.link(*((engine.out_lanes * layer.output.fmt.bits,) if last else _between(module)))
-            ports: dict[str, Link | tuple[Link, ...]] = {"s": out} if len(given) == 1 or k else dict(zip("ab", given))
+            stems = "s" if len(given) == 1 or k else "ab"
+            ports: dict[str, Link | tuple[Link, ...]] = dict(zip(stems, [out] if stems == "s" else given, strict=True))
             out = net.add(layer.node, module, ports, result)
         bits_of[layer.output.name] = layer.output.fmt.bits
         written(layer.output.name, out, engine.out_lanes)

@@ -39,7 +39,7 @@ def bill(
     over = excess(whole, limits)
     verdict = TOO_BIG if over else FITS
     rate = CLOCK / plan.interval
-    advice = _advice(whole, over, limits, options, rate)
+    advice = _advice(whole, over, options)
     asked = options.get("fps")
     if asked is not None and rate < float(asked):
         verdict = TOO_BIG
@@ -55,7 +55,7 @@ def bill(
 
 
 def _advice(
-    whole: Resources, over: list[tuple[str, int, int]], limits: Mapping[str, int], options: Mapping[str, Any], rate: float
+    whole: Resources, over: list[tuple[str, int, int]], options: Mapping[str, Any]
 ) -> list[str]:
     if not over:
         return []

@@ -88,9 +88,10 @@ module qc_requant #(parameter PE = 1, LANES = 1, ACC = 24, BB = 24, MB = 34, STA
 
     // ---- the stages
     for (u = 0; u < STAGES; u = u + 1) begin : stage
+      localparam REST = 2 * (N - u * STEPS);  // bits of the multiplier that earlier stages leave
       reg signed [X-1:0] one;
       reg signed [X+1:0] three;
-      reg [2*N-1:0] digits;
+      reg [REST-1:0] digits;
       reg signed [S-1:0] sum;
       wire signed [S-1:0] one_wide = one, three_wide = three;
       wire [S-1:0] term = digits[1] ? (digits[0] ? three_wide : one_wide <<< 1) : digits[0] ? one_wide : {S{1'b0}};

@@ -15,7 +15,8 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
     input [WIDTH-1:0] s_tdata, input s_tvalid, output s_tready,
     output reg [WIDTH-1:0] m_tdata, output reg m_tvalid, output reg m_first, output reg m_last, input m_tready);
   `include "qc_math.vh"
-  localparam INNER = OSTEP ? 1 : CF, WORDS = DEPTH * CF, AW = clog2(WORDS), NW = clog2(H * W + DEPTH + (KH * DH + PT) * W + KW * DW) + 2;
+  localparam INNER = OSTEP ? 1 : CF, WORDS = DEPTH * CF, AW = clog2(WORDS);
+  localparam NW = clog2(H * W + DEPTH + (KH * DH + PT) * W + KW * DW) + 2;
   localparam IW = clog2((H > W ? H : W) + KH * DH + KW * DW + PT + PL + SH + SW) + 1;
   // How far it is from the first to the last cell of a window, in pixels, and back to the first beat of a window.
   localparam SPAN = (KH - 1) * DH * W + (KW - 1) * DW, BACK = (INNER - 1) + (OUTER - 1) * OSTEP;

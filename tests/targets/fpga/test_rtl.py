@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qcompiler.formats import Int
+from qcompiler.formats import Int, parse_integers
+from qcompiler.ops import OPERATORS
 from qcompiler.ops.requantize import fixed_multiplier, requantize_fixed
+from qcompiler.ops.softmax import exponentials
 from qcompiler.targets.fpga.engines import ring_pixels
 from qcompiler.targets.fpga.layers import Window
 from qcompiler.targets.fpga.testbench import Port
@@ -45,7 +47,8 @@ def test_widths_change_and_codes_stay(simulator: str, tmp_path: Path, lanes: int
 
 
 @pytest.mark.parametrize(
-    "pe,lanes,stages,steps,zero", [(1, 1, 1, 17, 0), (4, 1, 5, 4, 3), (6, 2, 9, 2, -7), (2, 2, 17, 1, 100), (3, 1, 6, 3, 5)]
+    "pe,lanes,stages,steps,zero",
+    [(1, 1, 1, 17, 0), (4, 1, 5, 4, 3), (6, 2, 9, 2, -7), (2, 2, 17, 1, 100), (3, 1, 6, 3, 5)],
 )
 def test_requantizer_has_the_oracles_bits(
     simulator: str, tmp_path: Path, pe: int, lanes: int, stages: int, steps: int, zero: int
@@ -163,7 +166,94 @@ def test_sums_of_products(
     answers = words(want, acc, pe)
     free, _ = simulate(
         simulator, tmp_path, "qc_mac", given,
-        [(Port("s", lanes * ab, len(data), ("s_first", "s_last")), data)], [(Port("m", pe * acc, len(answers)), answers)],
+        [(Port("s", lanes * ab, len(data), ("s_first", "s_last")), data)],
+        [(Port("m", pe * acc, len(answers)), answers)],
         {"w.hex": words(w.reshape(-1), wb, pe * simd)},
     )  # fmt: skip
     assert free < len(data) + 16  # a beat a cycle
+
+
+@pytest.mark.parametrize("lanes,signed", [(1, (0, 0)), (3, (1, 0))])
+def test_add_has_the_oracles_bits(simulator: str, tmp_path: Path, lanes: int, signed: tuple[int, int]) -> None:
+    formats = [Int(8, signed=bool(one)) for one in signed]
+    pairs = np.stack(np.meshgrid(*(np.arange(f.min, f.max + 1, 5) for f in formats)), -1).reshape(-1, 2)
+    a, b = pairs[: len(pairs) // lanes * lanes].T
+    made = {
+        "a_zero_point": 3, "b_zero_point": -5 * signed[0], "a_multiplier": 1156221, "b_multiplier": -3751505,
+        "shift": 22, "zero_point": 91, "format": "uint8",
+    }  # fmt: skip
+    want = OPERATORS["qcompiler::Add"].oracle([a, b], made)[0]
+    offset = -3 * 1156221 - 5 * signed[0] * 3751505 + (1 << 21) + (91 << 22)
+    given = {
+        "LANES": lanes, "AB": 8, "AS": signed[0], "BB": 8, "BS": signed[1], "W": 40, "SHIFT": 22, "OB": 8, "LO": 0,
+        "HI": 255, "MA": 1156221, "MB": -3751505, "OFFSET": offset,
+    }  # fmt: skip
+    beats = [words(codes, 8, lanes) for codes in (a, b, want)]
+    count, width = len(beats[0]), 8 * lanes
+    inputs = [(Port("a", width, count), beats[0]), (Port("b", width, count), beats[1])]
+    free, _ = simulate(simulator, tmp_path, "qc_add", given, inputs, [(Port("m", width, count), beats[2])])
+    assert free < count + 10
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_the_largest_code_of_a_window(simulator: str, tmp_path: Path, signed: int) -> None:
+    low = -(signed << 4)
+    codes = rng().integers(low, low + 32, (20, 6, 3))
+    marks = np.zeros((20, 6), int)
+    marks[:, 0], marks[:, -1] = 1, 2
+    data = [
+        beat | int(mark) << 15 for beat, mark in zip(words(codes.reshape(-1), 5, 3), marks.reshape(-1), strict=True)
+    ]
+    want = words(codes.max(1).reshape(-1), 5, 3)
+    source = Port("s", 15, len(data), ("s_first", "s_last"))
+    given = {"LANES": 3, "B": 5, "SIGNED": signed}
+    simulate(simulator, tmp_path, "qc_max", given, [(source, data)], [(Port("m", 15, len(want)), want)])
+
+
+@pytest.mark.parametrize("signed", [0, 1])
+def test_sums_over_images(simulator: str, tmp_path: Path, signed: int) -> None:
+    low = -(signed << 7)
+    codes = rng().integers(low, low + 256, (3, 9, 6))
+    codes[0] = low
+    data, want = words(codes.reshape(-1), 8, 2), words(codes.sum(1).reshape(-1), 12, 2)
+    given = {"LANES": 2, "AB": 8, "AS": signed, "ACC": 12, "CF": 3, "PIXELS": 9}
+    source, sink = (Port("s", 16, len(data)), data), (Port("m", 24, len(want)), want)
+    simulate(simulator, tmp_path, "qc_sum", given, [source], [sink])
+
+
+def test_tables(simulator: str, tmp_path: Path) -> None:
+    table = rng().integers(0, 64, 256)
+    codes = rng().integers(0, 256, 400)
+    given = {"LANES": 2, "IB": 8, "OB": 6, "TFILE": "t.hex"}
+    data, want = words(codes, 8, 2), words(table[codes], 6, 2)
+    source, sink = (Port("s", 16, len(data)), data), (Port("m", 12, len(want)), want)
+    simulate(simulator, tmp_path, "qc_table", given, [source], [sink], {"t.hex": table.tolist()})
+
+
+def test_concat_takes_channels_in_turn(simulator: str, tmp_path: Path) -> None:
+    a, b = rng().integers(0, 32, (15, 4)), rng().integers(0, 32, (15, 6))
+    ends = [words(part.reshape(-1), 5, 2) for part in (a, b, np.concatenate([a, b], 1))]
+    inputs = [(Port(stem, 10, len(end)), end) for stem, end in zip("ab", ends, strict=False)]
+    given = {"WIDTH": 10, "A": 2, "B": 3}
+    simulate(simulator, tmp_path, "qc_concat", given, inputs, [(Port("m", 10, len(ends[2])), ends[2])])
+
+
+@pytest.mark.parametrize("token,numerator,zero", [("uint8", 256, 0), ("int8", 255, -128)])
+def test_softmax_has_the_oracles_bits(
+    simulator: str, tmp_path: Path, token: str, numerator: int, zero: int
+) -> None:
+    fmt, out = parse_integers(token), Int(8, signed=zero < 0)
+    table = exponentials(fmt, 0.07)
+    codes = rng().integers(fmt.min, fmt.max + 1, (6, 11)).astype(fmt.storage)
+    codes[0], codes[1] = fmt.min, 5
+    given = {"axis": 1, "x_format": token, "numerator": numerator, "zero_point": zero, "format": out.token}
+    want = OPERATORS["qcompiler::Softmax"].oracle([codes, table], given)[0]
+    parameters = {
+        "C": 11, "AB": 8, "AS": int(fmt.signed), "EB": int(table.max()).bit_length(), "R": numerator, "OB": 8,
+        "ZERO": zero, "LO": out.min, "HI": out.max, "TFILE": "e.hex",
+    }  # fmt: skip
+    data, answers = words(codes.reshape(-1), 8), words(want.reshape(-1), 8)
+    simulate(
+        simulator, tmp_path, "qc_softmax", parameters, [(Port("s", 8, len(data)), data)],
+        [(Port("m", 8, len(answers)), answers)], {"e.hex": table.tolist()},
+    )  # fmt: skip
