@@ -264,7 +264,7 @@ class Engine:
 def ring_pixels(w: Window) -> int:
     """Pixels of a window's ring: the window, and what comes in while it is worked on."""
     span = (w.kernel[0] - 1) * w.dilations[0] * w.input[1] + (w.kernel[1] - 1) * w.dilations[1]
-    ahead = (w.strides[0] - 1) * w.input[1] + w.strides[1] + 1
+    ahead = max(w.strides[1], w.strides[0] * w.input[1] - (w.output[1] - 1) * w.strides[1]) + 1
     return min(span + 1 + ahead, max(2, 2 * prod(w.input)))
 
 

@@ -19,8 +19,11 @@ from qcompiler.targets.fpga.simulators import QUIET, command, need
 from qcompiler.targets.fpga.testbench import hex_words, recorder
 from qcompiler.targets.shared.codes import codes_of, real_of, storage_of
 
-STUCK = 2_000_000
-"""Cycles without a beat that are taken for a deadlock."""
+
+
+def stuck(facts: Mapping[str, Any]) -> int:
+    """Cycles without a beat that are taken for a deadlock."""
+    return 4 * int(facts["latency_cycles"]) + 10000
 
 
 def port_stream(port: Mapping[str, Any]) -> Stream:
@@ -97,7 +100,7 @@ class HostSession:
                 raise BundleError(f"the simulation stopped: {done.stdout.strip()}", where=self.facts["top"])
             self.cycles = int(done.stdout)
             return [np.fromfile(self.folder / f"out{i}.bin", np.uint64) for i in range(len(outputs))]
-        (self.folder / "rec.v").write_text(recorder(self.facts, frames, STUCK))
+        (self.folder / "rec.v").write_text(recorder(self.facts, frames, stuck(self.facts)))
         command(["iverilog", "-g2005", "-I.", "-s", "tb", "-o", "rec.vvp", "rec.v", *self.sources], self.folder)
         said = command(["vvp", "-n", "rec.vvp", *(["+stall"] if self.stall else [])], self.folder)
         if "DONE" not in said:
@@ -116,7 +119,7 @@ class HostSession:
 
 def _harness(facts: Mapping[str, Any]) -> str:
     """A C++ program around Verilator's model: words of in<i>.bin into the streams, out<i>.bin from them."""
-    top = f"V{facts['top']}"
+    top, limit = f"V{facts['top']}", stuck(facts)
     reads = [f"  read({i}, in[{i}]);" for i in range(len(facts["inputs"]))]
     drive, taken, given = [], [], []
     for i, port in enumerate(facts["inputs"]):
@@ -154,7 +157,7 @@ def _harness(facts: Mapping[str, Any]) -> str:
         "  for (int i = 0; i < 8; ++i) { top.aclk = !top.aclk; top.eval(); }",
         "  top.aresetn = 1;", f"  while (!({enough})) {{", *drive, "    top.eval();", "    ++cycle; ++idle;", *taken,
         *given, "    top.aclk = 1; top.eval(); top.aclk = 0; top.eval();",
-        f'    if (idle > {STUCK}) {{ printf("no beat for {STUCK} cycles, a deadlock\\n"); return 1; }}', "  }",
+        f'    if (idle > {limit}) {{ printf("no beat for {limit} cycles, a deadlock\\n"); return 1; }}', "  }",
         *writes, '  printf("%llu\\n", (unsigned long long)(cycle - begun + 1));', "  return 0;", "}", "",
     ]  # fmt: skip
     return "\n".join(lines)

@@ -57,8 +57,8 @@ class _Actor:
     outputs: list[_Edge] = field(default_factory=list)
     need: Callable[[int], int] = lambda j: j
     """Pixel -> last input pixel that it reads."""
-    low: Callable[[int], int] = lambda j: j + 1
-    """Pixel -> first input pixel that it or a later one reads."""
+    low: Callable[[int], int] | None = None
+    """Pixel -> first input pixel that it or a later one reads: a ring. None: pixels are taken one by one."""
     started: int = 0
     free_at: int = 0
     pending: deque[int] = field(default_factory=deque)
@@ -76,17 +76,19 @@ class _Actor:
         image, j = divmod(self.started, self.pixels)
         if now < self.free_at:
             return wake
-        if j == 0 and image > len(self.finished):  # an image is done with
+        if j == 0 and image > len(self.finished):
             self.finished.append(now)
-            for edge in self.inputs:
-                edge.low = max(edge.low, image * edge.pixels)
+        for edge in self.inputs if self.low is not None else ():
+            oldest = image * edge.pixels + self.low(j)
+            if oldest > edge.low:
+                edge.low = oldest
                 wake.append((now, edge.writer))
         if image == IMAGES or len(self.pending) > 1 + self.latency // self.service:
             return wake
         if any(edge.arrived <= image * edge.pixels + self.need(j) for edge in self.inputs):
             return wake
-        for edge in self.inputs:
-            edge.low = image * edge.pixels + self.low(j)
+        for edge in self.inputs if self.low is None else ():
+            edge.low += 1
             wake.append((now, edge.writer))
         last = j == self.pixels - 1
         self.started += 1
@@ -124,7 +126,7 @@ def schedule(network: Network, engines: Mapping[str, Engine], lanes: Mapping[str
             if layer.kind in WINDOWED and window is not None and pixels_of[source] != prod(window.input):
                 # One row made of all pixels of a stream.
                 count = pixels_of[source]
-                actor.need, actor.low = (lambda j, count=count: count - 1), lambda j: 0  # type: ignore[misc]
+                actor.need, actor.low = _whole(count)
                 capacity *= count
             edge = connect(source, actor, None if len(layer.inputs) > 1 else capacity)
             if len(layer.inputs) > 1:
@@ -146,6 +148,10 @@ def schedule(network: Network, engines: Mapping[str, Engine], lanes: Mapping[str
     times = [max(sink.finished[i] for sink in sinks) for i in range(IMAGES)]
     depths = {key: edge.most + 2 + edge.most // 16 for key, edge in joins.items()}
     return Schedule(times[-1] - times[-2], times[0], depths)
+
+
+def _whole(count: int) -> tuple[Callable[[int], int], Callable[[int], int]]:
+    return lambda j: count - 1, lambda j: 0
 
 
 def _actor(engine: Engine) -> _Actor:

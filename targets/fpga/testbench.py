@@ -58,7 +58,7 @@ def testbench(
         moves.append(f"    if (vi{i} && ri{i}) ni{i} <= ni{i} + 1;")
         moves.append(f"    hi{i} <= vi{i} && !ri{i};")
         # A source that offers a beat keeps on offering it.
-        drive.append(f"    vi{i} = ni{i} < {port.beats} && (!stall || hi{i} || random[{3 * i}]);")
+        drive.append(f"    vi{i} = ni{i} < {port.beats} && (!stall || hi{i} || random[{3 * i % 32}]);")
     for i, port in enumerate(outputs):
         lines += [
             f"  reg [{port.full - 1}:0] out{i} [0:{port.beats - 1}]; reg [31:0] no{i} = 0; reg ro{i} = 0; wire vo{i};",
@@ -76,7 +76,7 @@ def testbench(
             f"      no{i} <= no{i} + 1;",
             "    end",
         ]
-        drive.append(f"    ro{i} = !stall || random[{3 * i + 7}];")
+        drive.append(f"    ro{i} = !stall || random[{(3 * i + 7) % 32}];")
         done.append(f"no{i} == {port.beats}")
         counts.append(f"no{i}")
     waiting = " + ".join([*counts, *(f"ni{i}" for i in range(len(inputs)))])
