@@ -36,15 +36,15 @@ def at_most(network: Network, cycles: int, dsps: int = 0) -> Folding:
     engines = {layer.output.name: _cheapest(layer, cycles) for layer in network.layers}
     left = dsps
     if left:  # where a block saves most look-up tables it is spent first
-        ways = []
+        ways: list[tuple[float, str, int, Engine]] = []
         for name, engine in engines.items():
             if engine.layer.weights is not None and engine.layer.kind in ("dense", "depthwise"):
                 blocks = Engine(engine.layer, Fold(engine.fold.pe, engine.fold.simd, True))
                 saved = engine_resources(engine).lut - engine_resources(blocks).lut
                 count = engine_resources(blocks).dsp
                 ways.append((saved / max(1, count), name, count, blocks))
-        for saved, name, count, blocks in sorted(ways, key=lambda way: (-way[0], way[1])):
-            if saved > 0 and count <= left:
+        for gain, name, count, blocks in sorted(ways, key=lambda way: (-way[0], way[1])):
+            if gain > 0 and count <= left:
                 engines[name], left = blocks, left - count
     lanes = {name: _io_lanes(stream, cycles) for name, stream in network.inputs.items()}
     lanes |= {f"out {name}": _io_lanes(stream, cycles) for name, stream in network.outputs.items()}
@@ -66,11 +66,12 @@ def fastest(network: Network, limits: Mapping[str, int]) -> Folding:
             return None
         return found if not excess(found.resources, limits) else None
 
-    best = smallest(network, limits)
+    best: Folding | None = smallest(network, limits)
+    assert best is not None
     slowest = best.cycles
     if excess(best.resources, limits):
-        found = best.resources
-        wanting = ", ".join(f"{what} {have} of {limit}" for what, have, limit in excess(found, limits))
+        over = excess(best.resources, limits)
+        wanting = ", ".join(f"{what} {have} of {limit}" for what, have, limit in over)
         raise BudgetError(
             f"the smallest circuit for this network is too large: {wanting}.",
             where="target `fpga`",

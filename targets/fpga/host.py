@@ -20,7 +20,6 @@ from qcompiler.targets.fpga.testbench import hex_words, recorder
 from qcompiler.targets.shared.codes import codes_of, real_of, storage_of
 
 
-
 def stuck(facts: Mapping[str, Any]) -> int:
     """Cycles without a beat that are taken for a deadlock."""
     return 4 * int(facts["latency_cycles"]) + 10000
@@ -77,11 +76,11 @@ class HostSession:
                 (self.folder / f"in{i}.hex").write_text(hex_words(words))
         found = self._simulate(len(frames))
         results: list[list[NDArray]] = [[] for _ in frames]
-        for port, stream, words, spec in zip(
+        for port, stream, given, spec in zip(
             self.facts["outputs"], self._streams[1], found, self.outputs, strict=True
         ):
             cell, lanes = port["container"], port["lanes"]
-            parts = [(words >> np.uint64(cell * k)) & np.uint64((1 << cell) - 1) for k in range(lanes)]
+            parts = [(given >> np.uint64(cell * k)) & np.uint64((1 << cell) - 1) for k in range(lanes)]
             raw = np.stack(parts, 1).reshape(len(frames), -1).astype(f"uint{cell}")
             raw = raw.view(f"int{cell}") if stream.fmt.signed else raw
             for k, row in enumerate(raw):

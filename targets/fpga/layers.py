@@ -257,8 +257,8 @@ class _Reader:
         multiplier, shift = self.const(node, first), self.const(node, first + 1)
         if multiplier.size not in (1, channels):
             raise refusal(node, "divides by another number at every position", "Give it count_include_pad.")
-        full = (np.broadcast_to(array.reshape(-1), channels) for array in (multiplier, shift))
-        return Requantizer(bias, *full, _int(node, "zero_point"), _format(node.outputs[0]))
+        full = [np.broadcast_to(array.reshape(-1), channels) for array in (multiplier, shift)]
+        return Requantizer(bias, full[0], full[1], _int(node, "zero_point"), _format(node.outputs[0]))
 
 
 def _format(value: ir.Value) -> Int:
@@ -311,8 +311,6 @@ def _window(reader: _Reader, node: ir.Node) -> Window:
     after = found.after()
     if any(b >= r or a >= r for b, a, r in zip(window.before, after, reach, strict=True)):
         raise refusal(node, "pads more than its kernel covers")
-    if any(s > e for s, e in zip(window.strides, window.input, strict=True)):
-        window = replace(window, strides=tuple(min(s, e) for s, e in zip(window.strides, window.input, strict=True)))
     return window
 
 

@@ -78,8 +78,9 @@ class _Actor:
             return wake
         if j == 0 and image > len(self.finished):
             self.finished.append(now)
-        for edge in self.inputs if self.low is not None else ():
-            oldest = image * edge.pixels + self.low(j)
+        low = self.low
+        for edge in self.inputs if low is not None else ():
+            oldest = image * edge.pixels + (low(j) if low is not None else 0)
             if oldest > edge.low:
                 edge.low = oldest
                 wake.append((now, edge.writer))

@@ -52,7 +52,7 @@ report_timing_summary -file timing.txt
 
 def scripts(top: str, part: Part) -> dict[str, str]:
     """synth/: a Makefile, scripts for yosys (run in build/, where memory files lie), Vivado's."""
-    read = "read_verilog -I../../rtl ../../rtl/*.v\n"
+    read = "read_verilog -defer -I../../rtl ../../rtl/*.v\n"
     dsp = " -noiopad -noclkbuf -flatten"
     device = part.device if part.family == "ecp5" else "25k"
     tcl_part = part.device if part.family == "xc7" else "xc7z020clg400-1"

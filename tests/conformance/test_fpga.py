@@ -19,21 +19,25 @@ from qcompiler.targets.shared.boundary import strip_boundary
 from tests.conformance.problems import Problems
 from tests.conformance.suite import build_suite, samples
 
-HAS = (
-    "conv3x3 conv3x3_stride2_rgb conv1x1 conv1x1_wide_output conv1x1_stride2 conv_dilated conv1d conv_one_channel "
-    "conv_two_pixels conv_whole_image conv_w2 conv_w3 conv_w4 conv_w5 conv_w6 conv_w7 conv_w4a4 conv_w2a3 conv_signed "
-    "conv_affine_weights conv_affine_128 conv_a16 conv_a16_signed depthwise3x3 depthwise3x3_stride2 depthwise3x3_tall "
-    "depthwise3x3_stride3 depthwise3x3_crop depthwise_w4a4 depthwise3x3_bands2 depthwise_dilated depthwise1x1 "
-    "depthwise1d depthwise_signed depthwise_affine depthwise_affine_128 depthwise_a16 matmul matmul_batch matmul_w4 matmul_w3 "
-    "matmul_w2 matmul_signed matmul_a16 add sub add_signed add16 table table_image table_signed table4 table_widen "
-    "table_int4 requantize16 requantize16_signed maxpool maxpool_padded maxpool_signed maxpool1d maxpool16 averagepool "
-    "averagepool_padded averagepool1d global_mean mean16 softmax softmax_long softmax_signed reshape identity transpose"
-).split()
+HAS = [
+    "conv3x3", "conv3x3_stride2_rgb", "conv1x1", "conv1x1_wide_output", "conv1x1_stride2", "conv_dilated", "conv1d",
+    "conv_one_channel", "conv_two_pixels", "conv_whole_image", "conv_w2", "conv_w3", "conv_w4", "conv_w5",
+    "conv_w6", "conv_w7", "conv_w4a4", "conv_w2a3", "conv_signed", "conv_affine_weights", "conv_affine_128",
+    "conv_a16", "conv_a16_signed", "depthwise3x3", "depthwise3x3_stride2", "depthwise3x3_tall",
+    "depthwise3x3_stride3", "depthwise3x3_crop", "depthwise_w4a4", "depthwise3x3_bands2", "depthwise_dilated",
+    "depthwise1x1", "depthwise1d", "depthwise_signed", "depthwise_affine", "depthwise_affine_128", "depthwise_a16",
+    "matmul", "matmul_batch", "matmul_w4", "matmul_w3", "matmul_w2", "matmul_signed", "matmul_a16", "add", "sub",
+    "add_signed", "add16", "table", "table_image", "table_signed", "table4", "table_widen", "table_int4",
+    "requantize16", "requantize16_signed", "maxpool", "maxpool_padded", "maxpool_signed", "maxpool1d", "maxpool16",
+    "averagepool", "averagepool_padded", "averagepool1d", "global_mean", "mean16", "softmax", "softmax_long",
+    "softmax_signed", "reshape", "identity", "transpose",
+]  # fmt: skip
 """Problems with an engine. What is not here is refused, by the name of its node."""
-QUICK = (
-    "conv3x3_stride2_rgb conv1x1_stride2 conv_dilated conv1d conv_w4a4 conv_a16_signed depthwise3x3_crop matmul_w3 "
-    "matmul_batch add_signed add16 table_signed requantize16 maxpool_padded averagepool_padded mean16 softmax_signed"
-).split()
+QUICK = [
+    "conv3x3_stride2_rgb", "conv1x1_stride2", "conv_dilated", "conv1d", "conv_w4a4", "conv_a16_signed",
+    "depthwise3x3_crop", "matmul_w3", "matmul_batch", "add_signed", "add16", "table_signed", "requantize16",
+    "maxpool_padded", "averagepool_padded", "mean16", "softmax_signed",
+]  # fmt: skip
 
 
 def only(problems: Problems, names: list[str]) -> Graph:
