@@ -37,6 +37,7 @@ PAGES = {
     "integer_operators": "The integer graph",
     "bundle": "The bundle",
     "c_target": "Firmware",
+    "fpga": "Circuits",
     "misra": "MISRA C",
     "errors": "Errors and exit codes",
     "results": "Measured results",
