@@ -10,7 +10,7 @@ DEVELOPMENT := $(VENV)/.installed-dev
 LEARNING := $(VENV)/.installed-learn
 TORCH_INDEX ?=
 
-.PHONY: demo demo-cls test test-mcu lint types docs
+.PHONY: demo demo-cls test test-mcu test-fpga lint types docs
 
 demo: $(INSTALLED)
 	$(RUN) -m examples.ocr.recognize $(ARGS)
@@ -29,6 +29,11 @@ BOARDS ?= m4,rv32
 test-mcu: $(INSTALLED)
 	tests/mcu/install.sh
 	QCOMPILER_BOARDS=$(BOARDS) timeout 900 $(RUN) -m pytest tests/mcu $(ARGS)
+
+# Every module of the RTL library and whole networks in Icarus Verilog and Verilator; installs them where it may.
+test-fpga: $(INSTALLED)
+	tests/targets/fpga/install.sh
+	QCOMPILER_FPGA=1 $(RUN) -m pytest tests/targets/fpga tests/conformance/test_fpga.py $(ARGS)
 
 lint: $(DEVELOPMENT) types
 	$(RUN) -m ruff check .

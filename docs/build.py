@@ -38,6 +38,7 @@ PAGES = {
     "integer_operators": "The integer graph",
     "bundle": "The bundle",
     "c_target": "Firmware",
+    "fpga": "Circuits",
     "misra": "MISRA C",
     "cuda": "Graphics cards",
     "errors": "Errors and exit codes",

@@ -47,7 +47,7 @@ STAGE = (Stage.FLOAT, Stage.FLOAT)
 FITS = True
 AFTER = {"decide": "it narrows the widths that were decided, and leaves alone what was fixed there"}
 WIDTHS = (2, 3, 4, 5, 6, 7, 8)
-BUDGETS = ("size", "bops", "latency", "ram", "flash", "instructions", "energy")
+BUDGETS = ("size", "bops", "latency", "ram", "flash", "instructions", "energy", "lut")
 ADDED = {"size", "bops"}
 """Costs that are known without a target."""
 SCORES: dict[str, Callable[[Study], Scores]] = {
@@ -86,6 +86,8 @@ class Options:
     """Of an inference, where the target counts them: a number, `3M` or `0.6x`."""
     budget_energy: Any = None
     """Of an inference, where the target has a table: a number or `0.6x`."""
+    budget_lut: Any = None
+    """Look-up tables of a circuit at the rate of --fps (target fpga): a number or `0.6x`."""
     score: str = "gauss_newton"
     """gauss_newton, swap, hessian, fisher, local, pushdown or combined."""
     solver: str = "ilp"

@@ -52,6 +52,7 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
         )
     mark_islands(graph, options.nonlinear)
     _check_target(graph, context)
+    _check_forms(graph, context)
     classified = [(node, *classify(graph, node)) for node in graph.nodes()]
     found = [(node, reason) for node, kind, reason in classified if kind == "unsupported"]
     if options.nonlinear == "float":
@@ -124,6 +125,22 @@ def _check_target(graph: Graph, context: Context) -> None:
             " ".join(reasons[:SHOWN]),
             where=graph.path,
             hint="Replace these nodes in the model, or cut the model before them.",
+        )
+
+
+def _check_forms(graph: Graph, context: Context) -> None:
+    """Raise UnsupportedError for nodes that the target of the context has no form for."""
+    can = context.capabilities
+    if can is None or can.refuses is None:
+        return
+    found = [(node, why) for node in graph.nodes() if (why := can.refuses(graph, node))]
+    if found:
+        text = "; ".join(f"{node.op_type} (node `{islands.name_of(node)}`) {why}" for node, why in found[:SHOWN])
+        more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise UnsupportedError(
+            f"the target cannot do this: {text}{more}.",
+            where=graph.path,
+            hint="Cut the model before these nodes, or compile for `c` or `cpu`, which have them.",
         )
 
 

@@ -89,11 +89,12 @@ class Work:
 
 
 def totals(cost: Cost) -> dict[str, float]:
-    """What budgets are held against, by their names: latency (ms), ram, flash (bytes), instructions, energy; those that
-    the cost tells. `ram` is that of a whole graph where the model knows it, else the peak. With room for the error of
-    what is estimated of them (resources `flash_error`, `ram_error`)."""
+    """What budgets are held against, by their names: latency (ms), ram, flash (bytes), instructions, energy, lut (of a
+    circuit); those that the cost tells. `ram` is that of a whole graph where the model knows it, else the peak. With
+    room for the error of what is estimated of them (resources `flash_error`, `ram_error`)."""
     found = {"latency": cost.latency, "ram": float(cost.resources.get("ram_bytes", cost.peak_bytes))}
-    for name, key in (("flash", "flash_bytes"), ("instructions", "instructions"), ("energy", "energy")):
+    keys = {"flash": "flash_bytes", "instructions": "instructions", "energy": "energy", "lut": "lut"}
+    for name, key in keys.items():
         if key in cost.resources:
             found[name] = float(cost.resources[key])
     found = {name: value + cost.resources.get(f"{name}_error", 0) for name, value in found.items()}

@@ -26,6 +26,8 @@ class Capabilities:
     """Requantizations it has; the first is its default."""
     float_boundary: bool
     """Whether QuantizeLinear and DequantizeLinear at the graph's boundary run on the target."""
+    refuses: Callable[[Graph, ir.Node], str] | None = None
+    """Reason why a node of a FLOAT graph has no form on the target, or ''; None where whatever can be integer has."""
     refuses_float: Callable[[Graph, ir.Node], str] | None = None
     """Reason why a node of a float island (qcompiler/graph/islands.py) has no lowering, or ''; None where no float
     operator may stand between integer ones."""

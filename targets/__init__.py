@@ -7,7 +7,7 @@ from importlib import import_module
 from qcompiler.errors import RecipeError
 from qcompiler.target import Target
 
-NAMES = ("cpu", "c", "cuda")
+NAMES = ("cpu", "c", "cuda", "fpga")
 
 
 def get_target(name: str) -> Target:

@@ -15,7 +15,7 @@ from cyclopts import App, Parameter
 
 from qcompiler import __version__
 from qcompiler.cli.console import Console
-from qcompiler.cli.options import Common, Firmware, Flag, Images, Shapes, State, Texts, ints, pairs
+from qcompiler.cli.options import Circuit, Common, Firmware, Flag, Images, Shapes, State, Texts, ints, pairs
 from qcompiler.errors import QCompilerError
 
 GOAL_MISSED, TOO_SLOW, INTERRUPTED = 4, 5, 130
@@ -31,7 +31,7 @@ app = App(
 )
 
 
-_COMMON, _SHAPES, _STATE, _IMAGES, _FIRMWARE = Common(), Shapes(), State(), Images(), Firmware()
+_COMMON, _SHAPES, _STATE, _IMAGES, _FIRMWARE, _CIRCUIT = Common(), Shapes(), State(), Images(), Firmware(), Circuit()
 
 
 @app.command(name="compile")
@@ -65,6 +65,7 @@ def compile_command(
     labels: str | None = None,
     metric: str = "top1",
     firmware: Firmware = _FIRMWARE,
+    circuit: Circuit = _CIRCUIT,
     shapes: Shapes = _SHAPES,
     state: State = _STATE,
     images: Images = _IMAGES,
@@ -88,7 +89,7 @@ def compile_command(
         Bits of weights and activations, as w8a8, w4a8 or w8a16; or formats, as e2m1w-int8a; `auto`: for --budget.
     budget
         What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, latency=0.6x or 3ms,
-        flash=, ram=, instructions= where the target knows them; a number, or a share of 8 bits as 0.5x.
+        flash=, ram=, instructions=, lut= where the target knows them; a number, or a share of 8 bits as 0.5x.
     pareto
         Write so many bundles along the curve of loss over the first budget (default: size) into the folder --output.
     nonlinear
@@ -146,7 +147,12 @@ def compile_command(
             arithmetic=arithmetic,
             samples=samples,
             select=select,
-            target_options={**firmware.table(), **({"cpu": cpu} if cpu else {}), **({"arch": arch} if arch else {})},
+            target_options={
+                **firmware.table(),
+                **circuit.table(),
+                **({"cpu": cpu} if cpu else {}),
+                **({"arch": arch} if arch else {}),
+            },
             qdq_form=qdq_form,
             seed=seed,
             overwrite=overwrite,

@@ -173,7 +173,7 @@ def _goals(
         goals.append(
             {"goal": f"{request.metric} loss <= {request.max_drop}", "value": drop, "met": drop <= request.max_drop}
         )
-    fits = (report.get("fit") or {}).get("verdict") != "TOO BIG"
+    fits = all((report.get(bill) or {}).get("verdict") != "TOO BIG" for bill in ("fit", "circuit"))
     code = 0 if fits and all(goal["met"] for goal in goals) else GOAL_MISSED
     if request.require_speedup:
         ours, peer = pair_of(report["latency"])
@@ -211,6 +211,8 @@ def _summary(report: Mapping[str, Any], goals: Sequence[Mapping[str, Any]]) -> s
     ]
     if report.get("fit"):
         lines.extend(_fit_lines(report["fit"]))
+    if report.get("circuit"):
+        lines.extend(_circuit_lines(report["circuit"]))
     for row in report.get("latency", []):
         lines.append(f"  latency  {row['runtime']} {row['precision']}: {row['median_ms']:.3f} ms")
     for goal in goals:
@@ -233,3 +235,16 @@ def _fit_lines(fit: Mapping[str, Any]) -> list[str]:
     ]
     lines += [f"  fits     {fit['verdict']}"] if fit["verdict"] else []
     return lines + [f"           {advice}" for advice in fit["advice"]]
+
+
+def _circuit_lines(circuit: Mapping[str, Any]) -> list[str]:
+    """What a circuit takes of its part, and whether the part has it."""
+    names = {"lut": "LUTs", "ff": "registers", "bram": "18-Kbit block RAMs", "dsp": "multiplier blocks"}
+    used = ", ".join(f"{circuit[key]} of {circuit['limits'][key]} {name}" for key, name in names.items())
+    lines = [
+        f"  circuit  {used} ({circuit['how']}, {circuit['part']})",
+        f"           {circuit['cycles']} cycles an image: {circuit['fps']:.0f} images a second at "
+        f"{circuit['clock_mhz']:.0f} MHz, latency {circuit['latency_ms']:.3f} ms",
+        f"  fits     {circuit['verdict']}",
+    ]
+    return lines + [f"           {advice}" for advice in circuit["advice"]]

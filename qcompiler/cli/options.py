@@ -146,6 +146,27 @@ class Firmware:
         return {key: value for key, value in vars(self).items() if value}
 
 
+@Parameter(name="*", group="Circuit (target fpga)")
+@dataclass(frozen=True, kw_only=True)
+class Circuit:
+    """What the circuit has to fit, and how fast it has to be."""
+
+    part: str | None = None
+    "FPGA: xc7a35t, xc7a100t, xc7a200t, xc7z010, xc7z020 (the default), xc7z045, ecp5-25k, ecp5-45k, ecp5-85k."
+    lut: int | None = None
+    "LUTs that the circuit may take; default: all of the part's."
+    bram: int | None = None
+    "Block RAMs of 18 Kbit that it may take; default: all."
+    dsp: int | None = None
+    "Multiplier blocks that it may take; default: all; 0 puts products into LUTs."
+    fps: float | None = None
+    "Images a second at 100 MHz; default: as many as fit."
+
+    def table(self) -> dict[str, int | float | str]:
+        """Options that were given."""
+        return {key: value for key, value in vars(self).items() if value is not None}
+
+
 def pairs(items: tuple[str, ...], example: str) -> list[tuple[str, str]]:
     """NAME=VALUE texts, parted. Raises RecipeError that shows `example`."""
     pairs = []

@@ -55,6 +55,7 @@ def build_report(
         "verification": facts.get("verification"),
         "latency": facts.get("latency", []),
         "fit": facts.get("fit"),
+        "circuit": facts.get("circuit"),
         "worst_layers": sorted(facts["layers"], key=lambda row: row["sqnr_db"])[:10],
         "layers": facts["layers"],
         "passes": facts["passes"],

@@ -52,6 +52,7 @@ def render_html(report: Mapping[str, Any]) -> str:
         f"<p class='verdict{mood}'>{escape(report['verdict'])}</p>",
         _cards(report),
         _fit(report.get("fit")),
+        _circuit(report.get("circuit")),
         _latency(report.get("latency") or []),
         _islands(report.get("islands") or []),
         _mixed(report["facts"].get("assign_bits")),
@@ -148,6 +149,37 @@ def _fit(fit: Mapping[str, Any] | None) -> str:
     title = f"Firmware: {fit['verdict']}" if fit["verdict"] else "Firmware"
     how = escape(f"{fit['how']} for {fit['core']} at -Os")
     return f"<h2>{title}</h2><p class='soft'>{how}. {text}</p><table>{head}{rows}</table>{advice}"
+
+
+def _circuit(circuit: Mapping[str, Any] | None) -> str:
+    """What a circuit takes of its part, and every layer's share."""
+    if not circuit:
+        return ""
+    names = {"lut": "LUTs", "ff": "registers", "bram": "block RAMs of 18 Kbit", "dsp": "multiplier blocks"}
+    used = "".join(
+        f"<tr><td>{name}</td><td class='n'>{circuit[key]}</td><td class='n'>{circuit['limits'][key]}</td>"
+        f"<td class='b'>{_bar(share, 'bad' if share > 1 else 'fair' if share > 0.9 else '')}</td></tr>"
+        for key, name in names.items()
+        for share in [circuit[key] / max(1, circuit["limits"][key])]
+    )
+    columns = ("bits", "pe", "simd", "cycles", "busy", "lut", "ff", "bram", "dsp")
+    rows = "".join(
+        f"<tr><td><code>{escape(row['node'])}</code></td><td>{row['kind']}</td>"
+        + "".join(f"<td class='n'>{row.get(key, '')}</td>" for key in columns)
+        + "</tr>"
+        for row in circuit["layers"]
+    )
+    text = (
+        f"{circuit['how']} for {circuit['part']}. {circuit['cycles']} cycles an image: {circuit['fps']:.0f} images a "
+        f"second at {circuit['clock_mhz']:.0f} MHz, latency {circuit['latency_ms']:.3f} ms."
+    )
+    advice = "".join(f"<p>{escape(line)}</p>" for line in circuit["advice"])
+    top = "<tr><th></th><th class='n'>used</th><th class='n'>limit</th><th></th></tr>"
+    head = "<tr><th>node</th><th>engine</th>" + "".join(f"<th class='n'>{key}</th>" for key in columns) + "</tr>"
+    return (
+        f"<h2>Circuit: {circuit['verdict']}</h2><p class='soft'>{escape(text)}</p><table>{top}{used}</table>{advice}"
+        f"<table>{head}{rows}</table>"
+    )
 
 
 def _latency(rows: Sequence[Mapping[str, Any]]) -> str:

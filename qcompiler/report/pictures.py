@@ -156,6 +156,7 @@ def facts_pareto(facts: Mapping[str, Any]) -> str:
 AXES = {
     "size": "bytes of weights", "bops": "bit operations", "latency": "predicted latency, ms", "flash": "bytes of flash",
     "ram": "bytes of RAM", "instructions": "instructions of an inference", "energy": "energy of an inference",
+    "lut": "look-up tables",
 }  # fmt: skip
 
 

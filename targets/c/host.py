@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import BundleError, UnsupportedError
-from qcompiler.formats import QuantParams, parse_format
-from qcompiler.quantizer import dequantize, quantize
+from qcompiler.targets.shared.codes import codes_of, real_of, storage_of
 from qcompiler.targets.shared.compiler import find_compiler
 
 STRICT = (
@@ -104,10 +103,10 @@ class HostSession:
 
     def step_codes(self, codes: Sequence[NDArray]) -> list[NDArray]:
         """One step: codes of the inputs without states -> codes of the outputs without states."""
-        results = [np.zeros(spec["shape"], _storage(spec)) for spec in self.outputs if not self._kept(spec)]
+        results = [np.zeros(spec["shape"], storage_of(spec)) for spec in self.outputs if not self._kept(spec)]
         specs = [spec for spec in self.inputs if not self._kept(spec)]
         given = [
-            np.ascontiguousarray(array, _storage(spec)).reshape(spec["shape"])
+            np.ascontiguousarray(array, storage_of(spec)).reshape(spec["shape"])
             for array, spec in zip(codes, specs, strict=True)
         ]
         self._run(*(ctypes.c_void_p(array.ctypes.data) for array in (*self._memory, *given, *results)))
@@ -116,9 +115,9 @@ class HostSession:
     def step(self, inputs: Mapping[str, NDArray]) -> list[NDArray]:
         """One step, as the runtime's: float32 of the inputs without states -> of the outputs without states."""
         specs = [spec for spec in self.inputs if not self._kept(spec)]
-        found = self.step_codes([_codes(inputs, spec) for spec in specs])
+        found = self.step_codes([codes_of(inputs, spec) for spec in specs])
         shown = [spec for spec in self.outputs if not self._kept(spec)]
-        return [_real(array, spec) for array, spec in zip(found, shown, strict=True)]
+        return [real_of(array, spec) for array, spec in zip(found, shown, strict=True)]
 
     def _kept(self, spec: Mapping[str, Any]) -> bool:
         return bool(self._states) and "state" in spec
@@ -139,26 +138,9 @@ class HostSession:
 
     def run(self, inputs: Mapping[str, NDArray]) -> list[NDArray]:
         """float32 by name in, float32 in the manifest's order out: the boundary by its definition, in numpy."""
-        found = self.run_codes([_codes(inputs, spec) for spec in self.inputs])
-        return [_real(array, spec) for array, spec in zip(found, self.outputs, strict=True)]
+        found = self.run_codes([codes_of(inputs, spec) for spec in self.inputs])
+        return [real_of(array, spec) for array, spec in zip(found, self.outputs, strict=True)]
 
 
 def _words(size: int) -> NDArray[np.int64]:
     return np.zeros(max((int(size) + 7) // 8, 1), np.int64)
-
-
-def _codes(inputs: Mapping[str, NDArray], spec: Mapping[str, Any]) -> NDArray:
-    given = np.asarray(inputs[spec["name"]])
-    return quantize(given.astype(np.float32), _params(spec)) if "format" in spec else given
-
-
-def _real(codes: NDArray, spec: Mapping[str, Any]) -> NDArray:
-    return dequantize(codes, _params(spec)) if "format" in spec else codes
-
-
-def _storage(spec: Mapping[str, Any]) -> str:
-    return str(parse_format(spec["format"]).storage) if "format" in spec else str(spec["dtype"])
-
-
-def _params(spec: Mapping[str, Any]) -> QuantParams:
-    return QuantParams(parse_format(spec["format"]), np.float32(spec["scale"]), np.int64(spec["zero_point"]))

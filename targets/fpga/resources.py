@@ -1,0 +1,190 @@
+"""What modules take: look-up tables, registers, block RAMs and multiplier blocks, before any tool has run.
+
+Multipliers are a measured table (prices.json). Everything else is counted from the structure: a carry chain takes a
+LUT a bit, a memory in LUTs one for every 64 entries of a bit; constants for control were fitted to yosys on single
+modules. All figures are for 7-series; a LUT4 of other families holds less.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qcompiler.targets.fpga.engines import Engine, Module
+
+_PRICES = Path(__file__).resolve().parent / "prices.json"
+Parameters = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """lut: LUT6; bram: blocks of 18 Kbit; dsp: multiplier blocks."""
+
+    lut: int = 0
+    ff: int = 0
+    bram: int = 0
+    dsp: int = 0
+
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(self.lut + other.lut, self.ff + other.ff, self.bram + other.bram, self.dsp + other.dsp)
+
+
+@lru_cache(maxsize=1)
+def prices() -> dict[str, Any]:
+    """The measured table."""
+    return dict(json.loads(_PRICES.read_text()))
+
+
+def origin() -> str:
+    """Where the table is from."""
+    return f"yosys for {prices()['device']}, {prices()['date']}"
+
+
+def total(found: Iterable[Resources]) -> Resources:
+    """The sum."""
+    return sum(found, Resources())
+
+
+def engine_resources(engine: Engine) -> Resources:
+    """Of one engine."""
+    return total(module_resources(module) for module in engine.modules)
+
+
+def module_resources(module: Module) -> Resources:
+    """Of one module."""
+    return _COUNTS[module.kind](module.parameters)
+
+
+def bits(n: int) -> int:
+    """Of a counter that tells n things apart; at least 1."""
+    return max(1, (n - 1).bit_length())
+
+
+def _blocks(width: int, words: int) -> int:
+    """18-Kbit blocks of a memory, in the shape that takes fewest."""
+    shapes = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
+    return min(-(-words // depth) * -(-width // wide) for depth, wide in shapes)
+
+
+def _table_luts(width: int, words: int) -> int:
+    """A constant memory in LUTs; above 64 words with multiplexers."""
+    if words == 1:
+        return 0
+    return width if words <= 64 else width * -(-words // 64) * 5 // 4
+
+
+def _ram_luts(width: int, words: int) -> int:
+    """A written memory in LUTs: 64 words of 3 bits, or 32 of 6, take four; behind several, a multiplexer."""
+    shallow, deep = -(-words // 32) * -(-width // 6) * 4, -(-words // 64) * -(-width // 3) * 4
+    banks = -(-words // (32 if shallow <= deep else 64))
+    return min(shallow, deep) + (width * -(-banks // 3) if banks > 1 else 0)
+
+
+def _mac(p: Parameters) -> Resources:
+    lanes, width = p["PE"] * p["SIMD"], p["PE"] * p["SIMD"] * p["WB"]
+    product = p["WB"] + p["AB"]
+    tree = tree_ff = 0
+    nodes, level = p["SIMD"], 0
+    while nodes > 1:
+        level += 1
+        tree += nodes // 2 * (product + level)
+        nodes = -(-nodes // 2)
+        tree_ff += nodes * (product + level)
+    each = 0 if p["DSP"] else multiplier(p["WB"], p["AB"], p["AS"])
+    memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"])
+    activations = (p["PE"] if p["DEPTHWISE"] else p["SIMD"]) * p["AB"]
+    lut = lanes * each + p["PE"] * (tree + p["ACC"]) + memory + bits(p["WORDS"]) + 6
+    ff = lanes * product + p["PE"] * (tree_ff + 2 * p["ACC"]) + (1 + p["BLOCK"]) * (width + activations) + 20
+    return Resources(int(lut), ff, _blocks(width, p["WORDS"]) if p["BLOCK"] else 0, lanes * p["DSP"])
+
+
+def multiplier(weight: int, activation: int, signed: int) -> int:
+    """LUTs of a product of such codes; between the table's widths by its neighbours."""
+    table = prices()["multipliers"]
+    known = f"{weight},{activation},{signed}"
+    if known in table:
+        return int(table[known])
+    # Beyond the table: two bits of the narrower factor are a row of the wider one, rows are added.
+    narrow, wide = sorted((weight, activation))
+    return -(-narrow // 2) * (wide + 3) + (-(-narrow // 2) - 1) * (wide + 3)
+
+
+def _requant(p: Parameters) -> Resources:
+    x = max(p["ACC"], p["BB"]) + 1 + p["GL"]
+    digits, width = 2 * p["STAGES"] * p["STEPS"], p["LANES"] * (p["BB"] + p["MB"])
+    lut = 3 * x + digits + 30
+    ff = 5 * x + digits + 80
+    if p["STEPS"] < 4:
+        lut, ff = lut + x, ff + 2 * digits + x
+    for stage in range(1, p["STAGES"]):
+        rest = digits - 2 * stage * p["STEPS"]
+        lut += 2 * (x + 3) + (rest if p["STEPS"] > 1 else 0)
+        ff += 3 * x + rest + 3
+    memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"])
+    waiting = p["PE"] * p["ACC"]
+    shift = waiting if p["PE"] > p["LANES"] else 0
+    extra = bits(p["STEPS"]) + bits(p["WORDS"]) + 8
+    found = p["LANES"] * lut + int(memory) + shift + extra
+    return Resources(found, p["LANES"] * ff + waiting + 20, _blocks(width, p["WORDS"]) if p["BLOCK"] else 0)
+
+
+def _window(p: Parameters) -> Resources:
+    words, parts = p["DEPTH"] * p["CF"], 1 if p["OSTEP"] else p["CF"]
+    address, image = bits(words), p["H"] * p["W"]
+    pixel = bits(image + p["DEPTH"] + (p["KH"] * p["DH"] + p["PT"]) * p["W"] + p["KW"] * p["DW"]) + 2
+    edge = bits(max(p["H"], p["W"]) + p["KH"] * p["DH"] + p["KW"] * p["DW"] + p["PT"] + p["PL"] + p["SH"] + p["SW"]) + 1
+    control = 3 * address + 4.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 38
+    control += 25 if p["KH"] * p["KW"] > 1 else 0
+    counters = sum(bits(p[key]) for key in ("KH", "KW", "OUTER", "OH", "OW")) + bits(parts)
+    memory = 0 if p["BLOCK"] else _ram_luts(p["WIDTH"], words)
+    ff = 2 * p["WIDTH"] + 2 * address + 4 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 10
+    return Resources(int(control + memory), ff, _blocks(p["WIDTH"], words) if p["BLOCK"] else 0)
+
+
+def _add(p: Parameters) -> Resources:
+    digits = [-(-p[key] // 4) for key in ("AB", "BB")]
+    wide = p["W"] - 2
+    lut = p["LANES"] * (sum(d * wide + (d - 1) * wide for d in digits) + wide + 3 * p["OB"])
+    return Resources(lut + 6, p["LANES"] * (2 * p["W"] + p["W"] - p["SHIFT"] + p["OB"]) + 3)
+
+
+def _sum(p: Parameters) -> Resources:
+    width = p["LANES"] * p["ACC"]
+    lut = 2 * width + _ram_luts(width, p["CF"]) + 2 * (bits(p["CF"]) + bits(p["PIXELS"])) + 8
+    return Resources(lut, width + bits(p["CF"]) + bits(p["PIXELS"]) + 1)
+
+
+def _softmax(p: Parameters) -> Resources:
+    total_bits = p["EB"] + bits(p["C"])
+    quotient = bits(p["R"] + 1) + 1
+    divide = total_bits + 1 + quotient
+    lut = 4 * divide + 2 * total_bits + p["EB"] * -(-(1 << p["AB"]) // 64) + 6 * p["AB"] + 60
+    return Resources(lut, 2 * divide + 2 * total_bits + 4 * p["AB"] + quotient + 20)
+
+
+def _queue(p: Parameters) -> Resources:
+    control = 5 * bits(p["DEPTH"] + 1) + 6
+    if p["BLOCK"]:
+        return Resources(control, 3 * bits(p["DEPTH"]) + 2, _blocks(p["WIDTH"], p["DEPTH"]))
+    return Resources(control + _ram_luts(p["WIDTH"], p["DEPTH"]), p["WIDTH"] + 3 * bits(p["DEPTH"]) + 2)
+
+
+_COUNTS: dict[str, Callable[[Parameters], Resources]] = {
+    "qc_add": _add,
+    "qc_concat": lambda p: Resources(p["WIDTH"] + 2 * bits(p["A"] + p["B"]) + 4, bits(p["A"] + p["B"])),
+    "qc_fifo": _queue,
+    "qc_fork": lambda p: Resources(2 * p["N"] + 1, p["N"]),
+    "qc_mac": _mac,
+    "qc_max": lambda p: Resources(p["LANES"] * (p["B"] + 2) + 3, p["LANES"] * p["B"] + 1),
+    "qc_narrow": lambda p: Resources(p["WIDTH"] * p["N"] + 2 * bits(p["N"] + 1) + 3, p["WIDTH"] * p["N"] + 3),
+    "qc_requant": _requant,
+    "qc_softmax": _softmax,
+    "qc_sum": _sum,
+    "qc_table": lambda p: Resources(p["LANES"] * p["OB"] * -(-(1 << p["IB"]) // 64) + 2, p["LANES"] * p["OB"] + 1),
+    "qc_widen": lambda p: Resources(2 * bits(p["N"]) + 3, p["WIDTH"] * p["N"] + bits(p["N"]) + 1),
+    "qc_window": _window,
+}

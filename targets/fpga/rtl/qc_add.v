@@ -1,0 +1,31 @@
+// clip((a * MA + b * MB + OFFSET) >> SHIFT), lane by lane; OFFSET holds zero points and rounding.
+module qc_add #(parameter LANES = 1, AB = 8, AS = 0, BB = 8, BS = 0, W = 36, SHIFT = 20, OB = 8, LO = 0, HI = 255,
+    parameter signed [63:0] MA = 1, MB = 1, OFFSET = 0) (
+    input clk, input rst,
+    input [LANES*AB-1:0] a_tdata, input a_tvalid, output a_tready,
+    input [LANES*BB-1:0] b_tdata, input b_tvalid, output b_tready,
+    output reg [LANES*OB-1:0] m_tdata, output reg m_tvalid, input m_tready);
+  wire ce = !m_tvalid || m_tready;
+  wire both = a_tvalid && b_tvalid;
+  assign a_tready = ce && both;
+  assign b_tready = ce && both;
+  reg scaled, summed;
+  always @(posedge clk)
+    if (rst) begin scaled <= 0; summed <= 0; m_tvalid <= 0; end
+    else if (ce) begin scaled <= both; summed <= scaled; m_tvalid <= summed; end
+  genvar i;
+  generate for (i = 0; i < LANES; i = i + 1) begin : lane
+    wire signed [W-1:0] pa, pb;
+    qc_scale #(.XB(AB), .XS(AS), .W(W), .M(MA), .OFFSET(OFFSET)) scale_a (.x(a_tdata[i*AB +: AB]), .p(pa));
+    qc_scale #(.XB(BB), .XS(BS), .W(W), .M(MB), .OFFSET(64'sd0)) scale_b (.x(b_tdata[i*BB +: BB]), .p(pb));
+    reg signed [W-1:0] a, b;
+    reg signed [W-SHIFT-1:0] code;
+    wire signed [W-1:0] sum = a + b;
+    always @(posedge clk) if (ce) begin
+      a <= pa;
+      b <= pb;
+      code <= sum[W-1:SHIFT];
+      m_tdata[i*OB +: OB] <= code > HI ? HI : code < LO ? LO : code[OB-1:0];
+    end
+  end endgenerate
+endmodule

@@ -1,0 +1,93 @@
+// Products of activations and weights, summed: PE sums of SIMD products a beat, from a first to a last beat.
+//
+// Weight word n belongs to the n-th beat of an output pixel: PE x SIMD weights, those of one sum together.
+// DEPTHWISE: SIMD is 1 and sum p takes lane p of the beat. DSP: one multiplier block a product.
+module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WORDS = 1, DEPTHWISE = 0, DSP = 0,
+    BLOCK = 0, WFILE = "weights.hex", LANES = DEPTHWISE ? PE : SIMD) (
+    input clk, input rst,
+    input [LANES*AB-1:0] s_tdata, input s_tvalid, input s_first, input s_last, output s_tready,
+    output reg [PE*ACC-1:0] m_tdata, output reg m_tvalid, input m_tready);
+  `include "qc_math.vh"
+  localparam L = SIMD == 1 ? 0 : clog2(SIMD), PW = WB + AB + 1, D = L + 2 + BLOCK;
+  wire due;  // a sum is complete: only then is there anything to wait for
+  wire ce = !due || !m_tvalid || m_tready;
+  assign s_tready = ce;
+
+  reg [clog2(WORDS)-1:0] word;
+  reg [PE*SIMD*WB-1:0] first_read;
+  wire [PE*SIMD*WB-1:0] w;
+  wire [LANES*AB-1:0] a;
+  reg [LANES*AB-1:0] a1;
+  always @(posedge clk) begin
+    if (ce) a1 <= s_tdata;
+    if (rst) word <= 0;
+    else if (ce && s_tvalid) word <= word == WORDS - 1 ? 0 : word + 1'b1;
+  end
+  generate if (BLOCK) begin : block
+    (* rom_style = "block", ram_style = "block" *) reg [PE*SIMD*WB-1:0] weights [0:WORDS-1];
+    initial $readmemh(WFILE, weights);
+    reg [PE*SIMD*WB-1:0] w2;
+    reg [LANES*AB-1:0] a2;
+    always @(posedge clk) if (ce) begin first_read <= weights[word]; w2 <= first_read; a2 <= a1; end
+    assign w = w2;
+    assign a = a2;
+  end else begin : luts
+    (* logic_block = 1 *) reg [PE*SIMD*WB-1:0] weights [0:WORDS-1];
+    initial $readmemh(WFILE, weights);
+    always @(posedge clk) if (ce) first_read <= weights[word];
+    assign w = first_read;
+    assign a = a1;
+  end endgenerate
+  reg [D-1:0] valid, first, last;
+  always @(posedge clk)
+    if (rst) valid <= 0;
+    else if (ce) begin
+      valid <= {valid[D-2:0], s_tvalid};
+      first <= {first[D-2:0], s_first};
+      last <= {last[D-2:0], s_last};
+    end
+
+  genvar p, i, l;
+  generate for (p = 0; p < PE; p = p + 1) begin : pe
+    for (l = 0; l <= L; l = l + 1) begin : level
+      for (i = 0; i < ((SIMD - 1) >> l) + 1; i = i + 1) begin : node
+        reg signed [PW+l-1:0] sum;
+      end
+    end
+    for (i = 0; i < SIMD; i = i + 1) begin : product
+      wire [AB-1:0] x = a[(DEPTHWISE ? p : i)*AB +: AB];
+      wire [WB-1:0] y = w[(p*SIMD+i)*WB +: WB];
+      wire signed [PW-1:0] xy;
+      if (DSP) begin : dsp
+        assign xy = $signed({AS ? x[AB-1] : 1'b0, x}) * $signed(y);
+      end else if (WB <= AB) begin : by_weight
+        qc_mul #(.XB(AB), .XS(AS), .YB(WB), .YS(1)) mul (.x(x), .y(y), .p(xy));
+      end else begin : by_activation
+        qc_mul #(.XB(WB), .XS(1), .YB(AB), .YS(AS)) mul (.x(y), .y(x), .p(xy));
+      end
+      always @(posedge clk) if (ce) level[0].node[i].sum <= xy;
+    end
+    for (l = 1; l <= L; l = l + 1) begin : adders
+      for (i = 0; i < ((SIMD - 1) >> l) + 1; i = i + 1) begin : node
+        if (2 * i + 1 < ((SIMD - 1) >> (l - 1)) + 1) begin : two
+          always @(posedge clk)
+            if (ce) level[l].node[i].sum <= level[l-1].node[2*i].sum + level[l-1].node[2*i+1].sum;
+        end else begin : one
+          always @(posedge clk) if (ce) level[l].node[i].sum <= level[l-1].node[2*i].sum;
+        end
+      end
+    end
+    reg signed [ACC-1:0] acc;
+    wire signed [ACC-1:0] kept = first[D-1] ? {ACC{1'b0}} : acc;
+    wire signed [ACC-1:0] now = kept + level[L].node[0].sum;
+    always @(posedge clk) begin
+      if (ce && valid[D-1]) acc <= now;
+      if (ce && due) m_tdata[p*ACC +: ACC] <= now;
+    end
+  end endgenerate
+  assign due = valid[D-1] && last[D-1];
+  always @(posedge clk)
+    if (rst) m_tvalid <= 0;
+    else if (ce && due) m_tvalid <= 1;
+    else if (m_tready) m_tvalid <= 0;
+endmodule

@@ -1,0 +1,132 @@
+// Sliding windows over an image: beats of CF parts a pixel come in raster order into a ring of DEPTH pixels and go out
+// window by window.
+//
+// For every output pixel OUTER passes; a pass goes over the window, rows then columns. OSTEP 0: at every cell all CF
+// beats (dense convolutions; passes are alike, for different output channels). OSTEP 1: pass o reads beat o alone
+// (depthwise, pools; OUTER = CF). m_first and m_last mark a pass. Cells outside the image are PAD.
+//
+// Positions (ring address, pixel index, row, column) move by a constant that depends only on which loops end, so each
+// is one adder. Pixels are counted from the beginning of the image that is being read; wcount says how many have come
+// in, also those of the next image, and low is the oldest that is still needed.
+module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH = 3, KW = 3, SH = 1, SW = 1,
+    DH = 1, DW = 1, PT = 1, PL = 1, PADDED = 1, OUTER = 1, OSTEP = 0, DEPTH = 24, BLOCK = 0,
+    parameter [WIDTH-1:0] PAD = 0) (
+    input clk, input rst,
+    input [WIDTH-1:0] s_tdata, input s_tvalid, output s_tready,
+    output reg [WIDTH-1:0] m_tdata, output reg m_tvalid, output reg m_first, output reg m_last, input m_tready);
+  `include "qc_math.vh"
+  localparam INNER = OSTEP ? 1 : CF, WORDS = DEPTH * CF, AW = clog2(WORDS);
+  localparam NW = clog2(H * W + DEPTH + (KH * DH + PT) * W + KW * DW) + 2;
+  localparam IW = clog2((H > W ? H : W) + KH * DH + KW * DW + PT + PL + SH + SW) + 1;
+  // How far it is from the first to the last cell of a window, in pixels, and back to the first beat of a window.
+  localparam SPAN = (KH - 1) * DH * W + (KW - 1) * DW, BACK = (INNER - 1) + (OUTER - 1) * OSTEP;
+  localparam ORIGIN = -PT * W - PL, NEXT_ROW = SH * W - (OW - 1) * SW;
+  localparam NEXT_IMAGE = -((OH - 1) * SH * W + (OW - 1) * SW);
+  // Icarus Verilog 11 takes a negative dividend in a constant function for an unsigned one of 64 bits.
+  function integer wrapped(input integer v);
+    wrapped = v < 0 ? (WORDS - (-v) % WORDS) % WORDS : v % WORDS;
+  endfunction
+
+  // ---- loops: c, kx, ky, o, ox, oy from the in_image out
+  reg [clog2(INNER)-1:0] c;
+  reg [clog2(KW)-1:0] kx;
+  reg [clog2(KH)-1:0] ky;
+  reg [clog2(OUTER)-1:0] o;
+  reg [clog2(OW)-1:0] ox;
+  reg [clog2(OH)-1:0] oy;
+  wire end_c = c == INNER - 1, end_x = end_c && kx == KW - 1, end_y = end_x && ky == KH - 1;
+  wire end_o = end_y && o == OUTER - 1, end_ox = end_o && ox == OW - 1, end_oy = end_ox && oy == OH - 1;
+  wire go;
+  always @(posedge clk)
+    if (rst) begin c <= 0; kx <= 0; ky <= 0; o <= 0; ox <= 0; oy <= 0; end
+    else if (go) begin
+      c <= end_c ? 0 : c + 1'b1;
+      if (end_c) kx <= end_x ? 0 : kx + 1'b1;
+      if (end_x) ky <= end_y ? 0 : ky + 1'b1;
+      if (end_y) o <= end_o ? 0 : o + 1'b1;
+      if (end_o) ox <= end_ox ? 0 : ox + 1'b1;
+      if (end_ox) oy <= end_oy ? 0 : oy + 1'b1;
+    end
+
+  // ---- where that is
+  localparam A0 = wrapped(1), A1 = wrapped(DW * CF - (INNER - 1)),
+      A2 = wrapped((DH * W - (KW - 1) * DW) * CF - (INNER - 1)), A3 = wrapped(-SPAN * CF - (INNER - 1) + OSTEP),
+      A4 = wrapped((SW - SPAN) * CF - BACK), A5 = wrapped((NEXT_ROW - SPAN) * CF - BACK),
+      A6 = wrapped((H * W + NEXT_IMAGE - SPAN) * CF - BACK);
+  reg [AW-1:0] address;
+  wire [AW-1:0] step = !end_c ? A0 : !end_x ? A1 : !end_y ? A2 : !end_o ? A3 : !end_ox ? A4 : !end_oy ? A5 : A6;
+  wire [AW:0] moved = address + step;
+  reg signed [NW-1:0] pixel, wcount, low, origin;
+  wire signed [NW-1:0] by = !end_x ? DW : !end_y ? DH * W - (KW - 1) * DW : !end_o ? -SPAN : !end_ox ? SW - SPAN
+      : !end_oy ? NEXT_ROW - SPAN : NEXT_IMAGE - SPAN;
+  wire signed [NW-1:0] far = origin + (!end_ox ? SW : NEXT_ROW);
+  always @(posedge clk)
+    if (rst) begin
+      address <= wrapped(ORIGIN * CF); pixel <= ORIGIN; origin <= ORIGIN; low <= ORIGIN < 0 ? 0 : ORIGIN;
+    end else if (go) begin
+      address <= moved >= WORDS ? moved - WORDS : moved;
+      if (end_c) pixel <= pixel + by;
+      if (end_oy) begin origin <= ORIGIN; low <= ORIGIN < 0 ? 0 : ORIGIN; end
+      else if (end_o) begin origin <= far; low <= far < 0 ? 0 : far; end
+    end
+  wire in_image;
+  generate if (PADDED) begin : padded
+    reg signed [IW-1:0] y, x;
+    wire signed [IW-1:0] dx = !end_x ? DW : !end_o ? -(KW - 1) * DW : !end_ox ? SW - (KW - 1) * DW
+        : -(OW - 1) * SW - (KW - 1) * DW;
+    wire signed [IW-1:0] dy = !end_y ? DH : !end_ox ? -(KH - 1) * DH : !end_oy ? SH - (KH - 1) * DH
+        : -(OH - 1) * SH - (KH - 1) * DH;
+    always @(posedge clk)
+      if (rst) begin y <= -PT; x <= -PL; end
+      else if (go && end_c) begin x <= x + dx; if (end_x) y <= y + dy; end
+    assign in_image = y >= 0 && y < H && x >= 0 && x < W;
+  end else begin : whole
+    assign in_image = 1'b1;
+  end endgenerate
+
+  // ---- the ring
+  reg [AW-1:0] tail;
+  reg [clog2(CF)-1:0] part;
+  wire signed [NW-1:0] held = wcount - low;
+  assign s_tready = held < DEPTH;
+  wire put = s_tvalid && s_tready, whole_pixel = put && part == CF - 1;
+  wire ce = !m_tvalid || m_tready;
+  wire ready;
+  assign go = ready && (!in_image || pixel < wcount);
+  reg [WIDTH-1:0] read;
+  generate if (BLOCK) begin : block
+    (* ram_style = "block" *) reg [WIDTH-1:0] ring [0:WORDS-1];
+    always @(posedge clk) begin
+      if (put) ring[tail] <= s_tdata;
+      if (go) read <= ring[address];
+    end
+  end else begin : luts
+    (* ram_style = "distributed" *) reg [WIDTH-1:0] ring [0:WORDS-1];
+    always @(posedge clk) begin
+      if (put) ring[tail] <= s_tdata;
+      if (go) read <= ring[address];
+    end
+  end endgenerate
+  always @(posedge clk)
+    if (rst) begin tail <= 0; part <= 0; wcount <= 0; end
+    else begin
+      if (put) begin
+        tail <= tail == WORDS - 1 ? 0 : tail + 1'b1;
+        part <= part == CF - 1 ? 0 : part + 1'b1;
+      end
+      wcount <= wcount + whole_pixel - (go && end_oy ? H * W : 0);
+    end
+
+  // ---- what was read, then padding
+  reg valid1, in_image1, first1, last1;
+  assign ready = !valid1 || ce;
+  always @(posedge clk) begin
+    if (go) begin in_image1 <= in_image; first1 <= c == 0 && kx == 0 && ky == 0; last1 <= end_y; end
+    if (ce) begin m_tdata <= in_image1 ? read : PAD; m_first <= first1; m_last <= last1; end
+    if (rst) begin valid1 <= 0; m_tvalid <= 0; end
+    else begin
+      if (ready) valid1 <= go;
+      if (ce) m_tvalid <= valid1;
+    end
+  end
+endmodule

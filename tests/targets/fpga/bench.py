@@ -1,0 +1,69 @@
+"""One module of the library in every simulator found: vectors in, the oracle's answers out, with and without stalls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from qcompiler.targets.fpga.simulators import INSTALL, NAMES, found, run_testbench
+from qcompiler.targets.fpga.testbench import Port, hex_words, testbench
+
+RTL = Path(__file__).resolve().parents[3] / "targets" / "fpga" / "rtl"
+BOTH = "QCOMPILER_FPGA"
+"""Environment variable that asks for every module in every simulator: Verilator compiles each for seconds."""
+
+
+def _missing(name: str) -> str:
+    if name not in found():
+        return f"no {name}. {INSTALL}"
+    return "" if name == "iverilog" or os.environ.get(BOTH) else f"module by module in {name}: make test-fpga"
+
+
+SIMULATORS = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(_missing(name)), reason=_missing(name))) for name in NAMES
+]
+
+
+def literal(name: str, value: int | str) -> str:
+    """A parameter as Verilog has it."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if name == "PAD":
+        return f"{max(1, value.bit_length())}'h{value:x}"
+    return f"{'-' if value < 0 else ''}{'64' if abs(value) >= 1 << 31 else '32'}'sd{abs(value)}"
+
+
+def simulate(
+    simulator: str,
+    folder: Path,
+    module: str,
+    parameters: Mapping[str, int | str],
+    inputs: Sequence[tuple[Port, Sequence[int]]],
+    outputs: Sequence[tuple[Port, Sequence[int]]],
+    memories: Mapping[str, Sequence[int]] | None = None,
+) -> list[int]:
+    """Cycles of the test without and with stalls; fails where a beat differs or the module is stuck."""
+    for stem, ports in (("in", inputs), ("out", outputs)):
+        for i, (_, words) in enumerate(ports):
+            (folder / f"{stem}{i}.hex").write_text(hex_words(words))
+    for name, words in (memories or {}).items():
+        (folder / name).write_text(hex_words(words))
+    given = ", ".join(f".{key}({literal(key, value)})" for key, value in parameters.items())
+    text = testbench(module, f"{module} #({given})", [port for port, _ in inputs], [port for port, _ in outputs])
+    (folder / "tb.v").write_text(text)
+    sources = ["tb.v", *sorted(str(path) for path in RTL.glob("*.v"))]
+    said = run_testbench(simulator, sources, folder, str(RTL), ((), ("+stall",)))
+    assert all("PASS" in text for text in said), said
+    return [int(text.split("cycles")[1].split()[0]) for text in said]
+
+
+def words(codes: Sequence[int], bits: int, lanes: int = 1) -> list[int]:
+    """Codes as beats, the first in the low bits."""
+    mask = (1 << bits) - 1
+    return [
+        sum((int(code) & mask) << (bits * i) for i, code in enumerate(codes[first : first + lanes]))
+        for first in range(0, len(codes), lanes)
+    ]

@@ -1,0 +1,122 @@
+"""Bundles of whole networks: bits, cycles, the bill, refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qcompiler.bundle import Bundle, manifest_of, write_bundle
+from qcompiler.cost import Widths, Work, totals
+from qcompiler.driver import compile, quantize
+from qcompiler.errors import RecipeError, UnsupportedError
+from qcompiler.execute.oracle import Oracle
+from qcompiler.graph.model import Graph
+from qcompiler.target import Lowered
+from qcompiler.targets.fpga import simulators
+from qcompiler.targets.fpga.build import build, check
+from qcompiler.targets.fpga.cost import FpgaCost
+from qcompiler.targets.fpga.host import HostSession
+from tests.conformance.problems import Problems
+
+DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
+iverilog = pytest.mark.skipif("iverilog" not in simulators.found(), reason=f"no iverilog. {simulators.INSTALL}")
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    pass
+
+
+def bundle_of(graph: Graph, lowered: Lowered, folder: Path) -> Bundle:
+    manifest = manifest_of("fpga", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
+    return write_bundle(folder / "bundle", lowered.files, manifest, overwrite=False)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Graph:
+    result = quantize(
+        DIGITS / "cnn.onnx", "random", "minmax", target="fpga", options={"precision": "w4a8"}, samples=4, dims={"N": 1}
+    )
+    assert result.integer_graph is not None
+    return result.integer_graph
+
+
+@iverilog
+def test_a_network_has_the_oracles_bits_and_the_bills_cycles(digits: Graph, tmp_path: Path) -> None:
+    """The digits CNN: two residual blocks, depthwise convolutions; stalls at random."""
+    lowered = build(digits, {"fps": 20000, "dsp": 0}, silent)
+    bundle = bundle_of(digits, lowered, tmp_path)
+    session = HostSession(bundle.path, bundle.manifest, "iverilog", stall=1)
+    oracle, rng = Oracle(digits), np.random.default_rng(2)
+    given = [rng.normal(0, 1, (1, 1, 8, 8)).astype(np.float32) for _ in range(2)]
+    for x in given:
+        assert np.array_equal(session.run({"x": x})[0], oracle.run({"x": x})[0])
+    circuit = lowered.facts["circuit"]
+    assert circuit["verdict"] == "FITS" and circuit["dsp"] == 0
+    assert session.cycles == pytest.approx(circuit["latency_cycles"], rel=0.05)
+    assert max(row["busy"] for row in circuit["layers"] if "busy" in row) > 0.95
+
+
+@iverilog
+def test_the_bundle_proves_itself(tmp_path: Path) -> None:
+    problems = Problems("fixed")
+    problems.conv("conv", (1, 3, 6, 6), 4, (3, 3), pads=(1, 1, 1, 1), bits=4)
+    bundle = bundle_of(problems.graph, build(problems.graph, {"dsp": 0}, silent), tmp_path)
+    run = subprocess.run(
+        ["make", "-C", str(bundle.path / "synth"), "simulate"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.count("PASS") == 2
+    memory = next(bundle.path.glob("mem/*weights*")) if [*bundle.path.glob("mem/*weights*")] else None
+    memory = memory or next(bundle.path.glob("mem/*mac_w.hex"))
+    assert memory.read_text().endswith("\n")
+    built = bundle.path / "synth" / "build" / memory.name
+    words = built.read_text().split()
+    built.write_text("\n".join([f"{int(words[0], 16) ^ 1:x}", *words[1:]]) + "\n")
+    said = subprocess.run(["vvp", "-n", "tb.vvp"], cwd=built.parent, capture_output=True, text=True, check=False)
+    assert "FAIL" in said.stdout  # the test can fail
+
+
+def test_faster_circuits_are_larger_and_what_is_too_big_says_what_would_fit(digits: Graph) -> None:
+    bills = [build(digits, {"fps": fps, "dsp": 0}, silent).facts["circuit"] for fps in (2000, 20000)]
+    assert bills[0]["lut"] < bills[1]["lut"] and bills[0]["cycles"] > bills[1]["cycles"]
+    small = build(digits, {"fps": 20000, "dsp": 0, "lut": 3000}, silent).facts["circuit"]
+    assert small["verdict"] == "TOO BIG" and "too many" in small["advice"][0]
+    best = build(digits, {"dsp": 0, "lut": 12000}, silent).facts["circuit"]
+    assert best["verdict"] == "FITS" and best["cycles"] < bills[0]["cycles"]
+    json.dumps(best)
+
+
+def test_options_that_are_wrong_are_refused_before_any_work() -> None:
+    for options in ({"part": "xc9"}, {"lut": "many"}, {"fps": "0"}, {"vectors": "0"}):
+        with pytest.raises(RecipeError):
+            check(options)
+
+
+def test_nodes_without_an_engine_are_refused_before_calibration(tmp_path: Path) -> None:
+    text = """<ir_version: 10, opset_import: ["": 21]>
+    g (float[1,4,6] x, float[1,4,6] z) => (float[1,4,6] y) { a = Mul(x, z)  y = Relu(a) }"""
+    graph = Graph.parse(text)
+    graph.save(tmp_path / "m.onnx")
+    with pytest.raises(UnsupportedError, match="Mul"):
+        compile(tmp_path / "m.onnx", "fpga", "random", output=tmp_path / "out")
+    with pytest.raises(UnsupportedError, match="Softmax|MatMul"):
+        quantize(DIGITS / "vit.onnx", "random", target="fpga", samples=2, dims={"N": 1})
+
+
+def test_without_a_simulator_the_error_names_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(simulators.shutil, "which", lambda name: None)
+    with pytest.raises(UnsupportedError, match="apt install verilator"):
+        simulators.need()
+
+
+def test_fewer_bits_take_fewer_luts_and_a_whole_network_has_a_price(digits: Graph) -> None:
+    model = FpgaCost({"fps": 5000})
+    conv = Work("conv", "Conv", ((1, 16, 8, 8),), (1, 16, 8, 8), (16, 16, 3, 3), (("pads", (1, 1, 1, 1)),), 147456)
+    # Not at every step: a memory that just becomes large enough for block RAM frees its LUTs.
+    luts = [totals(model.cost(conv, Widths(bits, (8,), 8)))["lut"] for bits in (2, 4, 6, 8)]
+    assert luts == sorted(luts) and luts[-1] > 1.5 * luts[0]
+    whole = model.whole(digits)
+    assert whole.resources["lut"] > 2000 and whole.latency > 0
