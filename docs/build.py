@@ -30,6 +30,7 @@ PAGES = {
     "how_it_works": "How it works",
     "import": "Import",
     "precision": "Precision and formats",
+    "mixed_precision": "Bits for a budget",
     "islands": "Float islands",
     "cli": "Command line",
     "recipes": "Recipes and passes",
