@@ -124,7 +124,7 @@ def compile_command(
         Accuracy goal: exit with 4 if the metric on --eval-data falls by more than this (points for top1). With
         `--precision auto` and no budget: the smallest weights that meet it.
     eval_data
-        Data for --max-drop and --pareto, in any form that --calib takes.
+        Data for --max-drop and --pareto, in any form that calibration data has.
     labels
         Key of the labels in --eval-data, or a .npy file.
     metric

@@ -1,6 +1,7 @@
 """The fpga target: a streaming circuit, one engine a layer, with the oracle's bits.
 
-What is where: layers.py reads the integer graph (what each engine computes, in which order its codes come), fold.py
+What is where: reader.py reads the integer graph into layers.py (what each engine computes, in which
+order its codes come), fold.py
 chooses how much is done at a time, engines.py gives modules their parameters and memories, resources.py their price,
 schedule.py their times and the queues before joins, netlist.py their wires; build.py ties all together. The modules
 are Verilog in rtl/. testbench.py, simulators.py and host.py run a bundle here; report.py is the bill, cost.py the cost

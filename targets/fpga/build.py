@@ -19,9 +19,10 @@ from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
 from qcompiler.targets.fpga.engines import beats
 from qcompiler.targets.fpga.fold import Folding, at_most, fastest, smallest
-from qcompiler.targets.fpga.layers import Stream, network_of, refuse_states
+from qcompiler.targets.fpga.layers import Stream
 from qcompiler.targets.fpga.netlist import Netlist, axis, container, memory_file, netlist_of, verilog
 from qcompiler.targets.fpga.parts import cycles_of, limits_of, part_of
+from qcompiler.targets.fpga.reader import network_of, refuse_states
 from qcompiler.targets.fpga.report import bill
 from qcompiler.targets.fpga.schedule import schedule
 from qcompiler.targets.fpga.scripts import scripts

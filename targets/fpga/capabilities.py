@@ -29,7 +29,7 @@ def refuses(graph: Graph, node: ir.Node) -> str:
         return "" if len({*work.inputs}) == 1 and not _constant(graph, node) else "adds other than two equal tensors"
     if op == "Concat":
         return "" if len(node.inputs) == 2 else f"joins {len(node.inputs)} tensors; its engine joins two"
-    if op in ACTIVATIONS or (len(work.inputs) == 1 and work.kind == "activation"):
+    if op in (*ACTIVATIONS, "Swish") or (len(work.inputs) == 1 and work.kind == "activation"):
         return ""
     if op in ("Div", "Mul", "Sub", "Pow", "Max", "Min", "PRelu") and _constant(graph, node):
         return ""  # a function of one value, or refused with the integer graph

@@ -13,9 +13,10 @@ from qcompiler.cost import Cost, Widths, Work, bops
 from qcompiler.errors import UnsupportedError
 from qcompiler.graph.model import Graph
 from qcompiler.targets.fpga.fold import at_most
-from qcompiler.targets.fpga.layers import Network, network_of
+from qcompiler.targets.fpga.layers import Network
 from qcompiler.targets.fpga.netlist import netlist_of
 from qcompiler.targets.fpga.parts import CLOCK, cycles_of, limits_of
+from qcompiler.targets.fpga.reader import network_of
 from qcompiler.targets.fpga.resources import Resources, module_resources, origin, total
 from qcompiler.targets.fpga.schedule import schedule
 from qcompiler.targets.shared.boundary import strip_boundary

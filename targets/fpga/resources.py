@@ -116,7 +116,7 @@ def multiplier(weight: int, activation: int, signed: int) -> int:
 def _requant(p: Parameters) -> Resources:
     x = max(p["ACC"], p["BB"]) + 1 + p["GL"]
     digits, width = 2 * p["STAGES"] * p["STEPS"], p["LANES"] * (p["BB"] + p["MB"])
-    lut = 3 * x + digits + 30
+    lut = 3 * x + digits + 18
     ff = 5 * x + digits + 80
     if p["STEPS"] < 4:
         lut, ff = lut + x, ff + 2 * digits + x
@@ -137,7 +137,7 @@ def _window(p: Parameters) -> Resources:
     address, image = bits(words), p["H"] * p["W"]
     pixel = bits(image + p["DEPTH"] + (p["KH"] * p["DH"] + p["PT"]) * p["W"] + p["KW"] * p["DW"]) + 2
     edge = bits(max(p["H"], p["W"]) + p["KH"] * p["DH"] + p["KW"] * p["DW"] + p["PT"] + p["PL"] + p["SH"] + p["SW"]) + 1
-    control = 3 * address + 4.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 38
+    control = 3 * address + 4.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 24
     control += 25 if p["KH"] * p["KW"] > 1 else 0
     counters = sum(bits(p[key]) for key in ("KH", "KW", "OUTER", "OH", "OW")) + bits(parts)
     memory = 0 if p["BLOCK"] else _ram_luts(p["WIDTH"], words)
@@ -147,7 +147,7 @@ def _window(p: Parameters) -> Resources:
 
 def _add(p: Parameters) -> Resources:
     digits = [-(-p[key] // 4) for key in ("AB", "BB")]
-    wide = p["W"] - 2
+    wide = p["W"] - 6
     lut = p["LANES"] * (sum(d * wide + (d - 1) * wide for d in digits) + wide + 3 * p["OB"])
     return Resources(lut + 6, p["LANES"] * (2 * p["W"] + p["W"] - p["SHIFT"] + p["OB"]) + 3)
 

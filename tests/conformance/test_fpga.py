@@ -13,7 +13,7 @@ from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.model import Graph
 from qcompiler.targets.fpga.build import build
 from qcompiler.targets.fpga.host import HostSession
-from qcompiler.targets.fpga.layers import network_of
+from qcompiler.targets.fpga.reader import network_of
 from qcompiler.targets.fpga.simulators import INSTALL, found
 from qcompiler.targets.shared.boundary import strip_boundary
 from tests.conformance.problems import Problems
