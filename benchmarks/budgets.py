@@ -54,6 +54,8 @@ LEVELS = ("native", "x86-64-v3")
 SHARE = 0.75
 WIDTHS = (2, 3, 4, 5, 6, 8)
 KEPT = (0.999, 0.99)
+LONGEST = 68
+"""Characters of a cell."""
 DRAWN = 512
 """Calibration samples, where there are as many."""
 
@@ -217,6 +219,8 @@ def show(rows: Sequence[dict[str, Any]], draw: Callable[[list[str], list[list[An
 
 
 def _cell(value: Any) -> Any:
+    if isinstance(value, str) and len(value) > LONGEST:
+        return f"{value[:LONGEST]} ..."
     return f"{value:.4g}" if isinstance(value, float) else value
 
 

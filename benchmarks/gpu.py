@@ -70,7 +70,7 @@ def vectors(path: Path, session: Any) -> Iterator[tuple[dict[str, NDArray], list
 def bundle_row(path: Path) -> dict[str, Any]:
     """Bits and times of a bundle."""
     start = time.perf_counter()
-    with CudaSession(path) as session:
+    with CudaSession(path, early=True) as session:
         row: dict[str, Any] = {"name": path.name, "load_s": time.perf_counter() - start, "code": session.code}
         row |= {"card": session.name, "kernels": len(session.launches), "compared": 0, "wrong": []}
         for inputs, wanted in vectors(path, session):
