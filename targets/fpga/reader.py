@@ -12,9 +12,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int, parse_integers
+from qcompiler.formats import Blocks, Int, Minifloat, parse_format, parse_integers
 from qcompiler.graph.model import Graph, attribute, operator_key
-from qcompiler.graph.qdq import FORMAT_KEY
+from qcompiler.graph.qdq import FORMAT_KEY, MINIFLOAT_KEY
 from qcompiler.targets.fpga.layers import (
     Layer,
     Network,
@@ -42,12 +42,25 @@ def network_of(graph: Graph) -> Network:
             where="target `fpga`",
             hint="Cut the model before these nodes, or compile for `c` or `cpu`, which have them.",
         )
+    if minis := [node for node in graph.nodes() if _has_minifloats(node)]:
+        raise UnsupportedError(
+            f"{minis[0].op_type} (node `{minis[0].name}`) has minifloats, for which there are no multipliers yet.",
+            where="target `fpga`",
+            hint="Choose integers, as --precision w4a8.",
+        )
     reader = _Reader(graph)
     for node in graph.nodes():
         reader.read(node)
     outputs = {str(v.name): reader.streams[str(v.name)] for v in graph.outputs}
     sources = {str(v.name): reader.source[str(v.name)] for v in graph.outputs}
     return Network(reader.inputs, outputs, sources, reader.layers)
+
+
+def _has_minifloats(node: ir.Node) -> bool:
+    """Whether a node reads weights in, or makes, levels of a minifloat."""
+    made = attribute(node, "format", "")
+    told = any(v is not None and MINIFLOAT_KEY in v.metadata_props for v in (*node.inputs, *node.outputs))
+    return told or (bool(made) and isinstance(parse_format(made), Minifloat | Blocks))
 
 
 class _Reader:
