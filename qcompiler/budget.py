@@ -27,8 +27,10 @@ PLANNED_ON = 2
 
 
 def asked(plan: Recipe) -> set[str]:
-    """Names of the budgets of a recipe."""
+    """Names of the budgets of a recipe; none where it has its bits already."""
     given = plan.options.get(OPTION, {}) if OPTION in plan.passes else {}
+    if given.get("choice"):
+        return set()
     return {key.removeprefix(PREFIX) for key, value in given.items() if key.startswith(PREFIX) and value is not None}
 
 

@@ -115,6 +115,7 @@ def quantize(
     options: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
     target_options: Mapping[str, Any] | None = None,
+    until: str | None = None,
     seed: int = 0,
     progress: Progress = _silent,
 ) -> Result:
@@ -128,12 +129,12 @@ def quantize(
     exclude, ...). budget: name (size, bops, latency, flash, ram, ...) -> number or text such as 180KiB or 0.5x: an
     integer program then chooses the bits of every weight. target_options: those of `compile`; costs depend on them.
     constants: inputs that always have one value. A recipe without `integerize` ends in a QDQ file, for which the target
-    does not matter.
+    does not matter. until: the last pass to run, of a recipe whose later ones only say what is being prepared for.
     samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
     (qcompiler/calibrate/select). Raises QCompilerError.
     """
     watch = Stopwatch()
-    chosen = _target(target)
+    chosen = find_target(target)
     arithmetic = _arithmetic(arithmetic, chosen)
     options = with_budget(options, budget)
     plan = recipe_for(recipe, options).override(options)
@@ -184,8 +185,9 @@ def quantize(
     if known is not None and any(getattr(pass_module(name), "FITS", False) for name in plan.passes):
         context.samples, held_out = hold_out(known)
     give_costs(context, plan, graph, chosen, target_options or {}, arithmetic)
+    running = plan if until is None else plan.until(until)
     with with_ways_out(plan, chosen, target_options or {}):
-        done = run_pipeline(graph, plan, context, arithmetic=arithmetic)
+        done = run_pipeline(graph, running, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps, held_out)
 
@@ -228,7 +230,7 @@ def compile(  # noqa: A001 (the product's verb)
     """
     from qcompiler.report import build_report, render_html
 
-    chosen = _target(target)
+    chosen = find_target(target)
     path = Path(output) if output is not None else _default_output(model, chosen.name)
     check_destination(path, overwrite)
     building = with_packing(target_options, quantization.get("budget"), chosen)
@@ -288,7 +290,8 @@ def _about_data(result: Result) -> str:
     return "".join(f"# calibration: {text}\n" for text in told)
 
 
-def _target(target: str | Target) -> Target:
+def find_target(target: str | Target) -> Target:
+    """A target by name, or itself. Raises RecipeError."""
     if isinstance(target, Target):
         return target
     from qcompiler.targets import get_target
@@ -327,7 +330,7 @@ def bundle_runner(bundle: Bundle, *, threads: int = 1) -> Runner:
 
     Raises UnsupportedError where it can only run elsewhere, BundleError where it is damaged.
     """
-    target = _target(bundle.target)
+    target = find_target(bundle.target)
     if target.runtime:
         return runner(bundle, threads=threads)
     if target.host is None:

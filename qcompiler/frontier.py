@@ -7,20 +7,21 @@ other (weights are solved anew for it), and measured as it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qcompiler.budget import OPTION, with_packing
 from qcompiler.bundle import Bundle
-from qcompiler.driver import compile, quantize
+from qcompiler.driver import compile, find_target, quantize
 from qcompiler.errors import BundleError, RecipeError
-from qcompiler.plan import BUDGET_BASE, recipe_for, with_budget, with_search
+from qcompiler.passes.mixed_precision import facts
+from qcompiler.passes.mixed_precision.problem import SLACK
+from qcompiler.plan import BUDGET_BASE
 from qcompiler.report.frontier import render_frontier
 
 DEFAULT = {"size": "1x"}
 """What the curve is over without a budget."""
-OPTION = "assign_bits"
 BUILDING = ("target_options", "qdq_form", "bench")
 """Options of `compile` that `quantize` does not have, or has for its costs alone."""
 DOCUMENT, PAGE = "pareto.json", "pareto.html"
@@ -34,25 +35,22 @@ def curve(
 ) -> tuple[list[dict[str, Any]], str]:
     """The facts of assign_bits at each point, from cheap to dear, and the name of the cost that they are spread over.
 
-    quantization: as of `qcompiler.quantize`; the first budget names the cost and ends the curve, others hold for all
-    points. Raises RecipeError where the curve has fewer than two.
+    quantization: as of `qcompiler.quantize`; the first budget that widths change names the cost and ends the curve,
+    others hold for all points. Raises RecipeError where the curve has fewer than two.
     """
     budget = dict(quantization.pop("budget", None) or DEFAULT)
     options = {**(quantization.pop("options", None) or {}), "assign_bits.points": points}
-    asked = with_budget(options, budget)
-    plan = recipe_for(recipe, asked).override(asked)
-    if OPTION not in plan.passes:
-        raise RecipeError(f"it does not run {OPTION}.", where=f"recipe `{plan.name}`", hint="Add it behind decide.")
-    search = with_search(plan.only(plan.passes[: plan.passes.index(OPTION) + 1]))
-    found = quantize(model, calibration, search, target=target, **quantization)
-    facts, resolve = found.context.facts[OPTION], import_module("qcompiler.passes.mixed_precision.facts").resolve
-    name = next(iter(budget))
-    limit = facts["budgets"][name]
-    costs = [one["total"][name] for one in facts["curve"] if one["total"][name] <= limit * (1 + 1e-9)]
+    found = quantize(
+        model, calibration, recipe, target=target, options=options, budget=budget, until=OPTION, **quantization
+    )
+    solved = found.context.facts[OPTION]
+    name = solved["curve_over"]
+    limit = solved["budgets"][name]
+    costs = [one["total"][name] for one in solved["curve"] if one["total"][name] <= limit * (1 + SLACK)]
     if len(costs) < 2:
         hint = "Raise the budget, or offer more widths."
         raise RecipeError(f"the curve over {name} has {len(costs)} point.", where="pareto", hint=hint)
-    return [resolve(facts, {**facts["budgets"], name: cost}) for cost in costs], name
+    return [facts.resolve(solved, {**solved["budgets"], name: cost}) for cost in costs], name
 
 
 def sweep(
@@ -79,21 +77,21 @@ def sweep(
     folder = Path(output)
     if folder.exists() and not (folder.is_dir() and (overwrite or not any(folder.iterdir()))):
         raise BundleError("exists already.", where=str(folder), hint="Choose another --output, or pass --overwrite.")
-    building = {key: options.pop(key) for key in BUILDING if key in options}
+    building = _taken(options, BUILDING, target)
     found, name = curve(
         model, target, calibration, recipe, points=points, progress=progress,
-        target_options=building.get("target_options"), **options,
+        target_options=building["target_options"], **options,
     )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for i, facts in enumerate(found):
+    for i, solved in enumerate(found):
         progress("points", i, len(found))
-        path = folder / f"{i + 1:02d}-{name}-{amount(facts['total'][name])}"
+        path = folder / f"{i + 1:02d}-{name}-{amount(solved['total'][name])}"
         bundle = compile(
             model, target, calibration, recipe, output=path, overwrite=overwrite, progress=progress,
-            **_with_choice(options, facts), **building,
+            **_with_choice(options, solved), **building,
         )  # fmt: skip
-        rows.append({"bundle": path.name, **_row(bundle, facts), **(measure(bundle) if measure else {})})
+        rows.append({"bundle": path.name, **_row(bundle, solved), **(measure(bundle) if measure else {})})
     progress("points", len(found), len(found))
     document = {"cost": name, "rows": rows, OPTION: found[-1]}
     (folder / PAGE).write_text(render_frontier(document), encoding="utf-8")
@@ -117,10 +115,10 @@ def cheapest(
     good: taken to hold for all dearer points where it holds for one. options: as of `qcompiler.compile`. Raises
     QCompilerError.
     """
-    building = {key: options.pop(key) for key in (*BUILDING, "overwrite") if key in options}
+    building = _taken(options, (*BUILDING, "overwrite"), target)
     found, _ = curve(
         model, target, calibration, recipe, points=SEARCHED, progress=progress,
-        target_options=building.get("target_options"), **options,
+        target_options=building["target_options"], **options,
     )  # fmt: skip
     last: tuple[int, Bundle] | None = None
 
@@ -147,19 +145,27 @@ def amount(cost: float) -> str:
     return f"{cost:.0f}" if cost >= 1000 else f"{cost:.4g}"
 
 
-def _with_choice(options: Mapping[str, Any], facts: Mapping[str, Any]) -> dict[str, Any]:
+def _taken(options: dict[str, Any], keys: Sequence[str], target: Any) -> dict[str, Any]:
+    """What is about building, taken out of `options`; weights are packed for all points if the budget wants that."""
+    building = {key: options.pop(key) for key in keys if key in options}
+    budget = options.get("budget") or DEFAULT
+    packed = with_packing(building.get("target_options"), budget, find_target(target))
+    return {**building, "target_options": packed}
+
+
+def _with_choice(options: Mapping[str, Any], solved: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `compile` for the bits that these facts chose."""
-    choice = tuple(f"{item['name']}={item['chosen']}" for item in facts["items"] if not item["pinned"])
     given = dict(options.get("options") or {})
     if given.get("precision") in (None, "auto"):
         given["precision"] = BUDGET_BASE
-    return {**options, "budget": None, "options": {**given, f"{OPTION}.choice": choice}, "facts": {OPTION: facts}}
+    given[f"{OPTION}.choice"] = facts.choice_of(solved)
+    return {**options, "budget": None, "options": given, "facts": {OPTION: solved}}
 
 
-def _row(bundle: Bundle, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _row(bundle: Bundle, solved: Mapping[str, Any]) -> dict[str, Any]:
     report = bundle.report()
     return {
-        "cost": facts["total"], "score": facts["score"], "quality": report["quality"], "size": report["size"],
+        "cost": solved["total"], "score": solved["score"], "quality": report["quality"], "size": report["size"],
         "precision": report["precision"],
         **({"fit": {k: report["fit"][k] for k in ("flash_bytes", "ram_bytes")}} if report.get("fit") else {}),
         **({"latency": report["latency"]} if report["latency"] else {}),

@@ -87,6 +87,12 @@ class Recipe:
         kept = {name: given for name, given in self.options.items() if name in passes}
         return dataclasses.replace(self, passes=tuple(passes), options=kept)
 
+    def until(self, name: str) -> Recipe:
+        """A copy that ends with this pass. Raises RecipeError where it does not run it."""
+        if name not in self.passes:
+            raise RecipeError(f"it does not run {name}.", where=f"recipe `{self.name}`", hint="Add it behind decide.")
+        return self.only(self.passes[: self.passes.index(name) + 1])
+
     def options_of(self, name: str, **extra: Any) -> Any:
         """The Options of a pass; `extra` are used where the pass has such a key and the recipe does not set it."""
         module = pass_module(name)

@@ -18,7 +18,7 @@ FACTS = {
     ],
     "scores": [[0.1], [3.0, 0.2, 0.0], [0.5, 0.01]],
     "pairs": [[1, 2, [[1.0, 0.5], [0.25, -0.5], [0.0, 0.0]]]],
-    "budgets": {"size": 100.0}, "total": {"size": 90.0}, "score": 0.3,
+    "budgets": {"size": 100.0}, "curve_over": "size", "total": {"size": 90.0}, "score": 0.3,
     "curve": [{"total": {"size": 50.0}, "score": 3.1, "bits": [8, 2, 4]},
               {"total": {"size": 90.0}, "score": 0.3, "bits": [8, 4, 8]}],
     "uniform": [{"bits": 4, "total": {"size": 80.0}, "score": 0.9}],

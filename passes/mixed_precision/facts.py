@@ -74,7 +74,7 @@ def describe(
 
     items: name, kind, values, bits (options), chosen. scores, costs: lists by item. pairs, pair_costs: [i, j, matrix].
     budgets; score, bound, gap, status, total (costs) of the choice; uniform: all free items at one width; curve: over
-    the first budget: budget, total, score, bits.
+    `curve_over`, the first budget that widths change: budget, total, score, bits.
     """
     document = {
         **about,
@@ -96,7 +96,8 @@ def describe(
     }  # fmt: skip
     linear = solver != "pairwise"
     document["uniform"] = _uniform(items, problem, linear)
-    document["curve"] = _curve(items, problem, budgets, solver, points, time_limit)
+    document["curve_over"] = _curve_over(problem, budgets)
+    document["curve"] = _curve(items, problem, document["curve_over"], solver, points, time_limit)
     return document
 
 
@@ -152,11 +153,15 @@ def _uniform(items: Sequence[Item], problem: Problem, linear: bool) -> list[dict
     ]  # fmt: skip
 
 
+def _curve_over(problem: Problem, budgets: Mapping[str, float]) -> str:
+    """The first budget that the choice changes."""
+    return next((name for name in budgets if name in problem.costs or name in problem.pair_costs), "size")
+
+
 def _curve(
-    items: Sequence[Item], problem: Problem, budgets: Mapping[str, float], solver: str, points: int, time_limit: float
+    items: Sequence[Item], problem: Problem, name: str, solver: str, points: int, time_limit: float
 ) -> list[dict[str, Any]]:
-    name = next(iter(budgets), "size")
-    if points < 2 or (name not in problem.costs and name not in problem.pair_costs):
+    if points < 2:
         return []
     if solver != "pairwise":
         problem = dataclasses.replace(problem, pairs={})

@@ -91,7 +91,7 @@ def compile_command(
         What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, latency=0.6x or 3ms,
         flash=, ram=, instructions=, lut= where the target knows them; a number, or a share of 8 bits as 0.5x.
     pareto
-        Write so many bundles along the curve of loss over the first budget (default: size) into the folder --output.
+        Write so many bundles along the curve of loss over a budget (default: size) into the folder --output.
     nonlinear
         integer, or float: operators without an integer form and non-linear ones run in float32 between the others.
     exclude

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,11 @@ class _Exam:
     samples: Samples
     labels: NDArray | None
 
+    @cached_property
+    def reference(self) -> NDArray:
+        """First outputs of the float model."""
+        return evaluate.predict(evaluate.runner(self.graph), self.samples)
+
 
 def _exam(request: CompileRequest) -> _Exam:
     """Raises RecipeError, CalibrationError, ModelError for what would fail after the compilation."""
@@ -185,8 +191,7 @@ def _goals(
 
 def _drop(metric: str, exam: _Exam, bundle: Bundle) -> float:
     """How much the metric falls, in points for shares; for mse the rise. Without labels the float model is right."""
-    runs = (evaluate.runner(exam.graph), bundle_runner(bundle))
-    outputs = [evaluate.predict(run, exam.samples) for run in runs]
+    outputs = [exam.reference, evaluate.predict(bundle_runner(bundle), exam.samples)]
     labels = outputs[0] if exam.labels is None and metric == "top1" else exam.labels
     values = [evaluate.metric(metric, found, labels) for found in outputs]
     drop = values[0] - values[1]

@@ -145,8 +145,8 @@ def pareto(
 
 
 def facts_pareto(facts: Mapping[str, Any]) -> str:
-    """The curve of a solved assignment over its first budget."""
-    name = next(iter(facts["budgets"]), "size")
+    """The curve of a solved assignment."""
+    name = facts["curve_over"]
     items = facts["items"]
     curve = [(p["total"][name], p["score"], _counts(items, p["bits"])) for p in facts["curve"]]
     uniform = [(p["total"][name], p["score"], f"all {p['bits']} bits") for p in facts["uniform"]]

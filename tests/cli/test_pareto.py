@@ -63,6 +63,17 @@ def test_a_bundle_a_point(data: dict[str, Path], tmp_path: Path, capsys: pytest.
     assert "exists already" in json.loads(capsys.readouterr().out.rpartition("\n{")[2].join(["{", ""]))["error"]
 
 
+def test_the_curve_is_over_what_the_target_costs(
+    data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--target", "c", "--pareto", "2", "--budget", "flash=1x", "--budget", "ram=1x"]
+    assert main(arguments(data, tmp_path / "curve", *more)) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    # Weights are packed, so fewer bits take less flash: of what was built, too.
+    assert len(rows) == 2 and rows[0]["cost"]["flash"] < rows[1]["cost"]["flash"]
+    assert rows[0]["fit"]["flash_bytes"] < rows[1]["fit"]["flash_bytes"]
+
+
 def test_the_cheapest_that_is_good_enough(
     data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
