@@ -35,12 +35,11 @@ class Board:
         return f"no {' and no '.join(lacking)} (apt install {' '.join(self.packages)})" if lacking else ""
 
 
-def _arm(name: str, core: str, machine: str, flags: Sequence[str], rom: int, constants: int, ram: int) -> Board:
-    places = (f"ROM_BASE={rom:#x}", f"CONST_BASE={constants:#x}", f"RAM_BASE={ram:#x}")
+def _arm(name: str, core: str, machine: str, flags: Sequence[str], places: Mapping[str, int]) -> Board:
     link = (str(HERE / "startup.c"), "--specs=rdimon.specs", "-T", str(HERE / "mps2.ld"), "-Wl,--no-warn-rwx-segments")
     return Board(
         name, core, "arm-none-eabi-gcc", "qemu-system-arm", machine, ("-mthumb", *flags),
-        (*link, *(f"-Wl,--defsym={place}" for place in places)),
+        (*link, *(f"-Wl,--defsym={place}={at:#x}" for place, at in places.items())),
         ("gcc-arm-none-eabi", "libnewlib-arm-none-eabi", "qemu-system-arm"),
     )  # fmt: skip
 
@@ -49,14 +48,25 @@ _PICOLIBC = {
     "__flash": 0x80000000, "__flash_size": 0x800000, "__ram": 0x80800000, "__ram_size": 0x400000,
     "__stack_size": 0x10000,
 }  # fmt: skip
+_MPS2 = {
+    "ROM_BASE": 0, "CODE_BASE": 0x400, "CODE_BYTES": 0x3FC00, "CONST_BASE": 0x40000, "RAM_BASE": 0x20000000,
+}  # fmt: skip
+_MPS2_SECURE = {
+    "ROM_BASE": 0x10000000, "CODE_BASE": 0x10000400, "CODE_BYTES": 0x3FC00, "CONST_BASE": 0x10040000,
+    "RAM_BASE": 0x38000000,
+}  # fmt: skip
+_MPS3 = {
+    "ROM_BASE": 0x10000000, "CODE_BASE": 0x11000000, "CODE_BYTES": 0x200000, "CONST_BASE": 0x70000000,
+    "RAM_BASE": 0x31000000,
+}  # fmt: skip
 _SOFT, _HARD = "-mfloat-abi=soft", "-mfloat-abi=hard"
 BOARDS: Mapping[str, Board] = {
     board.name: board
     for board in (
-        _arm("m4", "Cortex-M4", "mps2-an386", ["-mcpu=cortex-m4", _SOFT], 0, 0x40000, 0x20000000),
-        _arm("m7", "Cortex-M7", "mps2-an500", ["-mcpu=cortex-m7", _HARD, "-mfpu=fpv5-d16"], 0, 0x40000, 0x20000000),
-        _arm("m33", "Cortex-M33", "mps2-an505", ["-mcpu=cortex-m33", _SOFT], 0x10000000, 0x10040000, 0x38000000),
-        _arm("m55", "Cortex-M55", "mps3-an547", ["-mcpu=cortex-m55", _HARD], 0x10000000, 0x70000000, 0x31000000),
+        _arm("m4", "Cortex-M4", "mps2-an386", ["-mcpu=cortex-m4", _SOFT], _MPS2),
+        _arm("m7", "Cortex-M7", "mps2-an500", ["-mcpu=cortex-m7", _HARD, "-mfpu=fpv5-d16"], _MPS2),
+        _arm("m33", "Cortex-M33", "mps2-an505", ["-mcpu=cortex-m33", _SOFT], _MPS2_SECURE),
+        _arm("m55", "Cortex-M55", "mps3-an547", ["-mcpu=cortex-m55", _HARD], _MPS3),
         Board(
             "rv32", "RV32IMAC", "riscv64-unknown-elf-gcc", "qemu-system-riscv32", "virt",
             ("-march=rv32imac", "-mabi=ilp32"),
