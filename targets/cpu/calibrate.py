@@ -22,15 +22,17 @@ from qcompiler.errors import RecipeError
 from qcompiler.targets.cpu.build import build
 from qcompiler.targets.cpu.isa import LEVELS
 from qcompiler.targets.cpu.loads import load_of
+from qcompiler.targets.cpu.locality import far_bytes
 from qcompiler.targets.cpu.profile import profile
 from qcompiler.targets.cpu.table import Table
 from qcompiler.targets.shared.lower import lower
+from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.sample import Sample
 
 ROUNDS = 101
 MACS, ELEMENTS, WEIGHTS = 30_000_000, 500_000, 1_000_000
 """Bounds of one sample, except for the first few of each convolution."""
-LARGE, LARGER = 8, 24
+LARGE, LARGER = 10, 24
 """How many of these are larger than MACS, and by what factor at most."""
 BATCH = 600_000
 """Bytes of weights and values of a batch, about."""
@@ -93,7 +95,7 @@ def _pointwise(rng: np.random.Generator) -> Work:
 
 
 def _rows(rng: np.random.Generator, kind: str, op_type: str) -> Work:
-    x = int(rng.choice((1, 8, 17, 65, 197, 768))), int(rng.choice((10, 17, 48, 64, 128, 197, 384, 768)))
+    x = int(rng.choice((1, 8, 17, 65, 197, 768, 2048))), int(rng.choice((10, 17, 32, 48, 64, 128, 197, 256, 384, 768)))
     return Work(kind, op_type, (x,), x)
 
 
@@ -106,6 +108,15 @@ def _pool(rng: np.random.Generator) -> Work:
         return Work("mean", kind, ((1, c, side, side),), (1, c, 1, 1))
     out = (side + (kernel - 1) // 2 + kernel // 2 - kernel) // 2 + 1
     return Work("pool", kind, ((1, c, side, side),), (1, c, out, out), (), more)
+
+
+def _layout(rng: np.random.Generator) -> Work:
+    """Heads of attention, and every other order of a tensor's dimensions that networks have."""
+    t, heads, d = (int(rng.choice(a)) for a in ((8, 17, 50, 65, 128, 197), (1, 2, 4, 8, 12), (8, 16, 32, 64)))
+    perm = ((0, 2, 1, 3), (0, 2, 3, 1), (0, 1, 3, 2))[int(rng.integers(3))]
+    x = (1, t, heads, d)
+    more = _attributes(perm=perm)
+    return Work("move", "Transpose", (x,), tuple(x[p] for p in perm), (), more)
 
 
 def _move(rng: np.random.Generator) -> Work:
@@ -127,17 +138,22 @@ CLASSES: dict[str, tuple[Callable[[np.random.Generator], Work], int]] = {
     "norm": (lambda rng: _rows(rng, "norm", "LayerNormalization"), 16),
     "pool": (_pool, 24),
     "movement": (_move, 20),
+    "layout": (_layout, 24),
 }
 """Name -> (what draws a work, how many at each width)."""
 
 
-def widths_of(level: str, name: str) -> list[tuple[int, int]]:
-    """Bits of weights and of activations that have kernels of their own, and of each a representative."""
+def widths_of(level: str, name: str) -> list[tuple[int, int, int]]:
+    """Bits of weights, of what is read and of what is written that have kernels of their own, and of each a
+    representative."""
     if name == "boundary":
-        return [(8, 8), (8, 16)]
+        return [(8, 8, 8), (8, 16, 16)]
+    if name in ("softmax", "norm"):
+        return [(8, 8, 8), (8, 16, 16), (8, 16, 8)]
     if name not in ("conv3x3", "conv1x1", "dense") or LEVELS[level].vnni:
-        return [(8, 8), (4, 16)]
-    return [(bits, 8) for bits in (8, 7, 6, 5, 4)] + [(4, 16)]  # chains of 16-bit sums by the reach of weights
+        return [(8, 8, 8), (4, 16, 16)]
+    # Chains of 16-bit sums by the reach of weights.
+    return [(bits, 8, 8) for bits in (8, 7, 6, 5, 4)] + [(4, 16, 16)]
 
 
 def works(level: str, classes: Sequence[str], scale: float) -> list[tuple[str, Work, Widths, bool]]:
@@ -145,7 +161,7 @@ def works(level: str, classes: Sequence[str], scale: float) -> list[tuple[str, W
     found = []
     for name in classes:
         draw, count = CLASSES[name]
-        for weight, activation in widths_of(level, name):
+        for weight, activation, output in widths_of(level, name):
             rng = np.random.default_rng(abs(hash_of(name)) + activation)
             slow = activation > 8 and name in ("boundary", "conv3x3", "conv1x1", "dense", "matmul", "depthwise")
             kept = 0
@@ -154,7 +170,7 @@ def works(level: str, classes: Sequence[str], scale: float) -> list[tuple[str, W
                 larger = LARGER if name in ("conv3x3", "conv1x1") and kept < LARGE and not slow else 1
                 if not _small(work, slow, larger):
                     continue
-                widths = Widths(weight if work.weight else None, (activation,) * len(work.inputs), activation)
+                widths = Widths(weight if work.weight else None, (activation,) * len(work.inputs), output)
                 found.append((name, work, widths, True))
                 if slow and name != "matmul":
                     found.append((name, work, widths, False))
@@ -209,6 +225,8 @@ def calibrate(
         raise RecipeError(f"{threads} threads cannot run anything.", where="--threads", hint="Give 1 or more.")
     machine = LEVELS[level]
     batches = list(_batches(works(level, classes or tuple(CLASSES), scale)))
+    near = threads * near_bytes()
+    far_ns = _far_ns(machine, threads, rounds, near)
     kernels: dict[str, dict[tuple[int, ...], list[float]]] = {}
     for done, batch in enumerate(batches):
         progress("measure", done, len(batches))
@@ -216,23 +234,57 @@ def calibrate(
         for work, widths, _ in batch:
             sample.add(work, widths)
         program = lower(sample.graph, machine)
-        for call, ns in zip(program.calls, profile(program, threads, rounds), strict=True):
+        times = profile(program, threads, rounds)
+        for call, ns, far in zip(program.calls, times, far_bytes(program, near), strict=True):
             load = load_of(call, machine)
+            ns = max(ns - far * far_ns, ns / 2)  # as if all were near
             kernels.setdefault(load.kernel, {}).setdefault(load.size, []).append(ns / load.count)
     rows = {
         key: [[*size, round(median(times), 2)] for size, times in sorted(found.items())]
         for key, found in kernels.items()
     }
-    table = Table(device, date.today().isoformat(), level, threads, 1.0, rows)
     progress("measure", len(batches), len(batches))
-    return Table(device, table.date, level, threads, _inference(table, threads), rows)
+    today = date.today().isoformat()
+    return Table(device, today, level, threads, _inference(level, threads), rows, "", near, far_ns)
 
 
-def _inference(table: Table, threads: int) -> float:
+def near_bytes() -> int:
+    """Bytes of a core's own second-level cache; 0 where the system does not tell."""
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            if (cache / "level").read_text().strip() == "2":
+                return int((cache / "size").read_text().strip().removesuffix("K")) << 10
+        except (OSError, ValueError):
+            continue
+    return 0
+
+
+def _far_ns(machine: Machine, threads: int, rounds: int, near: int) -> float:
+    """Nanoseconds that a byte from beyond the near cache adds: products whose weights fill it four times, against one
+    whose weights stay."""
+    if not near:
+        return 0.0
+    side = 1 << (near.bit_length() // 2 - 1)  # a matrix of a quarter of it
+    work = Work("dense", "MatMul", ((1, side),), (1, side), (side, side), (), side * side)
+    times = []
+    for count in (1, 16):
+        sample = Sample()
+        for _ in range(count):
+            sample.add(work, Widths(8, (8,), 8))
+        program = lower(sample.graph, machine)
+        found = [
+            ns for call, ns in zip(program.calls, profile(program, threads, rounds), strict=True)
+            if type(call.spec).__name__ == "Matrix"
+        ]  # fmt: skip
+        times.append(median(found))
+    return round(max(0.0, float(times[1] - times[0])) / (side * side), 6)
+
+
+def _inference(level: str, threads: int) -> float:
     """Nanoseconds of one call of the runtime beside its kernels: of a bundle that does next to nothing."""
     sample = Sample()
     sample.add(Work("activation", "Sigmoid", ((1, 16),), (1, 16)), Widths(None, (8,), 8))
-    lowered = build(sample.graph, {"cpu": table.level}, lambda stage, done, total: None)
+    lowered = build(sample.graph, {"cpu": level}, lambda stage, done, total: None)
     files = {**lowered.files}
     manifest = manifest_of("cpu", "float", sample.graph, files, lowered.manifest, lowered.sizes)
     with tempfile.TemporaryDirectory(prefix="qcompiler-") as folder:

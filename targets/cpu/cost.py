@@ -2,7 +2,8 @@
 
 A node alone is priced by lowering a sample of its work (targets/shared/sample.py) and adding up what its kernels take:
 conversions of storage between neighbours of different widths, and borders that its window needs, count as its own;
-epilogues (bias, clip, requantization) are part of its kernel. A whole graph is lowered as it will be built.
+epilogues (bias, clip, requantization) are part of its kernel. A whole graph is lowered as it will be built, and
+operands that do not stay in a core's own cache from one use to the next cost more.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from qcompiler.graph.islands import is_island
 from qcompiler.graph.model import Graph
 from qcompiler.targets.cpu.isa import LEVELS, host_level
 from qcompiler.targets.cpu.loads import load_of
+from qcompiler.targets.cpu.locality import far_bytes
 from qcompiler.targets.cpu.table import Table
 from qcompiler.targets.shared.lower import lower
 from qcompiler.targets.shared.program import Program
@@ -72,13 +74,13 @@ class CpuCost(SampleCost):
         """Nanoseconds of every call, and how many nodes have none: float islands, kernels that were not measured."""
         islands = {str(node.name) for node in program.graph.nodes() if is_island(node)}
         found, unpriced = [], set()
-        for call in program.calls:
+        for call, far in zip(program.calls, far_bytes(program, self.table.near_bytes), strict=True):
             load = load_of(call, self.machine)
             if call.node in islands or not self.table.knows(load):
                 unpriced.add(call.node)
                 found.append(0.0)
             else:
-                found.append(self.table.nanoseconds(load, call.node))
+                found.append(self.table.nanoseconds(load, call.node) + far * self.table.far_ns)
         return found, len(unpriced)
 
     def nodes(self, graph: Graph) -> dict[str, float]:

@@ -55,11 +55,16 @@ def _reduce(kind: str, spec: Any, machine: Machine) -> Load:
 
 def _softmax(kind: str, spec: Any, machine: Machine) -> Load:
     contiguous = "" if spec.x_stride == spec.y_stride == 1 else "/strided"
-    return Load(f"{kind}/{_bytes(spec)}{contiguous}", (prod(spec.nest.extents), spec.length))
+    # Rows of a causal mask show half of their cells on average.
+    length = -(-spec.length // 2) if spec.mask == "prefix" else spec.length
+    return Load(f"{kind}/{_both(spec)}{contiguous}", (prod(spec.nest.extents), _whole_vectors(length, machine)))
 
 
 def _normalize(kind: str, spec: Any, machine: Machine) -> Load:
-    return Load(f"{kind}/{_bytes(spec)}", (prod(spec.nest.extents), prod(extent for extent, *_ in spec.run)))
+    *outer, inner = (extent for extent, *_ in spec.run)
+    # Short rows, a group's part of a pixel, take half as long again as the same elements in one piece.
+    length = prod(outer) * inner * (3 if outer else 2) // 2
+    return Load(f"{kind}/{_both(spec)}", (prod(spec.nest.extents), length))
 
 
 def _pack_right(kind: str, spec: Any, machine: Machine) -> Load:
@@ -94,6 +99,16 @@ _LOADS = {
 
 def _arithmetic(spec: Any) -> str:
     return "" if spec.requantize.arithmetic == "float" else "/fixed"
+
+
+def _whole_vectors(length: int, machine: Machine) -> int:
+    """What is left of a row behind its last whole vector takes about as long as one more."""
+    return -(-length // machine.lanes) * machine.lanes
+
+
+def _both(spec: Any) -> str:
+    """Bytes of the codes that it reads, and of those that it writes."""
+    return f"{2 if '16' in str(spec.storage) else 1}-{2 if '16' in str(spec.format.storage) else 1}"
 
 
 def _bytes(spec: Any) -> int:

@@ -1,7 +1,8 @@
 """Measured times of kernels, as data: loading, and interpolation between what was measured.
 
 A file holds `device`, `date`, `level` (instruction set), `threads`, `inference_ns` (what one call of the runtime takes
-beside its kernels) and `kernels`: key -> [[size..., ns], ...], sizes as in loads.py.
+beside its kernels), `memory` (`near_bytes`, of a core's own cache, and `far_ns`, what a byte from beyond it adds) and
+`kernels`: key -> [[size..., ns], ...] with all operands near, sizes as in loads.py.
 """
 
 from __future__ import annotations
@@ -78,6 +79,10 @@ class Table:
     inference_ns: float
     kernels: Mapping[str, Sequence[Sequence[float]]]
     path: str = ""
+    near_bytes: int = 0
+    """Of the caches of all threads' cores; 0 where it was not measured."""
+    far_ns: float = 0.0
+    """Nanoseconds for a byte from beyond."""
     _surfaces: dict[str, Surface] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -93,7 +98,9 @@ class Table:
             if any(len({len(row) for row in rows}) != 1 or min(map(min, rows)) <= 0 for rows in kernels.values()):
                 raise ValueError("rows of different lengths, or numbers that are not positive")
             facts = (str(stored["device"]), str(stored["date"]), str(stored["level"]), int(stored["threads"]))
-            return cls(*facts, float(stored["inference_ns"]), kernels, str(path))
+            memory = dict(stored.get("memory", {}))
+            far = (int(memory.get("near_bytes", 0)), float(memory.get("far_ns", 0)))
+            return cls(*facts, float(stored["inference_ns"]), kernels, str(path), *far)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             text = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise RecipeError(
@@ -106,7 +113,9 @@ class Table:
         """For JSON."""
         facts = {"device": self.device, "date": self.date, "level": self.level, "threads": self.threads}
         kernels = {key: [[*map(int, row[:-1]), row[-1]] for row in rows] for key, rows in sorted(self.kernels.items())}
-        return {"schema": SCHEMA, "target": "cpu", **facts, "inference_ns": self.inference_ns, "kernels": kernels}
+        memory = {"near_bytes": self.near_bytes, "far_ns": self.far_ns}
+        rest = {"inference_ns": self.inference_ns, "memory": memory, "kernels": kernels}
+        return {"schema": SCHEMA, "target": "cpu", **facts, **rest}
 
     def text(self) -> str:
         """The file: one line a kernel."""
@@ -124,8 +133,11 @@ class Table:
         return f"{self.device}, {self.level}, {threads}, {self.date}"
 
     def _key(self, load: Load) -> str:
-        """Its kernel, or the one most like it that was measured: fixed requantization as float, strided as not."""
-        names = (load.kernel, load.kernel.removesuffix("/fixed"), load.kernel.removesuffix("/strided"))
+        """Its kernel, or the one most like it that was measured: fixed requantization as float, strided as not, codes
+        of two widths as those of the wider."""
+        plain = load.kernel.removesuffix("/fixed").removesuffix("/strided")
+        kind, _, widths = plain.partition("/")
+        names = (load.kernel, plain, f"{kind}/{max(widths.split('-'))}")
         return next((name for name in names if name in self.kernels), load.kernel)
 
     def knows(self, load: Load) -> bool:

@@ -60,6 +60,10 @@ class Sample:
             sizes = self._const(np.asarray(work.output, np.int64))
             y = self._node(name, "Resize", [given[0], None, None, sizes], work.output, tokens[0], how, domain="")
         elif work.kind == "move":
+            if work.op_type == "Transpose":  # a view by itself; a Concat behind it has to move elements,
+                self._output(f"{name}/x", given[0])  # unless they could be written so in the first place
+                how = {"perm": work.get("perm")}
+                given = [self._node(f"{name}/t", "Transpose", given, work.output, tokens[0], how, domain="")]
             y = self._node(name, "Concat", [*given, *given], _doubled(work), tokens[0], {"axis": 0}, domain="")
         else:
             y = self._node(name, op_type, inputs, work.output, f"uint{widths.output}", attributes)
@@ -236,7 +240,8 @@ class SampleCost:
 
 
 def _doubled(work: Work) -> tuple[int, ...]:
-    return (2 * work.inputs[0][0], *work.inputs[0][1:])
+    shape = work.output if work.op_type == "Transpose" else work.inputs[0]
+    return (2 * shape[0], *shape[1:])
 
 
 def _describe(value: ir.Value, token: str, zero_point: int, shape: Sequence[int]) -> ir.Value:

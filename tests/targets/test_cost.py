@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from math import exp, log
 from pathlib import Path
@@ -21,6 +22,7 @@ from qcompiler.targets.cpu.calibrate import CLASSES, calibrate, works
 from qcompiler.targets.cpu.cost import SHIPPED, CpuCost, cost_model, own_table
 from qcompiler.targets.cpu.isa import LEVELS
 from qcompiler.targets.cpu.loads import Load, load_of
+from qcompiler.targets.cpu.locality import BLOCK, far_bytes
 from qcompiler.targets.cpu.table import Surface, Table
 from qcompiler.targets.shared.lower import lower
 from qcompiler.targets.shared.pack import SLACK
@@ -198,8 +200,40 @@ def test_the_own_table_is_used_before_the_shipped_one(tmp_path: Path, monkeypatc
     path.write_text(stored())
     model, note = cost_model(LEVEL)
     assert model.table.device == "d" and "this machine's table" in note
+    monkeypatch.setattr("qcompiler.targets.cpu.cost.SHIPPED", tmp_path)
     with pytest.raises(QCompilerError, match="no table of kernel times for x86-64-v3-vnni"):
         cost_model("x86-64-v3-vnni")
+
+
+def test_codes_of_two_widths_are_priced_by_an_old_tables_wider_ones(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(stored(kernels={"softmax/2": [[2, 64, 100.0]], "softmax/1": [[2, 64, 10.0]]}))
+    table = Table.read(path)
+    assert table.nanoseconds(Load("softmax/2-1", (2, 64))) == pytest.approx(100, rel=0.05)
+    assert table.nanoseconds(Load("softmax/1-1/strided", (2, 64))) == pytest.approx(10, rel=0.05)
+
+
+def test_operands_beyond_the_near_cache_cost_more(results, shipped) -> None:
+    """The digits CNN: with room for all of it nothing is far, without any room all operands are."""
+    graph = results["w8a8", "float"].integer_graph
+    program = lower(graph, LEVELS[LEVEL])
+    assert far_bytes(program, 1 << 30) == far_bytes(program, 0) == [0] * len(program.calls)
+    weights = len(program.constants.blob())
+    some, all_of_it = sum(far_bytes(program, weights)), sum(far_bytes(program, BLOCK))
+    assert 0 < some <= all_of_it and all_of_it >= weights - BLOCK
+    near, far = (
+        CpuCost(dataclasses.replace(shipped.table, near_bytes=size, far_ns=1.0)).whole(graph).latency
+        for size in (1 << 30, BLOCK)
+    )
+    assert far - near == pytest.approx(all_of_it / 1e6)
+
+
+def test_a_transpose_has_to_move_elements() -> None:
+    work = Work("move", "Transpose", ((1, 8, 4, 16),), (1, 4, 8, 16), (), (("perm", (0, 2, 1, 3)),))
+    sample = Sample()
+    sample.add(work, Widths(None, (8,), 8))
+    loads = [load_of(call, LEVELS[LEVEL]) for call in lower(sample.graph, LEVELS[LEVEL]).calls]
+    assert Load("convert/1", (32, 16)) in loads
 
 
 @pytest.mark.parametrize("level", sorted(LEVELS))
@@ -218,10 +252,10 @@ def test_samples_of_every_class_lower_and_are_the_same_each_time(level: str) -> 
 def test_calibration_of_one_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("QCOMPILER_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "own.json"
-    command = ["calibrate-costs", "--cpu", "x86-64-v3", "--classes", "softmax", "--scale", "0.1", "-o", str(path)]
+    command = ["calibrate-costs", "--cpu", "x86-64-v3", "--classes", "softmax", "--scale", "0.2", "-o", str(path)]
     assert main([*command, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["table"] == str(path) and told["kernels"]["softmax/1"] >= 2
+    assert told["table"] == str(path) and told["kernels"]["softmax/2-1"] >= 2
     model, note = get_target("cpu").cost({"table": str(path)})
     assert str(path) in note and model.table.level == "x86-64-v3"
     short, long = (Work("softmax", "Softmax", ((4, n),), (4, n)) for n in (10, 700))
