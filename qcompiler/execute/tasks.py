@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from qcompiler.errors import QCompilerError, RecipeError, UnsupportedError
@@ -77,17 +78,32 @@ def _do(task: Any) -> Any:
 
 
 def _in_processes(make: Make, payload: Any, tasks: Sequence[Any], count: int) -> Iterator[tuple[int, Any]]:
+    """This process is one of the `count`: it has begun long before the others have started."""
     import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor, as_completed
+    from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
     from concurrent.futures.process import BrokenProcessPool
 
     # Spawned: a forked copy of a process with threads of onnxruntime may hang.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(count, mp_context=context, initializer=_begin, initargs=(make, payload))
+    pool = ProcessPoolExecutor(count - 1, mp_context=context, initializer=_begin, initargs=(make, payload))
+    waiting = iter(enumerate(tasks))
+    futures: dict[Future[Any], int] = {}
     try:
-        futures = {pool.submit(_do, task): index for index, task in enumerate(tasks)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        own: Callable[[Any], Any] | None = None
+        while True:
+            for index, task in islice(waiting, max(0, 2 * (count - 1) - len(futures))):  # none has to wait for work
+                futures[pool.submit(_do, task)] = index
+            for index, task in islice(waiting, 1):
+                own = own or make(payload)
+                yield index, own(task)
+                done = [future for future in futures if future.done()]
+                break
+            else:
+                if not futures:
+                    return
+                done = list(wait(futures, return_when=FIRST_COMPLETED).done)
+            for future in done:
+                yield futures.pop(future), future.result()
     except BrokenProcessPool as error:
         raise RecipeError(
             "a worker process died.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import time
 
 from qcompiler.errors import CalibrationError
 
@@ -17,7 +19,13 @@ def power(payload):
 def whereabouts(payload):
     global CALLS
     CALLS += 1
-    return lambda task: (os.getpid(), CALLS, payload)
+    calls = CALLS
+
+    def function(task):
+        time.sleep(task)
+        return os.getpid(), calls, payload
+
+    return function
 
 
 def inverse(payload):
@@ -32,7 +40,8 @@ def refuse(payload):
 
 
 def die(payload):
-    return lambda task: os._exit(3)
+    """In every process but the first."""
+    return lambda task: os._exit(3) if multiprocessing.parent_process() else time.sleep(0.1)
 
 
 class Future:

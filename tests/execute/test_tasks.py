@@ -21,10 +21,11 @@ def test_every_task_is_done_once(executor: str) -> None:
     assert list(run_tasks(task_functions.power, {"exponent": 3}, [], executor)) == []
 
 
-def test_processes_are_others_and_get_the_payload_once() -> None:
-    found = [result for _, result in run_tasks(task_functions.whereabouts, "payload", range(12), "processes:2")]
+def test_processes_are_this_one_and_others_and_get_the_payload_once() -> None:
+    task_functions.CALLS = 0
+    found = [result for _, result in run_tasks(task_functions.whereabouts, "payload", [0.3] * 30, "processes:3")]
     makers = {pid for pid, _, _ in found}
-    assert os.getpid() not in makers and 1 <= len(makers) <= 2
+    assert len(found) == 30 and os.getpid() in makers and 2 <= len(makers) <= 3
     assert {calls for _, calls, _ in found} == {1} and {payload for _, _, payload in found} == {"payload"}
 
 
@@ -39,7 +40,7 @@ def test_errors_of_a_task_arrive_as_they_are(executor: str) -> None:
 
 def test_a_dead_worker_is_no_hang() -> None:
     with pytest.raises(RecipeError, match="worker process died"):
-        list(run_tasks(task_functions.die, None, [1, 2, 3], "processes:2"))
+        list(run_tasks(task_functions.die, None, range(100), "processes:2"))
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes:0", "processes:x", "serial:2", "http://here"])
