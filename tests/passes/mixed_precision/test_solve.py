@@ -154,6 +154,17 @@ PARAMETERS = [
     2359296, 2359296,
 ]  # fmt: skip
 MACS = [57.802752 if i in (4, 9, 14) else 6.422528 if i in (6, 11, 16) else 115.605504 for i in range(19)]
+MS_4 = [
+    0.21094404, 0.21092674, 0.21104113, 0.21086851, 0.13642465, 0.19167506, 0.02532183, 0.19148203, 0.19142914,
+    0.11395316, 0.20556011, 0.01917474, 0.20566918, 0.20566509, 0.13185102, 0.22287786, 0.01790088, 0.22304611,
+    0.22286099,
+]  # fmt: skip
+"""Milliseconds on a T4 with 4 bits; then with 8."""
+MS_8 = [
+    0.36189111, 0.36211718, 0.31141909, 0.30454471, 0.19184896, 0.38948934, 0.0334169, 0.38904905, 0.3892859,
+    0.19134735, 0.34307431, 0.02802354, 0.34313329, 0.34310756, 0.21117103, 0.37376585, 0.02896843, 0.37398187,
+    0.37405185,
+]  # fmt: skip
 TIES = [(4, 6), (9, 11), (14, 16)]
 
 
@@ -191,6 +202,15 @@ def test_hawq_v3_bops() -> None:
     layers, bops, gain = four_bit(problem, groups)
     assert layers == {3, 8, *range(12, 19)}
     assert bops == pytest.approx(65.028, abs=5e-4) and gain == pytest.approx(1.09202, abs=5e-4)
+
+
+def test_hawq_v3_latency() -> None:
+    limit = sum(MS_4) + 0.5 * (sum(MS_8) - sum(MS_4))
+    assert limit == pytest.approx(4.24618, abs=5e-6)
+    problem, groups = resnet18(MS_8, MS_4, limit)
+    layers, latency, gain = four_bit(problem, groups)
+    assert layers == {5, 8, 12, 13, 15, 17, 18}
+    assert latency == pytest.approx(4.22010, abs=5e-6) and gain == pytest.approx(1.10504, abs=5e-4)
 
 
 def test_what_cannot_be_met_says_what_could() -> None:
