@@ -29,13 +29,15 @@ class Surface:
     """log(time) over log(size): a plane and linear radial functions that pass through all samples.
 
     samples: [n, d + 1], sizes and ns. Outside of what was measured it goes on nearly as the plane does, whose slopes
-    lie in 0..1: no time falls with size, or grows faster.
+    lie in 0..1: no time falls with size, or grows faster; and nothing is done faster than the sample of the best rate
+    (product of sizes over time).
     """
 
     def __init__(self, samples: NDArray[np.float64]) -> None:
         points, times = np.log(samples[:, :-1]), np.log(samples[:, -1])
         points, times = _merged(points, times)
         self.points = points
+        self.least = (times - points.sum(axis=1)).min()
         design = np.column_stack([points, np.ones(len(points))])
         # A little weight on slope 1 decides where samples do not vary.
         d = points.shape[1]
@@ -52,7 +54,8 @@ class Surface:
         """Nanoseconds."""
         point = np.log(np.maximum(np.asarray(size, np.float64), 1.0))
         near = np.exp(-np.linalg.norm(self.points - point, axis=1) / REACH)
-        return float(np.exp(point @ self.plane[:-1] + self.plane[-1] + near @ self.weights))
+        found = point @ self.plane[:-1] + self.plane[-1] + near @ self.weights
+        return float(np.exp(max(found, point.sum() + self.least)))
 
 
 REACH = 3.0
