@@ -43,6 +43,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "ilp gauss_newton, solved": {"score": "gauss_newton", "final_solver": True},
     "ilp gauss_newton, rounded": {"score": "gauss_newton"},
     "pairwise gauss_newton, solved": {"solver": "pairwise", "final_solver": True, "time_limit": 30.0},
+    "pairwise signed, solved": {
+        "solver": "pairwise", "pairs": "gauss_newton_signed", "final_solver": True, "time_limit": 30.0,
+    },
     "ilp hessian": {"score": "hessian"},
     "combined": {"score": "combined"},
     "ilp fisher": {"score": "fisher"},

@@ -63,6 +63,7 @@ SCORES: dict[str, Callable[[Study], Scores]] = {
 }
 PAIRS: dict[str, Callable[[Study], Pairs]] = {
     "gauss_newton": sensitivity.gauss_newton_pairs,
+    "gauss_newton_signed": lambda one: sensitivity.gauss_newton_pairs(one, signed=True),
     "block": lambda one: sensitivity.pairwise(one, "block"),
     "all": lambda one: sensitivity.pairwise(one, "all"),
     "block_lowest": lambda one: sensitivity.pairwise(one, "block", "lowest"),
@@ -93,7 +94,8 @@ class Options:
     solver: str = "ilp"
     """ilp, pairwise, greedy or bisection."""
     pairs: str = "gauss_newton"
-    """Of solver pairwise: gauss_newton (no further probes), or measured: block, all, block_lowest, all_lowest."""
+    """Of solver pairwise: gauss_newton or gauss_newton_signed (no further probes), or measured: block, all,
+    block_lowest, all_lowest."""
     project: bool = True
     """Of solver pairwise: make measured pairs a positive semidefinite form."""
     widths: tuple[int, ...] = WIDTHS
@@ -257,7 +259,7 @@ def _solve(one: Study, problem: Problem, options: Options) -> Answer:
     mine = scored(options.score)
     if options.solver == "pairwise":
         pairs = PAIRS[options.pairs](one)
-        if options.project and options.pairs != "gauss_newton":
+        if options.project and not options.pairs.startswith("gauss_newton"):
             projected, pairs = project_psd(mine.scores, pairs)
             mine = dataclasses.replace(mine, scores=projected)
         mine = dataclasses.replace(mine, pairs=pairs)

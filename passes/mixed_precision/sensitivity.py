@@ -127,13 +127,16 @@ def gauss_newton(one: Study) -> Scores:
     return [0.5 * (rows**2).sum(1) for rows in _features(one)]
 
 
-def gauss_newton_pairs(one: Study) -> Pairs:
-    """f_i . f_j: what two items lose together beyond the sum of both, where differences of the outputs add up.
+def gauss_newton_pairs(one: Study, signed: bool = False) -> Pairs:
+    """max(f_i . f_j, 0): what two items lose together beyond the sum of both, where differences of the outputs add up.
 
-    Of all pairs, without further probes. With `gauss_newton` the sum over a choice is 1/2 |sum f|^2, never negative.
+    Of all pairs, without further probes. signed: pairs whose differences cancel count as well; with `gauss_newton` the
+    sum over a choice is then 1/2 |sum f|^2. That is how the measured errors go together; those of weights that are
+    solved anew for the choice do not cancel any more (ours: see docs/results.md, scores of pairs).
     """
     rows = _features(one)
-    return {(i, j): rows[i] @ rows[j].T for i, j in combinations(range(len(rows)), 2)}
+    found = {(i, j): rows[i] @ rows[j].T for i, j in combinations(range(len(rows)), 2)}
+    return found if signed else {key: np.maximum(matrix, 0) for key, matrix in found.items()}
 
 
 def _features(one: Study) -> list[NDArray[np.float64]]:

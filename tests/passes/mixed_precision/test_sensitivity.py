@@ -103,7 +103,7 @@ def test_gauss_newton_is_the_loss_for_small_errors() -> None:
 
 def test_gauss_newton_pairs_add_up() -> None:
     one = study()
-    scores, pairs = sensitivity.gauss_newton(one), sensitivity.gauss_newton_pairs(one)
+    scores, pairs = sensitivity.gauss_newton(one), sensitivity.gauss_newton_pairs(one, signed=True)
     choice = [len(item.bits) - 1 for item in one.items]
     free = [i for i, item in enumerate(one.items) if not item.pinned]
     for i in free:
@@ -113,6 +113,9 @@ def test_gauss_newton_pairs_add_up() -> None:
     true = one.probes.evaluate(choice)
     assert total == pytest.approx(true, rel=0.5)
     assert total >= 0
+    positive = sensitivity.gauss_newton_pairs(one)
+    assert any((matrix < 0).any() for matrix in pairs.values())
+    assert all(np.array_equal(positive[key], np.maximum(matrix, 0)) for key, matrix in pairs.items())
 
 
 def test_measured_pairs_make_the_loss_of_two_items_exact() -> None:
