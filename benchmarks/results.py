@@ -2,8 +2,8 @@
 
     python -m benchmarks.results FOLDER
 
-FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), mixed_precision*.json, budgets*.json,
-bit_exact.json, latency.json, compile_time.json, startup.json, determinism.json, mcu.json, c_models.json, fit.json (of
+FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), mixed_precision*.json, ablation*.json (of
+mixed_precision, at several budgets), budgets*.json, cost_model.json, bit_exact.json, latency.json, compile_time.json, startup.json, determinism.json, mcu.json, c_models.json, fit.json (of
 mcu_fit), peers.json (of mcu_peers) and gpu.json; one that is missing leaves its section as it was.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 from benchmarks import accuracy, budgets, c_models, latency, low_bits, mcu, mcu_fit, mcu_peers, mixed_precision
 from benchmarks.assets import ROOT
 from benchmarks.gpu_section import parts
+from benchmarks.kept import with_kept
 
 Document = dict[str, Any]
 
@@ -80,6 +81,39 @@ def mixed_section(documents: Sequence[Document]) -> str:
         "`best random` the best on the test samples of those drawn at random, `mean random` their mean."
     )
     return section(TITLES["mixed_precision"], "mixed_precision", documents, text, markdown(headers, rows))
+
+
+def ablation_section(documents: Sequence[Document]) -> str:
+    """Scores, at several sizes and as their mean."""
+    measured = [row for document in documents for row in document["rows"] if "rows" not in row]
+    means = []
+    for network, method in dict.fromkeys((row["network"], row["method"]) for row in measured):
+        mine = [row for row in measured if (row["network"], row["method"]) == (network, method)]
+        if len({row["bits"] for row in mine}) > 2:  # uniform widths are whole
+            parts = [f"{sum(row[key] for row in mine) / len(mine):.{d}f}" for key, d in (("accuracy", 4), ("kl", 5))]
+            means.append([network, method, ", ".join(f"{row['bits']:g}" for row in mine), *parts])
+    headers, rows = mixed_precision.compact(measured)
+    text = (
+        "As above, with scores of layers alone (gauss_newton, hessian), with what pairs lose together (`pairwise`: where\n"
+        "errors add up; `signed`: where they cancel, too), and with both in one score (`combined`). Top-1, divergence."
+    )
+    table = f"{markdown(headers, rows)}\n{markdown(['network', 'method', 'mean bits', 'top-1', 'divergence'], means)}"
+    return section(TITLES["ablation"], "mixed_precision", documents, text, table)
+
+
+def cost_model_section(documents: Sequence[Document]) -> str:
+    """Predicted against measured latency."""
+    rows = [
+        [r["network"], r["precision"], *(f"{r[key]:.4f}" for key in ("measured_ms", "whole_ms")),
+         f"{100 * r['error']:+.1f} %"]
+        for document in documents for r in document["rows"]
+    ]  # fmt: skip
+    text = (
+        "Latency of the cpu target, one thread: measured, and as the table of kernel times predicts it. Up to 10 % or\n"
+        "5 us is the goal."
+    )
+    table = markdown(["network", "precision", "measured ms", "predicted ms", "error"], rows)
+    return section(TITLES["cost_model"], "cost_model", documents, text, table)
 
 
 def budgets_section(documents: Sequence[Document]) -> str:
@@ -238,7 +272,9 @@ SECTIONS = {
     "accuracy": accuracy_section,
     "low_bits": low_bits_section,
     "mixed_precision": mixed_section,
+    "ablation": ablation_section,
     "budgets": budgets_section,
+    "cost_model": cost_model_section,
     "bit_exact": bit_exact_section,
     "latency": latency_section,
     "sequence": sequence_section,
@@ -257,7 +293,9 @@ TITLES = {
     "accuracy": "Accuracy",
     "low_bits": "Below 8 bits",
     "mixed_precision": "Mixed precision at equal size",
+    "ablation": "Scores of layers and of pairs",
     "budgets": "Budgets on the target's cost",
+    "cost_model": "Predicted latency",
     "bit_exact": "Bit-exactness",
     "latency": "Latency",
     "sequence": "Transformers, language and diffusion",
@@ -271,6 +309,8 @@ TITLES = {
     "gpu": "Graphics cards",
 }
 """Headings on the page, by name of the benchmark's file."""
+KEYS = {"mixed_precision": ("network", "mean bits"), "budgets": ("network", "level", "kept", "executor")}
+"""Columns that tell rows apart, of benchmarks that are run for a few networks at a time."""
 
 
 def page(folder: Path, before: str) -> Iterator[str]:
@@ -280,7 +320,8 @@ def page(folder: Path, before: str) -> Iterator[str]:
     for name, make in SECTIONS.items():
         documents = [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}*.json"))]
         if documents:
-            yield make(documents)
+            old = kept.get(TITLES[name], "") if name in KEYS else ""
+            yield with_kept(make(documents), old, KEYS.get(name, ()))
         else:
             yield kept.get(TITLES[name], "")
     yield from (text for title, text in kept.items() if title not in TITLES.values())
