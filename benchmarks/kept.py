@@ -1,4 +1,4 @@
-"""Rows of an earlier page of results that were not measured anew: a benchmark of some networks keeps those of others."""
+"""Rows of an earlier page of results that were not measured anew: those of other networks stay."""
 
 from __future__ import annotations
 

@@ -3,8 +3,9 @@
     python -m benchmarks.results FOLDER
 
 FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), mixed_precision*.json, ablation*.json (of
-mixed_precision, at several budgets), budgets*.json, cost_model.json, bit_exact.json, latency.json, compile_time.json, startup.json, determinism.json, mcu.json, c_models.json, fit.json (of
-mcu_fit), peers.json (of mcu_peers) and gpu.json; one that is missing leaves its section as it was.
+mixed_precision, at several budgets), budgets*.json, cost_model.json, bit_exact.json, latency.json, compile_time.json,
+startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers) and
+gpu.json; one that is missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -94,8 +95,8 @@ def ablation_section(documents: Sequence[Document]) -> str:
             means.append([network, method, ", ".join(f"{row['bits']:g}" for row in mine), *parts])
     headers, rows = mixed_precision.compact(measured)
     text = (
-        "As above, with scores of layers alone (gauss_newton, hessian), with what pairs lose together (`pairwise`: where\n"
-        "errors add up; `signed`: where they cancel, too), and with both in one score (`combined`). Top-1, divergence."
+        "As above, by scores of layers alone (gauss_newton, hessian), with what pairs lose together (`pairwise`: where\n"
+        "errors add up; `signed`: where they cancel, too), and with both in one (`combined`). Top-1, divergence."
     )
     table = f"{markdown(headers, rows)}\n{markdown(['network', 'method', 'mean bits', 'top-1', 'divergence'], means)}"
     return section(TITLES["ablation"], "mixed_precision", documents, text, table)

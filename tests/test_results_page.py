@@ -28,9 +28,8 @@ def test_nothing_is_kept_where_all_was_measured_anew_or_nothing_was_there() -> N
 
 
 def test_tables_are_told_apart_by_the_word_over_them() -> None:
-    old = HEAD.format("", 1) + "size\n\n| network | b |\n| --- | --- |\n| a | 1 |\n\n\ntime\n\n| network |\n| --- |\n| a |\n"
+    size = "size\n\n| network | b |\n| --- | --- |\n| a | 1 |\n"
+    old = HEAD.format("", 1) + size + "\n\ntime\n\n| network |\n| --- |\n| a |\n"
     new = HEAD.format("-t", 2) + "time\n\n| network |\n| --- |\n| b |\n"
     found = with_kept(new, old, ("network",))
-    assert found.endswith(
-        "time\n\n| network |\n| --- |\n| b |\n| a |\n\nsize\n\n| network | b |\n| --- | --- |\n| a | 1 |\n"
-    )
+    assert found.endswith("time\n\n| network |\n| --- |\n| b |\n| a |\n\n" + size)
