@@ -95,7 +95,7 @@ def ablation_section(documents: Sequence[Document]) -> str:
             means.append([network, method, ", ".join(f"{row['bits']:g}" for row in mine), *parts])
     headers, rows = mixed_precision.compact(measured)
     text = (
-        "As above, by scores of layers alone (gauss_newton, hessian), with what pairs lose together (`pairwise`: where\n"
+        "As above, by scores of layers alone (gauss_newton, hessian), by what pairs lose together (`pairwise`: where\n"
         "errors add up; `signed`: where they cancel, too), and with both in one (`combined`). Top-1, divergence."
     )
     table = f"{markdown(headers, rows)}\n{markdown(['network', 'method', 'mean bits', 'top-1', 'divergence'], means)}"
