@@ -17,8 +17,9 @@ from qcompiler.targets.cuda.emit import TEMPLATES
 from qcompiler.targets.cuda.machine import THREAD
 from qcompiler.targets.cuda.tile import GROUPS, TILES
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers
-from qcompiler.targets.cuda.tir.product import Product, Tile
+from qcompiler.targets.cuda.tir.product import Product
 from qcompiler.targets.cuda.tir.staging import NUMBERS
+from qcompiler.targets.cuda.tir.tile import Tile
 from qcompiler.targets.shared.tir.requantize import Requantize
 
 SIDE = 4096

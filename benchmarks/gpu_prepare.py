@@ -146,9 +146,11 @@ def any_tile(seed: int = 5) -> Iterator[None]:
 
     random, own = Random(seed), lower_product.choose_tile
 
-    def choose(level: str, *extents: int) -> tuple[tile.Tile, int]:
+    def choose(level: str, shape: tile.Shape, bits: int = 8, *, narrow: bool = False) -> tile.Choice:
         chosen = random.choice((*tile.TILES, *tile.GROUPS) if level == "sm_90a" else tile.TILES)
-        return chosen, 8 if chosen.wgmma else extents[-1]
+        width = 8 if chosen.wgmma else bits
+        parts = 1 if chosen.wgmma else random.choice([1, *tile.parts_of(chosen, shape)])
+        return tile.Choice(chosen, width, parts, narrow and width == 4 and level != "sm_90a")
 
     lower_product.choose_tile = choose
     try:

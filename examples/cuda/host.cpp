@@ -193,6 +193,11 @@ int main(int count, char **arguments) {
   std::string weights = contents(bundle + "/" + (*variant)["weights"].text);
   std::map<std::string, uint64_t> places = {{"weights", allocate(weights.size())},
                                             {"arena", allocate((*variant)["arena_bytes"].whole())}};
+  // Counters of kernels that several blocks of one sum meet in: 0 now, and again after every kernel.
+  if (size_t counters = (*variant)["counter_bytes"].whole()) {
+    places["counters"] = allocate(counters);
+    CALL(cuMemsetD8Async, places["counters"], (unsigned char)0, counters, stream);
+  }
   CALL(cuMemcpyHtoDAsync_v2, places["weights"], weights.data(), weights.size(), stream);
   std::map<std::string, std::vector<uint64_t>> tensors;
   for (size_t i = 0; i < inputs.size(); ++i) {

@@ -107,6 +107,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
                 "cubins": {arch: f"{level}/{arch}.cubin" for arch in own},
                 "kernels": len({call.kernel for call in program.calls}),
                 "calls": len(program.calls),
+                "counter_bytes": counter_bytes(program),
                 **sizes,
             }
         )
@@ -115,6 +116,12 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     }
     manifest = {"headers": ["src/qc_device.h"], "variants": variants}
     return Lowered(files, manifest, sizes, {"cuda": {"spills": spilled}} if made else {})
+
+
+def counter_bytes(program: Program) -> int:
+    """Of the counters of kernels whose sums have parts, which a loader sets to 0 once."""
+    buffers = (argument.buffer for call in program.calls for argument in call.arguments)
+    return max((buffer.bytes for buffer in buffers if buffer.kind == "counters"), default=0)
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:

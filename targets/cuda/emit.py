@@ -113,19 +113,22 @@ def _launch(program: Program, call: Call, node: ir.Node | None) -> dict[str, Any
 def _size(program: Program, argument: Argument) -> int:
     """Bytes behind a pointer."""
     buffer = argument.buffer
-    if buffer.kind in ("arena", "constant"):
+    if buffer.kind in ("arena", "constant", "counters"):
         return buffer.bytes
     view = program.views[buffer.name]
     return prod(view.shape) * view.itemsize
 
 
 def _pointer(argument: Argument) -> list[Any]:
-    """[memory, offset in bytes], or [memory, its number, offset] of inputs, outputs and states."""
+    """[memory, offset in bytes] of arena, weights and counters, or [memory, its number, offset] of inputs, outputs and
+    states."""
     buffer = argument.buffer
     if buffer.kind == "arena":
         return ["arena", buffer.offset + argument.offset]
     if buffer.kind == "constant":
         return ["weights", buffer.index + argument.offset]
+    if buffer.kind == "counters":
+        return ["counters", 0]
     return [buffer.kind, buffer.index, argument.offset]
 
 

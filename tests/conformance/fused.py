@@ -16,6 +16,7 @@ def fused_suite(arithmetic: str) -> Problems:
     """All of them as one INTEGER graph."""
     p = Problems(arithmetic)
     _chains(p)
+    _long_sums(p)
     _attention(p)
     return p
 
@@ -90,6 +91,16 @@ def _chains(p: Problems) -> None:
     turned = p.node("Transpose", [add(p, linear(p, y, 48), p.input("turned_x", (3, 13, 48)))], (3, 48, 13), "uint8",
                     domain="", perm=[0, 2, 1])  # fmt: skip
     p.output("linear_add_turned", turned)
+
+
+def _long_sums(p: Problems) -> None:
+    """Few outputs of many products each, which several blocks may share."""
+    p.matmul("long", (1, 8192), 40)
+    p.matmul("long_w4", (3, 9000), 20, bits=4)
+    p.matmul("long_w2", (17, 7000), 9, bits=2, token="int8", out="int8")
+    x = p.input("deep_x", (1, 600, 3, 3))
+    p.output("long_conv_add", add(p, conv(p, x, 24), p.input("deep_other", (1, 24, 3, 3))))
+    p.output("long_conv_grouped", conv(p, p.input("deep_g", (2, 1200, 2, 2)), 24, group=2))
 
 
 def attention(

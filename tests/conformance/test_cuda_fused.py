@@ -42,3 +42,12 @@ def test_what_can_be_one_kernel_is() -> None:
     assert kinds["softmax"] == 2 and kinds["directproduct"] == 4
     left = {call.node for call in calls if call.kernel.split("_")[1] in ("add", "lookup")}
     assert len(left) == 7, left
+
+
+def test_long_sums_of_few_outputs_have_parts() -> None:
+    problems = fused_suite("float")
+    for level in ("sm_75", "sm_90a"):
+        calls = plan(problems.graph, level, lambda stage, done, total: None).calls
+        split = [call for call in calls if getattr(call.spec, "split", False)]
+        assert len(split) == 5
+        assert all(call.launch.grid[2] > 1 and call.arguments[-1].buffer.kind == "counters" for call in split)

@@ -32,6 +32,8 @@ def one_of_each() -> Problems:
     p.conv("packed4", (1, 32, 8, 8), 32, (1, 1), bits=4)
     p.conv("packed2", (1, 32, 8, 8), 32, (1, 1), bits=2)
     p.output("large", linear(p, p.input("large_x", (8192, 1024)), 1024, "int16"))
+    p.matmul("long", (1, 16384), 64)
+    p.matmul("long4", (40, 16384), 512, bits=4)
     p.pool("max", (1, 16, 8, 8), (2, 2), average=False)
     p.pool("mean", (1, 16, 8, 8), (2, 2), average=True)
     p.softmax("softmax", (4, 64), 1)

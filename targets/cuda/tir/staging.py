@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qcompiler.targets.cuda.tir.tile import CHUNK
 from qcompiler.targets.shared.tir.builder import Expr
 
 if TYPE_CHECKING:
     from qcompiler.targets.cuda.tir.product import _Emitter
 
-CHUNK = 16
-"""Bytes that fragments and copies are made of."""
 OUTSIDE = -(1 << 14)
 """A row or column that lies in no image."""
 NUMBERS = (
@@ -67,8 +66,8 @@ class Staging:
     def _of(self, t: Expr, stage: Expr) -> tuple[Expr, Expr, Expr]:
         """Whether there is a tile t of the inner dimension, its number or the last one's, and the stage's place."""
         k = self.kernel
-        there = k.let(k.cast(t < self.n["tiles"], "int32"))
-        last = k.let(k.tirx.min(t, self.n["tiles"] - 1))
+        there = k.let(k.cast(t < self.product.tiles, "int32"))
+        last = k.let(self.product.first_tile + k.tirx.min(t, self.product.tiles - 1))
         return there, last, k.let(stage * self.tile.stage_bytes(self.product.spec.bits))
 
     def load_x(self, t: Expr, stage: Expr) -> None:
@@ -134,17 +133,17 @@ class Staging:
 
     def swizzled(self, row: Expr, chunk: Expr) -> Expr:
         """Where a chunk of a row of x lies: eight rows of the same chunk are in eight different groups of banks."""
-        return _turned(row, chunk, self.tile.step)
+        return turned(row, chunk, self.tile.step)
 
     def packed(self, row: Expr, chunk: Expr) -> Expr:
         """The same of w, whose rows are shorter where weights are packed."""
-        return _turned(row, chunk, self.row_bytes)
+        return turned(row, chunk, self.row_bytes)
 
 
-def _turned(row: Expr, chunk: Expr, size: int) -> Expr:
+def turned(row: Expr, chunk: Expr, size: int) -> Expr:
     """Rows of `size` bytes, of which 128 are once around the banks."""
     chunks = size // CHUNK
     if chunks == 1:
         return row * size
-    turned = row % 8 if chunks >= 8 else (row // (8 // chunks)) % chunks
-    return row * size + (chunk ^ turned) * CHUNK
+    turn = row % 8 if chunks >= 8 else (row // (8 // chunks)) % chunks
+    return row * size + (chunk ^ turn) * CHUNK
