@@ -30,8 +30,8 @@ SHIPPED = Path(__file__).with_name("costs")
 DEFAULT = "h100"
 SCHEMA = 1
 KINDS = {
-    "product": "tensor", "attention": "tensor", "depthwise": "direct", "directconv": "direct",
-    "directproduct": "direct", "directpool": "direct", "normalize": "rows", "softmax": "rows",
+    "product": "tensor", "batchedproduct": "tensor", "attention": "tensor", "depthwise": "direct",
+    "directconv": "direct", "directproduct": "direct", "directpool": "direct", "normalize": "rows", "softmax": "rows",
 }  # fmt: skip
 """Kernels by name -> which constants they have; all others: map."""
 

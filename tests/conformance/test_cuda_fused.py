@@ -39,7 +39,7 @@ def test_what_can_be_one_kernel_is() -> None:
     calls = plan(problems.graph, "sm_75", lambda stage, done, total: None).calls
     kinds = Counter(call.kernel.split("_")[1] for call in calls)
     assert kinds["attention"] == 8  # but not with hidden cells, nor where scores do not fit
-    assert kinds["softmax"] == 2 and kinds["directproduct"] == 4
+    assert kinds["softmax"] == 2 and kinds["batchedproduct"] == 12 and kinds["directproduct"] == 2
     left = {call.node for call in calls if call.kernel.split("_")[1] in ("add", "lookup")}
     assert len(left) == 7, left
 

@@ -18,6 +18,8 @@ from tests.conformance.fused import add, attention, conv, linear, table
 from tests.conformance.problems import Problems
 
 HEADER = (TEMPLATES / "qc_device.h").read_text()
+TENSOR = ("product", "batchedproduct", "attention")
+"""Kernels that multiply on tensor cores."""
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed (CUDA toolkit)")
 
 
@@ -39,6 +41,11 @@ def one_of_each() -> Problems:
     p.softmax("softmax", (4, 64), 1)
     sequence.normalization(p, "norm", (4, 64))
     sequence.product(p, "wide", (2, 6, 11), (2, 11, 18), ("uint16", "int8", "uint8"), (30000, 0))
+    sequence.product(p, "pair", (8, 40, 64), (8, 64, 48), ("uint8", "uint8", "uint16"), (99, 201))
+    sequence.product(p, "pair_large", (2048, 256), (256, 2048), ("uint8", "uint8", "uint8"), (9, 7), [1, 0])
+    sequence.product(p, "pair_large_turned", (2048, 256), (256, 2048), ("int8", "uint8", "uint8"), (9, 7))
+    sequence.product(p, "pair_large_odd", (2048, 255), (255, 2047), ("int8", "int8", "uint8"), (9, 0))
+    sequence.product(p, "pair_signed", (4, 128, 256), (4, 256, 128), ("int8", "int8", "uint8"), (0, 0))
     attention(p, "heads", (1, 2), 20, 20, 32, 32, mask="causal", looked=True)
     return p
 
@@ -64,8 +71,8 @@ def test_all_architectures_take_all_kernels_without_spills(sources: dict[str, st
 @pytest.mark.parametrize(
     ("arch", "level", "wanted"),
     [
-        ("sm_75", "sm_75", {"product": "mma.sync.aligned.m8n8k16", "depthwise": "dp4a", "attention": "mma.sync"}),
-        ("sm_80", "sm_75", {"product": "mma.sync.aligned.m16n8k32", "depthwise": "dp4a", "attention": "m16n8k32"}),
+        ("sm_75", "sm_75", {**dict.fromkeys(TENSOR, "mma.sync.aligned.m8n8k16"), "depthwise": "dp4a"}),
+        ("sm_80", "sm_75", {**dict.fromkeys(TENSOR, "mma.sync.aligned.m16n8k32"), "depthwise": "dp4a"}),
         ("sm_90a", "sm_90a", {"large": "wgmma.mma_async", "product": "griddepcontrol.wait"}),
     ],
 )
