@@ -19,6 +19,7 @@ from qcompiler.targets.cuda.fuse import Fusion, on_tensor_cores, steps_of
 from qcompiler.targets.cuda.lower_attention import find_heads, lower_heads
 from qcompiler.targets.cuda.lower_batched import lower_batch_matmul
 from qcompiler.targets.cuda.lower_product import grain_of, product, store_of
+from qcompiler.targets.cuda.machine import has_tensor_cores
 from qcompiler.targets.cuda.tir.depthwise import Depthwise
 from qcompiler.targets.cuda.tir.direct import WINDOW, DirectConv, DirectPool, elements_launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
@@ -26,6 +27,7 @@ from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.lower import RULES, Rule
 from qcompiler.targets.shared.lower_clipped import evenly
 from qcompiler.targets.shared.lower_products import transposed_window
+from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import (
     feed,
@@ -233,8 +235,11 @@ OWN: dict[str, Rule] = {
 }
 
 
-def rules_for(graph: Graph) -> dict[str, Rule]:
-    """Operator -> rule, of a graph: products are lowered where the last node of their chain is (fuse.py)."""
+def rules_for(graph: Graph, machine: Machine) -> dict[str, Rule]:
+    """Operator -> rule, of a graph: products are lowered where the last node of their chain is (fuse.py).
+
+    Attention in one kernel needs tensor cores; without them it is two products with a softmax between them.
+    """
     fusion = Fusion(graph)
     rules: dict[str, Rule] = {**RULES, **OWN}
 
@@ -270,7 +275,8 @@ def rules_for(graph: Graph) -> dict[str, Rule]:
     taken = {str(node.name) for chain in fusion.chains.values() for node in chain}
     ends, inside = {}, set()
     for node in graph.nodes():
-        heads = find_heads(graph, node, taken) if node.op_type == "BatchMatMul" else None
+        candidate = node.op_type == "BatchMatMul" and has_tensor_cores(machine)
+        heads = find_heads(graph, node, taken) if candidate else None
         if heads is not None and node.name not in inside:
             ends[str(node.name)] = heads
             inside |= {str(one.name) for one in heads.inside()}

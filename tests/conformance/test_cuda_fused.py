@@ -17,11 +17,12 @@ from tests.conformance.fused import fused_suite
 from tests.conformance.suite import samples
 
 
-@pytest.mark.parametrize(("arithmetic", "level"), [("float", "sm_75"), ("fixed", "sm_90a")])
+@pytest.mark.parametrize(("arithmetic", "level"), [("float", "sm_75"), ("fixed", "sm_90a"), ("float", "sm_61")])
 def test_fused_operators_have_the_oracles_bits(arithmetic: str, level: str, tmp_path: Path) -> None:
     problems = fused_suite(arithmetic)
     check(problems.graph, Stage.INTEGER)
-    lowered = build(problems.graph, {"arch": "none"}, lambda stage, done, total: None)
+    archs = "sm_61" if level == "sm_61" else "none"
+    lowered = build(problems.graph, {"arch": archs}, lambda stage, done, total: None)
     manifest = manifest_of("cuda", arithmetic, problems.graph, lowered.files, lowered.manifest, lowered.sizes)
     bundle = write_bundle(tmp_path / "bundle", lowered.files, manifest, overwrite=False)
     session = EmulatedSession(bundle.path, bundle.manifest, level, optimize="-O0")

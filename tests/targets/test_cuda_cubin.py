@@ -13,11 +13,14 @@ from qcompiler.errors import RecipeError
 from qcompiler.targets.cuda.build import build, check, plan
 from qcompiler.targets.cuda.cubin import ARCHITECTURES, FLAGS, HOPPER, compile_cubins, find_nvcc, usage_of
 from qcompiler.targets.cuda.emit import TEMPLATES, cuda_source
+from qcompiler.targets.cuda.machine import LEVELS
 from tests.conformance import sequence
 from tests.conformance.fused import add, attention, conv, linear, table
 from tests.conformance.problems import Problems
 
 HEADER = (TEMPLATES / "qc_device.h").read_text()
+OLDEST_HERE = "sm_75"
+"""That nvcc 13 makes code for: kernels without tensor cores are compiled for it, too."""
 TENSOR = ("product", "batchedproduct", "attention")
 """Kernels that multiply on tensor cores."""
 needs_nvcc = pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed (CUDA toolkit)")
@@ -54,12 +57,13 @@ def one_of_each() -> Problems:
 def sources() -> dict[str, str]:
     """Level -> text."""
     graph = one_of_each().graph
-    return {level: cuda_source(plan(graph, level, lambda *_: None)) for level in ("sm_75", "sm_90a")}
+    return {level: cuda_source(plan(graph, level, lambda *_: None)) for level in LEVELS}
 
 
 @needs_nvcc
 def test_all_architectures_take_all_kernels_without_spills(sources: dict[str, str]) -> None:
-    archs = [(f"sm_{arch}", "sm_75") for arch in ARCHITECTURES if arch != HOPPER] + [("sm_90a", "sm_90a")]
+    archs = [(f"sm_{arch}", "sm_75") for arch in ARCHITECTURES if arch != HOPPER]
+    archs += [("sm_90a", "sm_90a"), (OLDEST_HERE, "sm_61")]
     cubins = compile_cubins(HEADER, [(sources[level], arch) for arch, level in archs])
     for (arch, level), cubin in zip(archs, cubins, strict=True):
         assert set(cubin.usage) == set(re.findall(r"void __launch_bounds__\([^)]*\) (\w+)\(", sources[level])), arch
@@ -71,6 +75,7 @@ def test_all_architectures_take_all_kernels_without_spills(sources: dict[str, st
 @pytest.mark.parametrize(
     ("arch", "level", "wanted"),
     [
+        (OLDEST_HERE, "sm_61", dict.fromkeys(("product", "batchedproduct", "depthwise"), "dp4a.")),
         ("sm_75", "sm_75", {**dict.fromkeys(TENSOR, "mma.sync.aligned.m8n8k16"), "depthwise": "dp4a"}),
         ("sm_80", "sm_75", {**dict.fromkeys(TENSOR, "mma.sync.aligned.m16n8k32"), "depthwise": "dp4a"}),
         ("sm_90a", "sm_90a", {"large": "wgmma.mma_async", "product": "griddepcontrol.wait"}),
@@ -88,6 +93,7 @@ def test_kernels_have_the_instructions_they_are_for(
         own = [body for body in bodies if kind == "large" or f"_{kind}_" in body.split("(")[0]]
         found = [body for body in own if instruction in body]
         assert found and (kind == "large" or len(found) == len(own)), (arch, kind, instruction)
+    assert level != "sm_61" or not re.search(r"\b(mma|ldmatrix)\b", "".join(bodies))
     if arch == "sm_90a":  # nothing but weights is read before a kernel has waited for those before it
         for body in bodies:
             before = body[: body.index("griddepcontrol.wait")]
@@ -101,12 +107,17 @@ def test_machine_code_multiplies_bytes(sources: dict[str, str], tmp_path: Path) 
     dump = str(beside) if beside.is_file() else shutil.which("cuobjdump")
     if dump is None:
         pytest.skip("cuobjdump is not installed (CUDA toolkit): no machine code to look at")
-    for arch, level, wanted in (("sm_80", "sm_75", ("IMMA", "IDP")), ("sm_90a", "sm_90a", ("IGMMA", "IMMA", "IDP"))):
+    for arch, level, wanted in (
+        (OLDEST_HERE, "sm_61", ("IDP",)),
+        ("sm_80", "sm_75", ("IMMA", "IDP")),
+        ("sm_90a", "sm_90a", ("IGMMA", "IMMA", "IDP")),
+    ):
         (cubin,) = compile_cubins(HEADER, [(sources[level], arch)])
         (tmp_path / f"{arch}.cubin").write_bytes(cubin.data)
         command = [dump, "-sass", f"{arch}.cubin"]
         text = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
         assert all(f"{name}." in text for name in wanted)
+        assert level != "sm_61" or "MMA." not in text
 
 
 def test_sources_are_the_same_every_time() -> None:
@@ -116,7 +127,7 @@ def test_sources_are_the_same_every_time() -> None:
 
 def test_an_unknown_architecture_is_refused() -> None:
     with pytest.raises(RecipeError, match="no architecture of the cuda target"):
-        check({"arch": "sm_70"})
+        check({"arch": "sm_60"})
     with pytest.raises(RecipeError, match="no architecture"):
         check({"arch": "hopper"})
 
@@ -126,3 +137,13 @@ def test_what_ptxas_says_is_read() -> None:
     0 bytes stack frame, 8 bytes spill stores, 4 bytes spill loads
 ptxas info    : Used 48 registers, used 1 barriers, 512 bytes smem"""
     assert usage_of(log) == {"qc_a_0": {"registers": 48, "spilled": 12, "shared": 512}}
+
+
+def test_cards_without_tensor_cores_are_named_and_get_sources() -> None:
+    check({"arch": "sm_61,sm_70"})
+    lowered = build(one_of_each().graph, {"arch": "sm_61"}, lambda *_: None)
+    (variant,) = lowered.manifest["variants"]
+    assert (variant["level"], variant["arch"], variant["only"]) == ("sm_61", 61, False)
+    assert all(name.startswith(("sm_61", "src/", "loader", "cuda_")) for name in lowered.files)
+    text = lowered.files["sm_61/kernels.cu"].decode()
+    assert "qc_dots<" in text and "qc_mma" not in text and "qc_ldmatrix" not in text

@@ -324,38 +324,9 @@ QC_FN int qc_comes_last(int *counter, int parts, void *shared) {
 
 /* -- fragments ------------------------------------------------------------------------------------------------- */
 
-/* QC_NO_TENSOR_CORES: as on cards before sm_75, which have dp4a (from sm_61 on) and neither ldmatrix nor mma. */
-#if !defined(QC_EMULATE) && __CUDA_ARCH__ < 750 && !defined(QC_NO_TENSOR_CORES)
-#define QC_NO_TENSOR_CORES
-#endif
-
-#ifdef QC_EMULATE
-QC_FN uint qc_shuffle(uint word, int lane) { return qc_emulate_shuffle(word, lane); }
-QC_FN int qc_lane() { return qc_self->lane; }
-typedef uintptr_t qc_word;
-QC_FN qc_word qc_shared_word(const void *p) { return (uintptr_t)p; }
-QC_FN qc_word qc_shuffle_word(qc_word word, int lane) { return qc_emulate_shuffle(word, lane); }
-QC_FN uint qc_load_shared(qc_word at) { return *(const uint *)at; }
-#else
-QC_FN uint qc_shuffle(uint word, int lane) { return __shfl_sync(0xffffffffu, word, lane); }
-QC_FN int qc_lane() { return threadIdx.x % 32; }
-typedef uint qc_word;
-QC_FN qc_word qc_shared_word(const void *p) { return qc_shared_address(p); }
-QC_FN qc_word qc_shuffle_word(qc_word word, int lane) { return qc_shuffle(word, lane); }
-QC_FN uint qc_load_shared(qc_word at) {
-  uint word;
-  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(at) : "memory");
-  return word;
-}
-#endif
-
 /* Four 8 x 16 byte matrices: lane l gives the address of row l % 8 of matrix l / 8, and gets four bytes of each. */
 QC_FN void qc_ldmatrix4(uint *r, const void *row) {
-#if defined(QC_NO_TENSOR_CORES)
-  qc_word mine = qc_shared_word(row);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) r[i] = qc_load_shared(qc_shuffle_word(mine, 8 * i + qc_lane() / 4) + 4 * (qc_lane() % 4));
-#elif defined(QC_EMULATE)
+#ifdef QC_EMULATE
   qc_emulate_ldmatrix4(r, row);
 #else
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -367,34 +338,11 @@ QC_FN void qc_ldmatrix4(uint *r, const void *row) {
 
 /* c[16 x 8] += a[16 x 32] b[32 x 8]. Lane l has rows l / 4 and l / 4 + 8 of a and column l / 4 of b, four bytes from
    4 (l % 4) on in each half; of c columns 2 (l % 4) and the next, of both rows. Cards before sm_80 have m8n8k16, of
-   which this is four, with the same registers; where there are no tensor cores, lanes hand words around. The same of
-   codes of 4 bits, two a byte, is c[16 x 8] += a[16 x 64] b[64 x 8]: m16n8k64, or four m8n8k32. */
-#define QC_KINDS(define)                                                                                          \
-  define(qc_mma_u8s8, u8, s8) define(qc_mma_s8s8, s8, s8) define(qc_mma_u8u8, u8, u8) define(qc_mma_s8u8, s8, u8)
-#define QC_IS_SIGNED_u8 false
-#define QC_IS_SIGNED_s8 true
-#define QC_SIGNED(kind) QC_IS_SIGNED_##kind
-
-#if defined(QC_NO_TENSOR_CORES)
-template <bool XS, bool WS> QC_FN void qc_mma_by_dots(int *c, const uint *a, const uint *b) {
-  int quad = qc_lane() / 4 * 4, column = qc_lane() % 4 * 8; /* the first lane with rows, and with columns, of c */
-#pragma unroll
-  for (int t = 0; t < 4; ++t)
-#pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      uint upper = qc_shuffle(a[2 * part], quad + t), lower = qc_shuffle(a[2 * part + 1], quad + t);
-      uint first = qc_shuffle(b[part], column + t), second = qc_shuffle(b[part], column + 4 + t);
-      c[0] = qc_dp4a<XS, WS>(upper, first, c[0]);
-      c[1] = qc_dp4a<XS, WS>(upper, second, c[1]);
-      c[2] = qc_dp4a<XS, WS>(lower, first, c[2]);
-      c[3] = qc_dp4a<XS, WS>(lower, second, c[3]);
-    }
-}
-#define QC_MMA(name, x, w) \
-  QC_FN void name(int *c, const uint *a, const uint *b) { qc_mma_by_dots<QC_SIGNED(x), QC_SIGNED(w)>(c, a, b); }
-#elif defined(QC_EMULATE)
-#define QC_MMA(name, x, w) \
-  QC_FN void name(int *c, const uint *a, const uint *b) { qc_emulate_mma(c, a, b, QC_SIGNED(x), QC_SIGNED(w)); }
+   which this is four, with the same registers. The same of codes of 4 bits, two a byte, is c[16 x 8] += a[16 x 64]
+   b[64 x 8]: m16n8k64, or four m8n8k32. Kernels for cards before sm_75 have neither this nor ldmatrix. */
+#ifdef QC_EMULATE
+#define QC_MMA(name, x, w)                                                                                        \
+  QC_FN void name(int *c, const uint *a, const uint *b) { qc_emulate_mma(c, a, b, *#x == 's', *#w == 's'); }
 QC_FN void qc_mma_u4s4(int *c, const uint *a, const uint *b) { qc_emulate_mma4(c, a, b, false); }
 QC_FN void qc_mma_s4s4(int *c, const uint *a, const uint *b) { qc_emulate_mma4(c, a, b, true); }
 #elif __CUDA_ARCH__ >= 800
@@ -424,12 +372,15 @@ QC_MMA16(qc_mma_s4s4, "m16n8k64", s4, s4)
 QC_MMA_OF_FOUR(qc_mma_u4s4, "m8n8k32", u4, s4)
 QC_MMA_OF_FOUR(qc_mma_s4s4, "m8n8k32", s4, s4)
 #endif
-QC_KINDS(QC_MMA)
+QC_MMA(qc_mma_u8s8, u8, s8)
+QC_MMA(qc_mma_s8s8, s8, s8)
+QC_MMA(qc_mma_u8u8, u8, u8)
+QC_MMA(qc_mma_s8u8, s8, u8)
 
 /* The low halves of the bytes of a word, and behind each that of the same byte of another one. */
 QC_FN uint qc_nibbles(uint low, uint high) { return (low & 0x0f0f0f0fu) | (high << 4 & 0xf0f0f0f0u); }
 
-/* -- products without tensor cores -------------------------------------------------------------------------------- */
+/* -- products without tensor cores (dp4a: sm_61 and newer) ------------------------------------------------------ */
 
 /* Where a chunk of a row of SIZE bytes lies (staging.py). */
 template <int SIZE> QC_FN const uint4 *qc_chunk(const void *tile, int row, int chunk) {

@@ -108,13 +108,6 @@ static inline int qc_emulate_max(int mine, int lanes = 32) {
   qc_emulate_leave();
   return most;
 }
-template <class T> static inline T qc_emulate_shuffle(T mine, int lane) {
-  const qc_given *all = qc_emulate_meet(&mine, sizeof mine);
-  T found;
-  std::memcpy(&found, all[lane].words, sizeof found);
-  qc_emulate_leave();
-  return found;
-}
 /* product(x, w): of a byte of a and a byte of b. */
 template <class T> static inline void qc_emulate_fragments(int *c, const unsigned *a, const unsigned *b, T product) {
   unsigned mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
