@@ -45,8 +45,8 @@ def architectures(asked: str | None) -> list[int]:
         number = re.fullmatch(r"(?:sm_)?(\d{2,3})", name.strip())
         if number is None or int(number[1]) < LEAST:
             hint = (
-                f"For example sm_80,sm_90; the oldest is sm_{LEAST}. Or all (default: those from sm_{FIRST_TENSOR} on), "
-                "or none: NVRTC compiles at load."
+                f"For example sm_80,sm_90; the oldest is sm_{LEAST}. Or all (default: from sm_{FIRST_TENSOR} on), or "
+                "none: NVRTC compiles at load."
             )
             raise RecipeError(f"`{name}` is no architecture of the cuda target.", where="option arch", hint=hint)
         found.append(int(number[1]))

@@ -18,6 +18,7 @@ def fused_suite(arithmetic: str) -> Problems:
     p = Problems(arithmetic)
     _chains(p)
     _long_sums(p)
+    _narrow(p)
     _products(p)
     _attention(p)
     return p
@@ -103,6 +104,16 @@ def _long_sums(p: Problems) -> None:
     x = p.input("deep_x", (1, 600, 3, 3))
     p.output("long_conv_add", add(p, conv(p, x, 24), p.input("deep_other", (1, 24, 3, 3))))
     p.output("long_conv_grouped", conv(p, p.input("deep_g", (2, 1200, 2, 2)), 24, group=2))
+
+
+def _narrow(p: Problems) -> None:
+    """Weights and activations of 4 bits, which some cards multiply as such."""
+    p.conv("narrow_conv", (2, 32, 9, 7), 40, (3, 3), pads=(1, 1, 1, 1), bits=4, token="uint4", out="uint4")
+    p.conv("narrow_odd", (1, 9, 8, 8), 24, (3, 3), pads=(2, 0, 1, 1), bits=4, token="int4", out="int4")
+    p.conv("narrow_grouped", (1, 32, 6, 6), 32, (1, 1), group=2, bits=3, token="uint3", out="uint4")
+    p.matmul("narrow_matmul", (70, 200), 130, bits=4, token="int4", out="int8")
+    p.matmul("narrow_row", (1, 61), 19, bits=4, token="uint4", out="uint4")
+    p.matmul("narrow_long", (2, 9000), 40, bits=4, token="uint4", out="uint4")
 
 
 def _products(p: Problems) -> None:

@@ -13,6 +13,7 @@ from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.stages import Stage, check
 from qcompiler.targets.cuda.build import build, plan
 from qcompiler.targets.cuda.emulate import EmulatedSession
+from qcompiler.targets.cuda.machine import LEVELS
 from tests.conformance.fused import fused_suite
 from tests.conformance.suite import samples
 
@@ -50,5 +51,14 @@ def test_long_sums_of_few_outputs_have_parts() -> None:
     for level in ("sm_75", "sm_90a"):
         calls = plan(problems.graph, level, lambda stage, done, total: None).calls
         split = [call for call in calls if getattr(call.spec, "split", False)]
-        assert len(split) == 5
+        assert len(split) == 6
         assert all(call.launch.grid[2] > 1 and call.arguments[-1].buffer.kind == "counters" for call in split)
+
+
+def test_codes_of_four_bits_are_multiplied_as_such_before_sm_90() -> None:
+    graph = fused_suite("float").graph
+    found = {}
+    for level in LEVELS:
+        calls = plan(graph, level, lambda stage, done, total: None).calls
+        found[level] = sum(getattr(call.spec, "narrow", False) for call in calls)
+    assert found == {"sm_61": 0, "sm_75": 6, "sm_90a": 0}
