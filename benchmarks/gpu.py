@@ -107,7 +107,7 @@ def profile(session: Any, clock: Clock) -> Iterator[dict[str, Any]]:
         seconds = clock(lambda launch=launch: session.launch(launch), 20, 3)  # type: ignore[misc]
         row = {"kernel": launch["kernel"], "node": launch["node"], "grid": launch["grid"], "us": seconds * 1e6}
         row |= {"gbs": launch["bytes"] / seconds / 1e9, "tops": 2 * launch["macs"] / seconds / 1e12}
-        yield row | {key: launch[key] for key in ("bytes", "fetched", "macs") if key in launch}
+        yield row | {key: launch[key] for key in ("bytes", "fetched", "macs", "tiled") if key in launch}
 
 
 class Kernels:
@@ -175,7 +175,8 @@ class Kernels:
         exact = exact and bool(torch.equal(want, y))  # again after many runs
         row = {"label": entry["label"], "exact": exact, "us": seconds * 1e6, "tops": 2 * m * n * k / seconds / 1e12}
         row |= {"share_of_dense_int8": 2 * m * n * k / seconds / DENSE_INT8[90], **entry["usage"]}
-        return row | {"weights_gbs": packed.numel() / seconds / 1e9, "mean": float(y.float().mean())}
+        row |= {"weights_gbs": packed.numel() / seconds / 1e9, "mean": float(y.float().mean())}
+        return row | {"launch": entry["priced"]}
 
     def pair(self, entry: dict[str, Any]) -> dict[str, Any]:
         """Bits and rate of a product of two activations."""
@@ -187,7 +188,7 @@ class Kernels:
         b = torch.randint(0, 256, (batch, n, k) if entry["keys"] else (batch, k, n), dtype=torch.uint8, device="cuda")
         scale = torch.full((1,), 1e-2 / k**0.5, dtype=torch.float32, device="cuda")
         y = torch.zeros((batch, m, n), dtype=torch.uint8, device="cuda")
-        zeros = torch.zeros(16, dtype=torch.uint8, device="cuda")
+        zeros = torch.zeros(entry["zero_bytes"], dtype=torch.uint8, device="cuda")
         launch = self.launch(entry, [t.data_ptr() for t in (a, b, y, scale, zeros)])
         launch()
         torch.cuda.synchronize()
@@ -197,7 +198,8 @@ class Kernels:
         exact = bool(torch.equal(want, y))
         seconds = self.clock(launch, 10)
         row = {"label": entry["label"], "exact": exact, "us": seconds * 1e6, **entry["usage"]}
-        return row | {"tops": 2 * batch * m * n * k / seconds / 1e12, "mean": float(y.float().mean())}
+        row |= {"tops": 2 * batch * m * n * k / seconds / 1e12, "mean": float(y.float().mean())}
+        return row | {"launch": entry["priced"]}
 
     def thin_float(self, rows: int, side: int) -> dict[str, Any]:
         """The same product in bfloat16 by torch."""
@@ -271,7 +273,8 @@ def main() -> int:
     def note(section: str, row: dict[str, Any]) -> None:
         found[section].append(row)
         found["card"] = row.get("card") or found["card"]
-        shown = {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items() if key != "launches"}
+        shown = {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()
+                 if key not in ("launches", "launch")}  # fmt: skip
         print(section, *(f"{key}={value}" for key, value in shown.items()), flush=True)
         found["seconds"] = time.perf_counter() - begin
         if given.json is not None:

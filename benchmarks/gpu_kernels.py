@@ -23,7 +23,7 @@ from qcompiler.targets.cuda.tir.batched import BatchedProduct, Operand
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers
 from qcompiler.targets.cuda.tir.product import PARTS, Product
 from qcompiler.targets.cuda.tir.staging import NUMBERS
-from qcompiler.targets.cuda.tir.tile import Tile
+from qcompiler.targets.cuda.tir.tile import LINE, LINES, Tile
 from qcompiler.targets.shared.tir.requantize import Requantize
 
 SIDE = 4096
@@ -108,7 +108,9 @@ def product_entry(
         "shared": launch.shared,
         "pointers": ["x", "y", "w", "bias", "scale", "table", "line", *(["sums", "counters"] * spec.split)],
         "sums": prod(launch.grid) * tile.pixels * tile.channels * spec.split,
-        "numbers": [*(values[name] for name in (*NUMBERS, *(PARTS if spec.split else ()))), *codes],
+        "numbers": (numbers := [*(values[name] for name in (*NUMBERS, *(PARTS if spec.split else ()))), *codes]),
+        "priced": {"kernel": "qc_product_0", "grid": list(launch.grid), "macs": rows * inner * side,
+                   "bytes": rows * (inner + side) + side * inner * bits // 8, "tiled": spec.tiled(numbers)},
     }  # fmt: skip
 
 
@@ -131,8 +133,12 @@ def pair_entry(
     label = f"{batch} x {rows} x {inner} by {inner} x {columns}, b {'as rows' if keys else 'turned'}, two activations"
     return spec, {
         "kind": "pair", "label": label, "batch": batch, "rows": rows, "inner": inner, "columns": columns, "keys": keys,
-        "zeros": list(PAIR_ZEROS), "grid": list(launch.grid), "threads": launch.threads, "shared": launch.shared,
-        "pointers": ["a", "b", "y", "scale", "zeros"], "numbers": [*(values[name] for name in PAIR_NUMBERS), *codes],
+        "zeros": list(PAIR_ZEROS), "zero_bytes": LINES * LINE, "grid": list(launch.grid),
+        "threads": launch.threads, "shared": launch.shared,
+        "pointers": ["a", "b", "y", "scale", "zeros"],
+        "numbers": (numbers := [*(values[name] for name in PAIR_NUMBERS), *codes]),
+        "priced": {"kernel": "qc_batchedproduct_0", "grid": list(launch.grid), "macs": batch * rows * inner * columns,
+                   "bytes": batch * (rows * inner + inner * columns + rows * columns), "tiled": spec.tiled(numbers)},
     }  # fmt: skip
 
 

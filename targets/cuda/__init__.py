@@ -39,7 +39,7 @@ TARGET = Target(
     build,
     options={
         "arch": "architectures to make cubins for where nvcc is found: all (default: from sm_75 on), none, or such as "
-        "sm_80,sm_90; sm_61 to sm_72 have kernels of their own",
+        "sm_61,sm_80",
     },
     check=check,
     cost=_cost,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,8 @@ def signatures(source: str) -> dict[str, list[str]]:
 
 def launches(program: Program) -> list[dict[str, Any]]:
     """Of every call, in order: kernel, grid, threads, bytes of shared memory, arguments; and for who measures them,
-    node, bytes of what it reads and writes (`fetched`: by all blocks together, from caches), and products."""
+    node, bytes of what it reads and writes (`fetched`: by all blocks together, from caches), products, and what a block
+    of tiled ones does (`tiled`)."""
     nodes = {str(node.name): node for node in program.graph.nodes()}
     return [_launch(program, call, nodes.get(call.node)) for call in program.calls]
 
@@ -107,9 +108,13 @@ def _launch(program: Program, call: Call, node: ir.Node | None) -> dict[str, Any
         "arguments": [*(_pointer(argument) for argument in call.arguments), *call.numbers],
         "node": comment(call.node),
         "bytes": sum(_size(program, argument) for argument in call.arguments),
-        **({"fetched": call.spec.fetched(launch, call.numbers)} if isinstance(call.spec, TILED) else {}),
+        **(_tiled(call.spec, launch, call.numbers) if isinstance(call.spec, TILED) else {}),
         "macs": products,
     }
+
+
+def _tiled(spec: Product | BatchedProduct, launch: Launch, numbers: Sequence[int]) -> dict[str, Any]:
+    return {"fetched": spec.fetched(launch, numbers), "tiled": spec.tiled(numbers)}
 
 
 def _size(program: Program, argument: Argument) -> int:

@@ -12,7 +12,7 @@ from qcompiler.targets.cuda.tile import Shape, choose_tile
 from qcompiler.targets.cuda.tir.batched import NUMBERS, BatchedProduct, Operand
 from qcompiler.targets.cuda.tir.direct import BATCHED, DirectProduct, elements_launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
-from qcompiler.targets.cuda.tir.tile import CHUNK
+from qcompiler.targets.cuda.tir.tile import CHUNK, LINE, LINES
 from qcompiler.targets.shared.lower_attention import batch_nest, batched, sums_of_products_fit
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import format_of, requantize_inputs, requantize_of
@@ -63,7 +63,7 @@ def lower_batch_matmul(program: Program, node: ir.Node) -> None:
             not values["b_zero_point"],
         )
         values["tiles"] = -(-inner // tile.step)
-        zeros = program.parameter(np.zeros(CHUNK, np.uint8), f"{node.name}/zeros")
+        zeros = program.parameter(np.zeros(LINES * LINE, np.uint8), f"{node.name}/zeros")
         numbers = [*(values[name] for name in NUMBERS), *codes]
         launch = spec.launch(prod(batch), rows, columns)
         program.call(spec, 0, a, b, y, *scales, zeros, numbers=numbers, launch=launch)

@@ -16,7 +16,7 @@ from qcompiler.targets.cuda.tile import Shape, choose_tile
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
 from qcompiler.targets.cuda.tir.product import PARTS, Product
 from qcompiler.targets.cuda.tir.staging import NUMBERS, OUTSIDE
-from qcompiler.targets.cuda.tir.tile import CHUNK, Tile
+from qcompiler.targets.cuda.tir.tile import CHUNK, LINE, LINES, Tile
 from qcompiler.targets.shared.geometry import Window
 from qcompiler.targets.shared.lower_clipped import flat
 from qcompiler.targets.shared.program import Argument, Program
@@ -106,7 +106,7 @@ def product(
             for p in (folded, *requantize_inputs(program, node, 3))
         ),
         program.parameter(table, f"{node.name}/table"),
-        program.parameter(np.full(CHUNK, zero, x.dtype), f"{node.name}/line"),
+        program.parameter(np.full(CHUNK if direct else LINES * LINE, zero, x.dtype), f"{node.name}/line"),
         *(step.pointer for step in steps),
         *(_meeting(program, node, tile, prod(spec.launch(groups, pixels, channels).grid), choice.parts)),
         numbers=[

@@ -21,7 +21,7 @@ from qcompiler.targets.cuda.tir.direct import BATCHED
 from qcompiler.targets.cuda.tir.epilogue import Codes, itemsize
 from qcompiler.targets.cuda.tir.fragments import Fragments
 from qcompiler.targets.cuda.tir.staging import turned
-from qcompiler.targets.cuda.tir.tile import CHUNK, Tile
+from qcompiler.targets.cuda.tir.tile import CHUNK, Tile, line_of, tiled
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.builder import Expr
 
@@ -75,8 +75,15 @@ class BatchedProduct:
         """Bytes that all blocks copy to shared memory."""
         return prod(launch.grid) * numbers[NUMBERS.index("tiles")] * self.tile.stage_bytes()
 
+    def tiled(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """What a block does, for who prices it."""
+        sides = ((self.a, self.tile.pixels), (self.b, self.tile.channels))
+        copies = sum(rows * self.tile.step // (operand.grain or (4 if operand.words else 1)) for operand, rows in sides)
+        steps = numbers[NUMBERS.index("tiles")]
+        return tiled(self.tile, self.codes.storage, steps, copies) | {"parts": 1}
+
     def build(self, name: str, machine: Machine) -> Any:
-        """void name(a, b, y, scales..., zeros, NUMBERS..., numbers of codes...); zeros: CHUNK bytes."""
+        """void name(a, b, y, scales..., zeros, NUMBERS..., numbers of codes...); zeros: LINES * LINE bytes."""
         return _Emitter(self, name, has_tensor_cores(machine)).function()
 
 
@@ -125,7 +132,7 @@ class _Side:
         for part in range(CHUNK // grain):
             begin = k.let(at + part * grain)
             chosen = k.value("qc_choose", k.cast(begin < inner, "int32"), k.at(self.pointer, 0), source + begin,
-                             k.at(self.emitter.zeros, 0), dtype="handle")  # fmt: skip
+                             k.at(self.emitter.zeros, self.emitter.line), dtype="handle")  # fmt: skip
             k.call(f"qc_async{grain}", there, k.at(memory, to + part * grain), chosen)
 
     def _turn(self, there: Expr, base: Expr, k0: Expr, row: Expr, chunk: Expr) -> None:
@@ -154,6 +161,7 @@ class _Emitter:
         k, tile, spec, n = self.kernel, self.tile, self.spec, self.n
         self.first_column = k.let(k.blocks[0] * tile.channels)
         self.first_row = k.let(k.blocks[1] * tile.pixels)
+        self.line = line_of(k)
         starts = self._starts()
         a = _Side(self, "a", spec.a, tile.pixels, "rows", ("a_row", "a_k"))
         b = _Side(self, "b", spec.b, tile.channels, "columns", ("b_n", "b_k"))

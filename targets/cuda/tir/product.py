@@ -21,7 +21,7 @@ from qcompiler.targets.cuda.tir.epilogue import Codes, itemsize
 from qcompiler.targets.cuda.tir.fragments import Fragments
 from qcompiler.targets.cuda.tir.staging import NUMBERS, Staging
 from qcompiler.targets.cuda.tir.tail import Tail, Tails
-from qcompiler.targets.cuda.tir.tile import CHUNK, Tile
+from qcompiler.targets.cuda.tir.tile import CHUNK, Tile, tiled
 from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.tir.builder import Expr
 
@@ -35,7 +35,7 @@ class Product:
     """y[pixel, channel] = requantize(bias[channel] + sum over k of x[pixel, k] * w[channel, k]).
 
     w: int8, as pack.py packs them; table: int32 pairs (offset, row << 16 | column & 0xffff)
-    for every run of `grain` bytes, as many as tiles have; line: CHUNK bytes that hold the zero point of x.
+    for every run of `grain` bytes, as many as tiles have; line: LINES * LINE bytes that are the zero point of x.
     """
 
     storage: str
@@ -72,6 +72,15 @@ class Product:
         tiles = numbers[len(NUMBERS) + PARTS.index("part_tiles") if self.split else NUMBERS.index("tiles")]
         sums = 2 * 4 * self.tile.pixels * self.tile.channels if self.split else 0
         return prod(launch.grid) * (tiles * self.tile.stage_bytes(self.bits) + sums)
+
+    def tiled(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """What a block does, for who prices it: tiles of the inner dimension, and for each of them copies that threads
+        issue, bytes and products; outputs; how many blocks fit a processor at once."""
+        parts = numbers[len(NUMBERS) + PARTS.index("parts")] if self.split else 1
+        steps = numbers[len(NUMBERS) + PARTS.index("part_tiles") if self.split else NUMBERS.index("tiles")]
+        weights = self.tile.channels * self.tile.step * self.bits // 8
+        copies = self.tile.pixels * self.tile.step // self.grain + weights // CHUNK
+        return tiled(self.tile, self.codes.storage, steps, copies, self.bits) | {"parts": parts}
 
     def build(self, name: str, machine: Machine) -> Any:
         """void name(x, y, w, bias, scales..., table, line, tails..., [partial sums, counters,] NUMBERS..., [PARTS...,]

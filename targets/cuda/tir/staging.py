@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qcompiler.targets.cuda.tir.tile import CHUNK
+from qcompiler.targets.cuda.tir.tile import CHUNK, line_of
 from qcompiler.targets.shared.tir.builder import Expr
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Staging:
         chunks = self.row_bytes // CHUNK
         self.w_step = tile.threads // chunks
         self.w_column, self.w_row = k.let(k.thread % chunks), k.let(k.thread // chunks)
+        self.line = k.const(0) if self.product.spec.direct else line_of(k)
         self.starts = k.local(self.rows_x, "int32")
         self.tops, self.lefts = k.local(self.rows_x, "int32"), k.local(self.rows_x, "int32")
         for i in range(self.rows_x):
@@ -129,7 +130,8 @@ class Staging:
         column = k.let(self.lefts.load(i) + right)
         inside = k.value("qc_inside", line, column, self.n["height"], self.n["width"])
         start = k.let(self.starts.load(i) + offset)
-        return k.value("qc_choose", inside, k.at(self.product.x, 0), start, k.at(self.product.line, 0), dtype="handle")
+        line_at = k.at(self.product.line, self.line)
+        return k.value("qc_choose", inside, k.at(self.product.x, 0), start, line_at, dtype="handle")
 
     def swizzled(self, row: Expr, chunk: Expr) -> Expr:
         """Where a chunk of a row of x lies: eight rows of the same chunk are in eight different groups of banks."""

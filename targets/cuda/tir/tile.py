@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from qcompiler.targets.cuda.grid import GridKernel
 from qcompiler.targets.cuda.tir.epilogue import itemsize
+from qcompiler.targets.shared.tir.builder import Expr
 
 CHUNK = 16
 """Bytes that fragments and copies are made of."""
+LINES, LINE = 64, 128
+"""Places that what lies outside of a tensor is read from, and bytes from one to the next. Were there one place, all
+processors would read one piece of the second-level cache, one after the other."""
+RESIDENT_BYTES, RESIDENT_THREADS = 228 << 10, 2048
+"""Shared memory and threads of a processor of sm_90; of a block's registers at most 255 a thread are not counted."""
+
+
+def line_of(kernel: GridKernel) -> Expr:
+    """Which byte of LINES places a warp reads from."""
+    k = kernel
+    warps = k.threads // 32
+    return k.let((((k.blocks[1] + k.blocks[0]) * warps + k.thread // 32) % LINES) * LINE)
 
 
 @dataclass(frozen=True)
@@ -46,3 +61,17 @@ class Tile:
         """Tiles of the inner dimension that are copied ahead: all stages but the one in use, and with wgmma, which
         still reads when the next tile begins, but the one before it."""
         return self.stages - (2 if self.wgmma else 1)
+
+
+def tiled(tile: Tile, storage: str, steps: int, copies: int, bits: int = 8) -> dict[str, Any]:
+    """What a block of a tile does. storage: of its codes; copies: that its threads issue in a step."""
+    room = RESIDENT_BYTES // (tile.shared(storage, bits) + 1024)
+    return {
+        "steps": steps,
+        "copies": copies,
+        "bytes": tile.stage_bytes(bits),
+        "macs": tile.pixels * tile.channels * tile.step,
+        "outputs": tile.pixels * tile.channels,
+        "resident": max(1, min(room, RESIDENT_THREADS // tile.threads)),
+        "wgmma": tile.wgmma,
+    }
