@@ -25,6 +25,7 @@ int cuModuleLoadData(void **, const void *);
 int cuModuleGetFunction(void **, void *, const char *);
 int cuFuncSetAttribute(void *, int, int);
 int cuMemAlloc_v2(uint64_t *, size_t);
+int cuMemsetD8Async(uint64_t, unsigned char, size_t, void *);
 int cuMemcpyHtoDAsync_v2(uint64_t, const void *, size_t, void *);
 int cuMemcpyDtoHAsync_v2(void *, uint64_t, size_t, void *);
 int cuStreamCreate(void **, unsigned);
