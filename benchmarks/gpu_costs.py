@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
+from benchmarks.gpu_section import NAMED
 from qcompiler.targets.cuda.cost import SCHEMA, Table
 
 PROCESSORS = {"H100 80GB HBM3": 132, "H200": 132, "A100": 108}
@@ -104,7 +105,7 @@ def main() -> None:
     given = parser.parse_args()
     document = json.loads(given.measured.read_text())
     networks = {row["name"]: (row["launches"], row.get("late_us", row["graph_us"])) for row in document["bundles"]
-                if "launches" in row}  # fmt: skip
+                if "launches" in row and NAMED.match(row["name"])}  # fmt: skip
     kernels = [(row["launch"], row["us"]) for row in document["kernels"] if "launch" in row]
     device = next(str(row["card"]) for row in document["bundles"])
     table = fit(networks, device, given.date, kernels)

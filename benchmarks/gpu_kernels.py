@@ -17,7 +17,7 @@ from qcompiler.formats import parse_integers
 from qcompiler.targets.cuda.cubin import compile_cubins
 from qcompiler.targets.cuda.emit import TEMPLATES
 from qcompiler.targets.cuda.machine import THREAD
-from qcompiler.targets.cuda.tile import GROUPS, TILES, Shape, choose_tile
+from qcompiler.targets.cuda.tile import GROUPS, TILES, Choice, Shape, choose_tile
 from qcompiler.targets.cuda.tir.batched import NUMBERS as PAIR_NUMBERS
 from qcompiler.targets.cuda.tir.batched import BatchedProduct, Operand
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers
@@ -146,9 +146,9 @@ THIN, WIDE = 16, 16384
 """Rows and weights [WIDE, WIDE] of products that wait for weights, which are more than the caches hold."""
 THIN_TILES = (Tile(16, 64, 16, 16, 4), Tile(16, 64, 16, 16, 4, 128), Tile(16, 64, 16, 16, 6, 128),
               Tile(16, 64, 16, 16, 4, 256))  # fmt: skip
-LONG = ((1, 16384, 1024), (1, 25088, 4096), (49, 4608, 512))
+LONG = ((1, 2048, 1024), (1, 16384, 1024), (1, 25088, 4096), (49, 2048, 512), (49, 4608, 512))
 """Rows, inner dimension and columns of products with few outputs and long sums: fully connected layers, and the last
-stage of a ResNet at batch 1. Each as a whole and in the parts that tile.py chooses."""
+stage of a ResNet at batch 1. Each as a whole, in the parts that tile.py chooses, and in four."""
 PAIRS = ((64, 512, 64, 512), (8, 256, 1024, 256))
 """Batch, rows, inner dimension and columns of products of two activations."""
 PAIR_ZEROS = 100, 130
@@ -187,9 +187,10 @@ def write_kernels(folder: Path, arch: str) -> dict[str, Any]:
         entries.append({"kernel": f"qc_square_w{bits}", **entry, "label": f"weights of {bits} bits, {entry['label']}"})
     for i, (rows, inner, side) in enumerate(LONG):
         shape = Shape(rows, side, inner)
-        for choice in (choose_tile("sm_90a", shape, split=False), choose_tile("sm_90a", shape)):
+        whole = choose_tile("sm_90a", shape, split=False)
+        for choice in dict.fromkeys((whole, choose_tile("sm_90a", shape), Choice(THIN_TILES[1], parts=4))):
             spec, entry = product_entry(choice.tile, rows, side, inner=inner, parts=choice.parts)
-            name = f"qc_long_{i}_{choice.parts}"
+            name = f"qc_long_{i}_{choice.parts}_{choice.tile.pixels}"
             functions[name] = spec
             entries.append({"kernel": name, **entry})
     for i, (batch, rows, inner, columns) in enumerate(PAIRS):

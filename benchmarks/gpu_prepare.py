@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -52,6 +52,8 @@ RUNS: tuple[tuple[str, int, str], ...] = (
 )
 """Network, batch, precision."""
 VECTORS = 2
+PLACES = "resnet20_cifar10_jpeg-b32-w8a8"
+"""The network that is written a second time, with `one_place`."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,19 @@ def any_tile(seed: int = 5) -> Iterator[None]:
         lower_product.choose_tile = lower_batched.choose_tile = own
 
 
+@contextmanager
+def one_place() -> Iterator[None]:
+    """What lies outside of images is read from one place, as it was before kernels had many: to see what that costs."""
+    from qcompiler.targets.cuda.tir import tile
+
+    own = tile.LINES
+    tile.LINES = 1
+    try:
+        yield
+    finally:
+        tile.LINES = own
+
+
 def write(prepared: Prepared, folder: Path, arch: str) -> dict[str, Any]:
     """The bundle with its vectors; facts about it."""
     start = time.perf_counter()
@@ -207,8 +222,12 @@ def main() -> int:
         if not chosen(label):
             continue
         case = next(one for one in cases(name) if one.model.stem == name)
-        facts.append(write(network(case, name, batch, precision, given.cache), given.folder, given.arch))
+        prepared = network(case, name, batch, precision, given.cache)
+        facts.append(write(prepared, given.folder, given.arch))
         print(facts[-1], file=sys.stderr, flush=True)
+        if label == PLACES:
+            with one_place():
+                facts.append(write(replace(prepared, name=f"{label}-one-place"), given.folder, given.arch))
         floats = given.folder / "float"
         floats.mkdir(parents=True, exist_ok=True)
         if name.startswith(("mobilenet_v2_", "vit_hybrid", "resnet20")) and batch == 1:
