@@ -95,6 +95,9 @@ def test_kernels_have_the_instructions_they_are_for(
         own = [body for body in bodies if kind == "large" or f"_{kind}_" in body.split("(")[0]]
         found = [body for body in own if re.search(instruction, body)]
         assert found and (kind == "large" or len(found) == len(own)), (arch, kind, instruction)
+    split = [body for body in bodies if "atom.global.inc" in body]
+    ordered = r"st\.global\.v4.*membar\.gl.*bar\.sync.*atom\.global\.inc.*bar\.sync.*ld\.global\.cg"
+    assert split and all(re.search(ordered, body, re.DOTALL) for body in split)
     assert level != "sm_61" or not re.search(r"\b(mma|ldmatrix)\b", "".join(bodies))
     if arch == "sm_90a":  # nothing but weights is read before a kernel has waited for those before it
         for body in bodies:
