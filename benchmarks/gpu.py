@@ -31,7 +31,7 @@ from qcompiler.runtime.cuda_loader import CudaSession
 
 DENSE_INT8 = {90: 1979e12, 80: 624e12, 89: 660e12}
 """Operations a second that vendors name for dense int8 (SXM cards)."""
-UNPROFILED = ("suite", "fuzz", "fused")
+UNPROFILED = ("suite", "fuzz", "fused", "old")
 
 
 class Clock:
@@ -107,7 +107,7 @@ def profile(session: Any, clock: Clock) -> Iterator[dict[str, Any]]:
         seconds = clock(lambda launch=launch: session.launch(launch), 20, 3)  # type: ignore[misc]
         row = {"kernel": launch["kernel"], "node": launch["node"], "grid": launch["grid"], "us": seconds * 1e6}
         row |= {"gbs": launch["bytes"] / seconds / 1e9, "tops": 2 * launch["macs"] / seconds / 1e12}
-        yield row | {key: launch[key] for key in ("bytes", "fetched", "macs") if key in launch}
+        yield row | {key: launch[key] for key in ("bytes", "fetched", "macs", "tiled") if key in launch}
 
 
 class Kernels:
@@ -149,28 +149,57 @@ class Kernels:
         """Bits and rate of a product; the share of memory's rate by the weights alone."""
         import torch
 
-        m, n, bits = entry["rows"], entry["side"], entry["bits"]
+        m, n, k, bits = entry["rows"], entry["side"], entry["inner"], entry["bits"]
         cuda, top = torch.device("cuda"), 1 << bits - 1
         torch.manual_seed(0)
-        x = torch.randint(0, 256, (m, n), dtype=torch.uint8, device=cuda)
-        w = torch.randint(-top, top, (n, n), dtype=torch.int8, device=cuda)
+        x = torch.randint(0, 16 if entry["narrow"] else 256, (m, k), dtype=torch.uint8, device=cuda)
+        w = torch.randint(-top, top, (n, k), dtype=torch.int8, device=cuda)
         bias = torch.randint(-1000, 1000, (n,), dtype=torch.int32, device=cuda)
-        scale = torch.full((n,), 3e-5 * 128 / top * (4096 / n) ** 0.5, dtype=torch.float32, device=cuda)
+        scale = torch.full((n,), 3e-5 * 128 / top * (4096 / k) ** 0.5, dtype=torch.float32, device=cuda)
         y = torch.zeros((m, n), dtype=torch.uint8, device=cuda)
         rest = torch.zeros(64, dtype=torch.int32, device=cuda)
         packed = packed_weights(w, entry["channels"], entry["step"], bits)
-        launch = self.launch(entry, [t.data_ptr() for t in (x, y, packed, bias, scale, rest, rest)])
+        pointers = [x, y, packed, bias, scale, rest, rest]
+        if entry["sums"]:  # counters are 0 at first; the sums need not be anything
+            pointers += [torch.full((entry["sums"],), -1, dtype=torch.int32, device=cuda),
+                         torch.zeros(entry["grid"][0] * entry["grid"][1], dtype=torch.int32, device=cuda)]  # fmt: skip
+        launch = self.launch(entry, [t.data_ptr() for t in pointers])
         launch()
         torch.cuda.synchronize()
         signed = (x.to(torch.int16) - 128).to(torch.int8)
-        signed = torch.cat([signed, signed.new_zeros((max(0, 32 - m), n))])  # cuBLAS wants more than 16 rows
+        signed = torch.cat([signed, signed.new_zeros((max(0, 32 - m), k))])  # cuBLAS wants more than 16 rows
         sums = torch._int_mm(signed, w.t())[:m] + 128 * w.to(torch.int32).sum(1, dtype=torch.int32) + bias
         want = torch.clamp(torch.round(sums.to(torch.float32) * scale), 0, 255).to(torch.uint8)
         exact = bool(torch.equal(want, y))
         seconds = self.clock(launch, 10)
-        row = {"label": entry["label"], "exact": exact, "us": seconds * 1e6, "tops": 2 * m * n * n / seconds / 1e12}
-        row |= {"share_of_dense_int8": 2 * m * n * n / seconds / DENSE_INT8[90], **entry["usage"]}
-        return row | {"weights_gbs": packed.numel() / seconds / 1e9, "mean": float(y.float().mean())}
+        exact = exact and bool(torch.equal(want, y))  # again after many runs
+        row = {"label": entry["label"], "exact": exact, "us": seconds * 1e6, "tops": 2 * m * n * k / seconds / 1e12}
+        row |= {"share_of_dense_int8": 2 * m * n * k / seconds / DENSE_INT8[90], **entry["usage"]}
+        row |= {"weights_gbs": packed.numel() / seconds / 1e9, "mean": float(y.float().mean())}
+        return row | {"launch": entry["priced"]}
+
+    def pair(self, entry: dict[str, Any]) -> dict[str, Any]:
+        """Bits and rate of a product of two activations."""
+        import torch
+
+        batch, m, k, n = (entry[name] for name in ("batch", "rows", "inner", "columns"))
+        torch.manual_seed(0)
+        a = torch.randint(0, 256, (batch, m, k), dtype=torch.uint8, device="cuda")
+        b = torch.randint(0, 256, (batch, n, k) if entry["keys"] else (batch, k, n), dtype=torch.uint8, device="cuda")
+        scale = torch.full((1,), 1e-2 / k**0.5, dtype=torch.float32, device="cuda")
+        y = torch.zeros((batch, m, n), dtype=torch.uint8, device="cuda")
+        zeros = torch.zeros(entry["zero_bytes"], dtype=torch.uint8, device="cuda")
+        launch = self.launch(entry, [t.data_ptr() for t in (a, b, y, scale, zeros)])
+        launch()
+        torch.cuda.synchronize()
+        left, right = (t.double() - zero for t, zero in zip((a, b), entry["zeros"], strict=True))
+        sums = left @ (right.transpose(1, 2) if entry["keys"] else right)  # exact: below 2^53
+        want = torch.clamp(torch.round(sums.float() * scale), 0, 255).to(torch.uint8)
+        exact = bool(torch.equal(want, y))
+        seconds = self.clock(launch, 10)
+        row = {"label": entry["label"], "exact": exact, "us": seconds * 1e6, **entry["usage"]}
+        row |= {"tops": 2 * batch * m * n * k / seconds / 1e12, "mean": float(y.float().mean())}
+        return row | {"launch": entry["priced"]}
 
     def thin_float(self, rows: int, side: int) -> dict[str, Any]:
         """The same product in bfloat16 by torch."""
@@ -244,7 +273,8 @@ def main() -> int:
     def note(section: str, row: dict[str, Any]) -> None:
         found[section].append(row)
         found["card"] = row.get("card") or found["card"]
-        shown = {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items() if key != "launches"}
+        shown = {key: round(v, 3) if isinstance(v, float) else v for key, v in row.items()
+                 if key not in ("launches", "launch")}  # fmt: skip
         print(section, *(f"{key}={value}" for key, value in shown.items()), flush=True)
         found["seconds"] = time.perf_counter() - begin
         if given.json is not None:
@@ -269,7 +299,7 @@ def main() -> int:
         found["card"] = torch.cuda.get_device_name()
         attempt("copy", lambda: note("kernels", kernels.copy()))
         for entry in kernels.document["kernels"]:
-            work = kernels.peak if entry["kind"] == "peak" else kernels.product
+            work = {"peak": kernels.peak, "pair": kernels.pair, "product": kernels.product}[entry["kind"]]
             attempt(entry["label"], lambda work=work, entry=entry: note("kernels", work(entry)))  # type: ignore[misc]
         attempt("bfloat16", lambda: note("kernels", kernels.thin_float(16, 16384)))
         attempt("cuBLAS", lambda: note("kernels", kernels.vendor(4096)))

@@ -1,4 +1,5 @@
-"""Kernels by themselves, for `benchmarks.gpu`: products of 4096^3 by every tile, and what the instructions can do.
+"""Kernels by themselves, for `benchmarks.gpu`: products of 4096^3 by every tile, sums in parts, products of two
+activations, and what the instructions can do.
 
 A kernel of the list has pointers by role (x, y, w, bias, scale, table, line, or a size in bytes) and numbers, so that
 the card's side needs no compiler: it fills x and w at random, and knows what y has to be.
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,13 @@ from qcompiler.formats import parse_integers
 from qcompiler.targets.cuda.cubin import compile_cubins
 from qcompiler.targets.cuda.emit import TEMPLATES
 from qcompiler.targets.cuda.machine import THREAD
-from qcompiler.targets.cuda.tile import GROUPS, TILES
+from qcompiler.targets.cuda.tile import GROUPS, TILES, Choice, Shape, choose_tile
+from qcompiler.targets.cuda.tir.batched import NUMBERS as PAIR_NUMBERS
+from qcompiler.targets.cuda.tir.batched import BatchedProduct, Operand
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers
-from qcompiler.targets.cuda.tir.product import Product, Tile
+from qcompiler.targets.cuda.tir.product import PARTS, Product
 from qcompiler.targets.cuda.tir.staging import NUMBERS
+from qcompiler.targets.cuda.tir.tile import LINE, LINES, Tile
 from qcompiler.targets.shared.tir.requantize import Requantize
 
 SIDE = 4096
@@ -65,27 +70,75 @@ extern "C" __global__ void __launch_bounds__(256) qc_peak_wgmma(int *y, int loop
 """
 
 
-def product_entry(tile: Tile, rows: int = SIDE, side: int = SIDE, bits: int = 8) -> tuple[Product, dict[str, Any]]:
-    """A product of [rows, side] by [side, side] by one tile, and how it is launched. bits: of a weight in memory."""
-    spec = Product("uint8", Codes("float", "uint8"), tile, 16, 16, True, bits=bits)
-    launch = spec.launch(1, rows, side)
+def product_entry(
+    tile: Tile,
+    rows: int = SIDE,
+    side: int = SIDE,
+    bits: int = 8,
+    *,
+    inner: int | None = None,
+    parts: int = 1,
+    narrow: bool = False,
+) -> tuple[Product, dict[str, Any]]:
+    """A product of [rows, inner] by [inner, side] by one tile, and how it is launched.
+
+    bits: of a weight in memory; inner: `side` if it is not given; parts: of each sum; narrow: products of 4 bits.
+    """
+    inner = inner or side
+    spec = Product("uint8", Codes("float", "uint8"), tile, 16, 16, True, (), bits, narrow, parts > 1)
+    launch, tiles = spec.launch(1, rows, side, parts), inner // tile.step
     values = dict.fromkeys(NUMBERS, 0) | {
-        "pixels": rows, "channels": side, "tiles": side // tile.step, "y_pixel": side, "columns": rows,
+        "pixels": rows, "channels": side, "tiles": tiles, "y_pixel": side, "columns": rows,
         "positions": rows, "stride_y": 1, "stride_x": 1, "height": 1, "width": rows, "x_image": 0, "x_row": 0,
-        "x_pixel": side, "x_group": side, "y_group": side, "w_group": side * side * bits // 8, "p_group": side,
+        "x_pixel": inner, "x_group": inner, "y_group": side, "w_group": side * inner * bits // 8, "p_group": side,
+        "parts": parts, "part_tiles": -(-tiles // parts),
     }  # fmt: skip
     codes = code_numbers(Requantize("float", parse_integers("uint8"), 0))
     kind = "wgmma" if tile.wgmma else "mma"
     label = (
         f"{kind} {tile.pixels}x{tile.channels}x{tile.step} by {tile.warp_pixels}x{tile.warp_channels}, {tile.stages}"
     )
-    if rows != side:
+    if inner != side:
+        label = f"{rows} rows, {inner} by {side} weights, {label}, {parts} part{'s' if parts > 1 else ''}"
+    elif rows != side:
         label = f"{rows} rows by {side}^2 weights of {bits} bits, {label}"
     return spec, {
-        "kind": "product", "label": label, "rows": rows, "side": side, "bits": bits, "channels": tile.channels,
-        "step": tile.step, "grid": list(launch.grid), "threads": launch.threads,
-        "shared": launch.shared, "pointers": ["x", "y", "w", "bias", "scale", "table", "line"],
-        "numbers": [*(values[name] for name in NUMBERS), *codes],
+        "kind": "product", "label": label, "rows": rows, "side": side, "inner": inner, "bits": bits, "narrow": narrow,
+        "channels": tile.channels, "step": tile.step, "grid": list(launch.grid), "threads": launch.threads,
+        "shared": launch.shared,
+        "pointers": ["x", "y", "w", "bias", "scale", "table", "line", *(["sums", "counters"] * spec.split)],
+        "sums": prod(launch.grid) * tile.pixels * tile.channels * spec.split,
+        "numbers": (numbers := [*(values[name] for name in (*NUMBERS, *(PARTS if spec.split else ()))), *codes]),
+        "priced": {"kernel": "qc_product_0", "grid": list(launch.grid), "macs": rows * inner * side,
+                   "bytes": rows * (inner + side) + side * inner * bits // 8, "tiled": spec.tiled(numbers)},
+    }  # fmt: skip
+
+
+def pair_entry(
+    tile: Tile, batch: int, rows: int, inner: int, columns: int, *, keys: bool
+) -> tuple[BatchedProduct, dict[str, Any]]:
+    """A product of two activations [batch, rows, inner] and [batch, inner, columns], and how it is launched. keys:
+    whether b lies as [batch, columns, inner]."""
+    b = Operand("uint8", 16) if keys else Operand("uint8", 0, words=True)
+    spec = BatchedProduct(Operand("uint8", 16), b, Codes("float", "uint8"), tile, 16, False, False)
+    launch = spec.launch(batch, rows, columns)
+    values = {
+        "rows": rows, "inner": inner, "columns": columns, "tiles": -(-inner // tile.step),
+        "a_zero_point": PAIR_ZEROS[0], "b_zero_point": PAIR_ZEROS[1], "a_row": inner, "a_k": 1,
+        "b_k": 1 if keys else columns, "b_n": inner if keys else 1, "y_row": columns, "y_n": 1,
+        "extent1": 1, "extent2": batch, "a0": 0, "a1": 0, "a2": rows * inner,
+        "b0": 0, "b1": 0, "b2": inner * columns, "y0": 0, "y1": 0, "y2": rows * columns,
+    }  # fmt: skip
+    codes = code_numbers(Requantize("float", parse_integers("uint8"), 0))
+    label = f"{batch} x {rows} x {inner} by {inner} x {columns}, b {'as rows' if keys else 'turned'}, two activations"
+    return spec, {
+        "kind": "pair", "label": label, "batch": batch, "rows": rows, "inner": inner, "columns": columns, "keys": keys,
+        "zeros": list(PAIR_ZEROS), "zero_bytes": LINES * LINE, "grid": list(launch.grid),
+        "threads": launch.threads, "shared": launch.shared,
+        "pointers": ["a", "b", "y", "scale", "zeros"],
+        "numbers": (numbers := [*(values[name] for name in PAIR_NUMBERS), *codes]),
+        "priced": {"kernel": "qc_batchedproduct_0", "grid": list(launch.grid), "macs": batch * rows * inner * columns,
+                   "bytes": batch * (rows * inner + inner * columns + rows * columns), "tiled": spec.tiled(numbers)},
     }  # fmt: skip
 
 
@@ -93,6 +146,12 @@ THIN, WIDE = 16, 16384
 """Rows and weights [WIDE, WIDE] of products that wait for weights, which are more than the caches hold."""
 THIN_TILES = (Tile(16, 64, 16, 16, 4), Tile(16, 64, 16, 16, 4, 128), Tile(16, 64, 16, 16, 6, 128),
               Tile(16, 64, 16, 16, 4, 256))  # fmt: skip
+LONG = ((1, 2048, 1024), (1, 16384, 1024), (1, 25088, 4096), (49, 2048, 512), (49, 4608, 512))
+"""Rows, inner dimension and columns of products with few outputs and long sums: fully connected layers, and the last
+stage of a ResNet at batch 1. Each as a whole, in the parts that tile.py chooses, and in four."""
+PAIRS = ((64, 512, 64, 512), (8, 256, 1024, 256))
+"""Batch, rows, inner dimension and columns of products of two activations."""
+PAIR_ZEROS = 100, 130
 CANDIDATES = (
     *TILES[:5],
     Tile(128, 256, 64, 64, 3),
@@ -111,7 +170,8 @@ def write_kernels(folder: Path, arch: str) -> dict[str, Any]:
     """kernels.cu, a cubin for the newest architecture of `arch`, and kernels.json."""
     from qcompiler.targets.cuda.emit import text_of
 
-    entries, functions = [], {}
+    entries: list[dict[str, Any]] = []
+    functions: dict[str, Any] = {}
     for i, tile in enumerate(CANDIDATES):
         spec, entry = product_entry(tile)
         functions[f"qc_square_{i}"] = spec
@@ -125,6 +185,26 @@ def write_kernels(folder: Path, arch: str) -> dict[str, Any]:
         spec, entry = product_entry(Tile(128, 128, 64, 64, 4), bits=bits)
         functions[f"qc_square_w{bits}"] = spec
         entries.append({"kernel": f"qc_square_w{bits}", **entry, "label": f"weights of {bits} bits, {entry['label']}"})
+    for i, (rows, inner, side) in enumerate(LONG):
+        shape = Shape(rows, side, inner)
+        whole = choose_tile("sm_90a", shape, split=False)
+        for choice in dict.fromkeys((whole, choose_tile("sm_90a", shape), Choice(THIN_TILES[1], parts=4))):
+            spec, entry = product_entry(choice.tile, rows, side, inner=inner, parts=choice.parts)
+            name = f"qc_long_{i}_{choice.parts}_{choice.tile.pixels}"
+            functions[name] = spec
+            entries.append({"kernel": name, **entry})
+    for i, (batch, rows, inner, columns) in enumerate(PAIRS):
+        tile = choose_tile("sm_75", Shape(rows, columns, inner, batch), split=False).tile
+        for keys in (True, False):
+            pair, entry = pair_entry(tile, batch, rows, inner, columns, keys=keys)
+            functions[f"qc_pair_{i}_{int(keys)}"] = pair
+            entries.append({"kernel": f"qc_pair_{i}_{int(keys)}", **entry})
+    newest = max(arch.split(","))
+    newest = "sm_90a" if newest in ("sm_90", "90") else newest
+    if not newest.startswith("sm_9"):  # which has no products of codes of 4 bits
+        spec, entry = product_entry(Tile(128, 128, 64, 32, 4), bits=4, narrow=True)
+        functions["qc_square_narrow"] = spec
+        entries.append({"kernel": "qc_square_narrow", **entry, "label": f"codes of 4 bits, {entry['label']}"})
     text = text_of(functions, replace(THREAD, name="sm_90a"))
     peaks = [
         {"kernel": "qc_peak_mma", "kind": "peak", "label": "mma.m16n8k32 alone", "grid": [132 * 4, 1, 1],
@@ -135,8 +215,6 @@ def write_kernels(folder: Path, arch: str) -> dict[str, Any]:
     text += _PEAK + _PEAK_GROUP
     header = (TEMPLATES / "qc_device.h").read_text()
     folder.mkdir(parents=True, exist_ok=True)
-    newest = max(arch.split(","))
-    newest = "sm_90a" if newest in ("sm_90", "90") else newest
     made = compile_cubins(header, [(text, newest)])
     (folder / "kernels.cu").write_text(text)
     (folder / "qc_device.h").write_text(header)

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -52,6 +52,8 @@ RUNS: tuple[tuple[str, int, str], ...] = (
 )
 """Network, batch, precision."""
 VECTORS = 2
+PLACES = "resnet20_cifar10_jpeg-b32-w8a8"
+"""The network that is written a second time, with `one_place`."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def problems() -> Iterator[Prepared]:
             (f"suite-{arithmetic}", build_suite(arithmetic)),
             (f"fused-{arithmetic}", fused_suite(arithmetic)),
             (f"fuzz-{arithmetic}", draw(arithmetic)),
+            (f"old-{arithmetic}", draw(arithmetic, seed=12)),
         ):
             oracle = Oracle(suite.graph)
             inputs = [{name: one[name] for name in oracle.input_names} for one in samples(suite, 2)]
@@ -142,25 +145,44 @@ def stream(elements: int = 1 << 27) -> Prepared:
 @contextmanager
 def any_tile(seed: int = 5) -> Iterator[None]:
     """Products get tiles at random out of all that there are, so that each is tried with each kind of window."""
-    from qcompiler.targets.cuda import lower_product, tile
+    from qcompiler.targets.cuda import lower_batched, lower_product, tile
+    from qcompiler.targets.cuda.machine import OLD
 
     random, own = Random(seed), lower_product.choose_tile
+    tiles = {"sm_90a": (*tile.TILES, *tile.GROUPS), OLD: tile.SMALL}
 
-    def choose(level: str, *extents: int) -> tuple[tile.Tile, int]:
-        chosen = random.choice((*tile.TILES, *tile.GROUPS) if level == "sm_90a" else tile.TILES)
-        return chosen, 8 if chosen.wgmma else extents[-1]
+    def choose(
+        level: str, shape: tile.Shape, bits: int = 8, *, narrow: bool = False, split: bool = True
+    ) -> tile.Choice:
+        chosen = random.choice(tiles.get(level, tile.TILES))
+        width = 8 if chosen.wgmma else bits
+        parts = random.choice([1, *tile.parts_of(chosen, shape)]) if split and not chosen.wgmma else 1
+        return tile.Choice(chosen, width, parts, narrow and width == 4 and level == "sm_75")
 
-    lower_product.choose_tile = choose
+    lower_product.choose_tile = lower_batched.choose_tile = choose
     try:
         yield
     finally:
-        lower_product.choose_tile = own
+        lower_product.choose_tile = lower_batched.choose_tile = own
+
+
+@contextmanager
+def one_place() -> Iterator[None]:
+    """What lies outside of images is read from one place, as it was before kernels had many: to see what that costs."""
+    from qcompiler.targets.cuda.tir import tile
+
+    own = tile.LINES
+    tile.LINES = 1
+    try:
+        yield
+    finally:
+        tile.LINES = own
 
 
 def write(prepared: Prepared, folder: Path, arch: str) -> dict[str, Any]:
     """The bundle with its vectors; facts about it."""
     start = time.perf_counter()
-    with any_tile() if prepared.name.startswith("fuzz") else nullcontext():
+    with any_tile() if prepared.name.startswith(("fuzz", "old")) else nullcontext():
         lowered = get_target("cuda").build(prepared.graph, {"arch": arch}, lambda stage, done, total: None)
     files = dict(lowered.files)
     if prepared.inputs and sum(array.nbytes for array in prepared.inputs[0].values()) < 1 << 21:
@@ -200,8 +222,12 @@ def main() -> int:
         if not chosen(label):
             continue
         case = next(one for one in cases(name) if one.model.stem == name)
-        facts.append(write(network(case, name, batch, precision, given.cache), given.folder, given.arch))
+        prepared = network(case, name, batch, precision, given.cache)
+        facts.append(write(prepared, given.folder, given.arch))
         print(facts[-1], file=sys.stderr, flush=True)
+        if label == PLACES:
+            with one_place():
+                facts.append(write(replace(prepared, name=f"{label}-one-place"), given.folder, given.arch))
         floats = given.folder / "float"
         floats.mkdir(parents=True, exist_ok=True)
         if name.startswith(("mobilenet_v2_", "vit_hybrid", "resnet20")) and batch == 1:
@@ -212,8 +238,9 @@ def main() -> int:
         print(facts[-1], file=sys.stderr, flush=True)
     for prepared in problems():
         if chosen(prepared.name):
-            # One without a cubin that fits: the common kernels, compiled by NVRTC at load.
-            arch = "sm_80" if prepared.name == "fuzz-fixed" else given.arch
+            # Some without a cubin that fits, compiled by NVRTC at load: the common kernels, and those for old cards.
+            arch = "sm_61" if prepared.name.startswith("old") else given.arch
+            arch = "sm_80" if prepared.name in ("fuzz-fixed", "fused-fixed") else arch
             facts.append(write(prepared, given.folder, arch))
             print(facts[-1], file=sys.stderr, flush=True)
     if chosen("kernels"):

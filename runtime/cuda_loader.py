@@ -73,6 +73,9 @@ class CudaSession:
             weights = np.fromfile(self.path / self._variant["weights"], np.uint8)
             self._places = {"weights": self._allocate(len(weights), "weights")}
             self._places["arena"] = self._allocate(int(self._variant["arena_bytes"]), "the arena")
+            if counters := int(self._variant.get("counter_bytes", 0)):  # 0 now, and again after every kernel
+                self._places["counters"] = self._allocate(counters, "counters")
+                self.driver.call("cuMemsetD8Async", self._places["counters"], 0, counters, self.stream)
             self.driver.call(
                 "cuMemcpyHtoDAsync_v2", self._places["weights"], weights.ctypes.data, len(weights), self.stream
             )

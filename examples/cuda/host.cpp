@@ -25,6 +25,7 @@ int cuModuleLoadData(void **, const void *);
 int cuModuleGetFunction(void **, void *, const char *);
 int cuFuncSetAttribute(void *, int, int);
 int cuMemAlloc_v2(uint64_t *, size_t);
+int cuMemsetD8Async(uint64_t, unsigned char, size_t, void *);
 int cuMemcpyHtoDAsync_v2(uint64_t, const void *, size_t, void *);
 int cuMemcpyDtoHAsync_v2(void *, uint64_t, size_t, void *);
 int cuStreamCreate(void **, unsigned);
@@ -193,6 +194,11 @@ int main(int count, char **arguments) {
   std::string weights = contents(bundle + "/" + (*variant)["weights"].text);
   std::map<std::string, uint64_t> places = {{"weights", allocate(weights.size())},
                                             {"arena", allocate((*variant)["arena_bytes"].whole())}};
+  // Counters of kernels that several blocks of one sum meet in: 0 now, and again after every kernel.
+  if (size_t counters = (*variant)["counter_bytes"].whole()) {
+    places["counters"] = allocate(counters);
+    CALL(cuMemsetD8Async, places["counters"], (unsigned char)0, counters, stream);
+  }
   CALL(cuMemcpyHtoDAsync_v2, places["weights"], weights.data(), weights.size(), stream);
   std::map<std::string, std::vector<uint64_t>> tensors;
   for (size_t i = 0; i < inputs.size(); ++i) {

@@ -38,7 +38,8 @@ TARGET = Target(
     CAPABILITIES,
     build,
     options={
-        "arch": "architectures to make cubins for where nvcc is found: all (default), none, or such as sm_80,sm_90",
+        "arch": "architectures to make cubins for where nvcc is found: all (default: from sm_75 on), none, or such as "
+        "sm_61,sm_80",
     },
     check=check,
     cost=_cost,

@@ -11,10 +11,10 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.graph.model import Graph
 from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
-from qcompiler.targets.cuda.cubin import HOPPER, architectures, compile_cubins
+from qcompiler.targets.cuda.cubin import FIRST_TENSOR, HOPPER, architectures, compile_cubins, made_by_nvcc
 from qcompiler.targets.cuda.emit import TEMPLATES, arrange, cuda_source, launches
 from qcompiler.targets.cuda.lower import rules_for
-from qcompiler.targets.cuda.machine import LEVELS
+from qcompiler.targets.cuda.machine import LEVELS, OLD
 from qcompiler.targets.shared.boundary import check_states, strip_boundary
 from qcompiler.targets.shared.lower import check_operators, lower
 from qcompiler.targets.shared.program import Program
@@ -38,7 +38,7 @@ def plan(graph: Graph, level: str, progress: Progress) -> Program:
     if pairs := state_pairs(graph):  # state stays codes between two steps
         graph = strip_boundary(graph, {*pairs, *pairs.values()})
         check_states(graph, pairs)
-    program = lower(graph, LEVELS[level], progress, rules=rules_for(graph))
+    program = lower(graph, LEVELS[level], progress, rules=rules_for(graph, LEVELS[level]))
     arrange(program)
     for call in program.calls:
         if max(call.launch.grid[1:]) > _LARGEST:
@@ -51,11 +51,13 @@ def plan(graph: Graph, level: str, progress: Progress) -> Program:
 
 
 def _levels(archs: Sequence[int], asked: str | None) -> dict[str, list[str]]:
-    """Level -> architectures of its cubins."""
+    """Level -> architectures of its cubins. Without tensor cores there may be none: nvcc 13 has no such cards."""
     if asked == "none":
         return {"sm_75": [], "sm_90a": []}
-    common = [f"sm_{arch}" for arch in archs if arch != HOPPER]
-    levels = {"sm_75": common} if common else {}
+    old = [f"sm_{arch}" for arch in archs if arch < FIRST_TENSOR]
+    levels = {OLD: made_by_nvcc(old)} if old else {}
+    common = [f"sm_{arch}" for arch in archs if arch >= FIRST_TENSOR and arch != HOPPER]
+    levels |= {"sm_75": common} if common else {}
     return levels | ({"sm_90a": ["sm_90a"]} if HOPPER in archs else {})
 
 
@@ -107,6 +109,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
                 "cubins": {arch: f"{level}/{arch}.cubin" for arch in own},
                 "kernels": len({call.kernel for call in program.calls}),
                 "calls": len(program.calls),
+                "counter_bytes": counter_bytes(program),
                 **sizes,
             }
         )
@@ -115,6 +118,12 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     }
     manifest = {"headers": ["src/qc_device.h"], "variants": variants}
     return Lowered(files, manifest, sizes, {"cuda": {"spills": spilled}} if made else {})
+
+
+def counter_bytes(program: Program) -> int:
+    """Of the counters of kernels whose sums have parts, which a loader sets to 0 once."""
+    buffers = (argument.buffer for call in program.calls for argument in call.arguments)
+    return max((buffer.bytes for buffer in buffers if buffer.kind == "counters"), default=0)
 
 
 def _lines(rows: list[dict[str, Any]]) -> bytes:

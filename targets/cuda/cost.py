@@ -1,9 +1,14 @@
 """Latency of the cuda target by a small formula; bytes of weights and arena are exact.
 
-A launch takes the larger of what its bytes and its products take, and a share that is always there (what a graph spends
-between kernels, and what a kernel does before and after). Products run at the card's rate only where there are blocks
-for all of its processors. Constants are fitted to times of networks by `benchmarks.gpu_costs`, and ship as data with
-device and date.
+A launch takes the largest of what its bytes, its products and its blocks take, and a share that is always there (what a
+graph spends between kernels, and what a kernel does before and after). Products run at the card's rate only where there
+are blocks for all of its processors.
+
+Tiled products are priced by block: the larger of two times. One is that of waves: blocks that fit the card at once wait
+for their copies, tile after tile of the inner dimension. The other is that of a processor's work: what a block costs at
+all, requantization of its outputs, and for every tile the largest of copies that are issued, bytes that arrive, and
+products. Constants are fitted to times of networks and kernels by `benchmarks.gpu_costs`, and ship as data with device
+and date.
 """
 
 from __future__ import annotations
@@ -28,19 +33,27 @@ from qcompiler.targets.shared.sample import Sample, SampleCost
 SHIPPED = Path(__file__).with_name("costs")
 """Tables by name of the card, NAME.json."""
 DEFAULT = "h100"
-SCHEMA = 1
+SCHEMA = 2
+MEET = 1.2
+"""Microseconds that blocks with parts of the same sums take to meet. Not measured: two rounds to the second-level cache
+and a fence, as tile.py has them."""
 KINDS = {
-    "product": "tensor", "attention": "tensor", "depthwise": "direct", "directconv": "direct",
-    "directproduct": "direct", "directpool": "direct", "normalize": "rows", "softmax": "rows",
+    "product": "tensor", "batchedproduct": "tensor", "attention": "attention", "depthwise": "direct",
+    "directconv": "direct", "directproduct": "direct", "directpool": "direct", "normalize": "rows", "softmax": "rows",
 }  # fmt: skip
 """Kernels by name -> which constants they have; all others: map."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Constants of a card. fixed: microseconds of a launch, by kind; rates: products a microsecond of all processors,
-    by kind; bytes_rate: bytes a microsecond of memory, fetch_rate: of the second-level cache, by all processors;
-    inference: microseconds of a graph beside its kernels."""
+    """Constants of a card.
+
+    fixed: microseconds of a launch, by kind; rates: products a microsecond of all processors, by kind, of tiles by
+    `mma` and `wgmma`; bytes_rate: bytes a microsecond of memory, fetch_rate: of the second-level cache, by all
+    processors. Of tiles, microseconds: step, of a block from one tile of the inner dimension to the next, however
+    small; block, output and copy, of a processor for a block, an output and a copy to shared memory. group: of a
+    processor for a block of any other kernel. inference: of a graph beside its kernels.
+    """
 
     device: str
     date: str
@@ -50,9 +63,14 @@ class Table:
     rates: Mapping[str, float]
     bytes_rate: float
     fetch_rate: float
+    step: float
+    block: float
+    output: float
+    copy: float
+    group: float
     inference: float
     error: float
-    """Mean relative deviation from the times that it was fitted to."""
+    """Mean relative deviation from times of networks that the fit did not see."""
 
     @classmethod
     def read(cls, path: Path) -> Table:
@@ -77,10 +95,26 @@ class Table:
     def microseconds(self, launch: Mapping[str, Any]) -> float:
         """Of one launch, as emit.py lists them."""
         kind = kind_of(launch["kernel"])
+        memory = launch["bytes"] / self.bytes_rate
+        if "tiled" in launch:
+            return self.fixed[kind] + max(memory, self._tiled(prod(launch["grid"]), launch["tiled"]))
         share = min(1.0, prod(launch["grid"]) / self.processors)
         products = launch["macs"] / (self.rates[kind] * share) if kind in self.rates else 0.0
-        fetches = launch.get("fetched", launch["bytes"]) / (self.fetch_rate * share)
-        return self.fixed[kind] + max(launch["bytes"] / self.bytes_rate, fetches, products)
+        rounds = -(-prod(launch["grid"]) // self.processors) * self.group
+        return self.fixed[kind] + max(memory, launch["bytes"] / (self.fetch_rate * share), products, rounds)
+
+    def _tiled(self, blocks: int, tiled: Mapping[str, Any]) -> float:
+        """tiled: what `Product.tiled` says."""
+        one = self.processors
+        rate = self.rates["wgmma" if tiled["wgmma"] else "mma"] / one
+        moved, multiplied = tiled["bytes"] * one / self.fetch_rate, tiled["macs"] / rate
+        work = self.block + self.output * tiled["outputs"]
+        work += tiled["steps"] * max(self.copy * tiled["copies"], moved, multiplied)
+        waves = -(-blocks // (one * tiled["resident"]))
+        found = max(waves * self.step * tiled["steps"], -(-blocks // one) * work)
+        if tiled["parts"] > 1:
+            found += MEET + 4 * (1 + tiled["parts"]) * tiled["outputs"] * one / self.fetch_rate
+        return found
 
 
 def kind_of(kernel: str) -> str:
@@ -112,8 +146,9 @@ class CudaCost(SampleCost):
         microseconds = sum(self.table.microseconds(launch) for _, launch in own)
         if work.kind == "move" and work.op_type != "Resize":
             microseconds /= 2  # the sample does it twice
+        # Lines of zero points are the same for all nodes.
         constants = {a.buffer.index: a.buffer.bytes for call, _ in own for a in call.arguments
-                     if a.buffer.kind == "constant"}  # fmt: skip
+                     if a.buffer.kind == "constant" and not a.buffer.name.endswith(("/line", "/zeros"))}  # fmt: skip
         size = sum(-(-count // 64) * 64 for count in constants.values())
         found = {"bops": bops(work, widths), "launches": len(own)}
         return Cost(microseconds / 1e3, size, value_bytes(work, widths), found)

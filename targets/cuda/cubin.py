@@ -18,8 +18,10 @@ ARCHITECTURES = (75, 80, 86, 89, 90)
 """That kernels are tried with; newer ones run what NVRTC makes of the sources."""
 HOPPER = 90
 """The architecture that has kernels of its own (sm_90a)."""
-LEAST = 75
-"""The oldest that has what kernels use (ldmatrix, mma)."""
+LEAST = 61
+"""The oldest that has what kernels use (dp4a)."""
+FIRST_TENSOR = 75
+"""The oldest with tensor cores for integers (mma, ldmatrix). Cards before it get kernels of their own, if named."""
 FLAGS = ("-O3", "--fmad=false", "-std=c++17", "-diag-suppress", "177")
 """Warning 177 is about variables of TVM's that nothing uses."""
 
@@ -43,11 +45,12 @@ def architectures(asked: str | None) -> list[int]:
         number = re.fullmatch(r"(?:sm_)?(\d{2,3})", name.strip())
         if number is None or int(number[1]) < LEAST:
             hint = (
-                f"For example sm_80,sm_90; the oldest is sm_{LEAST}. Or all (default), or none: NVRTC compiles at load."
+                f"For example sm_80,sm_90; the oldest is sm_{LEAST}. Or all (default: from sm_{FIRST_TENSOR} on), or "
+                "none: NVRTC compiles at load."
             )
             raise RecipeError(f"`{name}` is no architecture of the cuda target.", where="option arch", hint=hint)
         found.append(int(number[1]))
-    if find_nvcc() is None:
+    if max(found) >= FIRST_TENSOR and find_nvcc() is None:
         raise UnsupportedError(
             "nvcc was not found, which makes cubins.",
             where="option arch",
@@ -55,6 +58,15 @@ def architectures(asked: str | None) -> list[int]:
             "then compiles with NVRTC.",
         )
     return sorted(set(found))
+
+
+def made_by_nvcc(names: Sequence[str]) -> list[str]:
+    """Those of these architectures, such as sm_61, that nvcc makes cubins for; for the others NVRTC has to, at load."""
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return []
+    listed = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=False).stdout.split()
+    return [name for name in names if name in listed]
 
 
 @dataclass(frozen=True)
@@ -81,14 +93,14 @@ def compile_cubins(
         (work / "qc_device.h").write_text(header)
         made: list[Cubin] = []
         with ThreadPoolExecutor(max_workers=min(len(jobs), os.cpu_count() or 1)) as pool:
-            for cubin in pool.map(lambda job: _compile(nvcc, work, *job), jobs):
+            for cubin in pool.map(lambda job: _compile(nvcc, work, job[0], *job[1]), enumerate(jobs)):
                 made.append(cubin)
                 progress(len(made), len(jobs))
         return made
 
 
-def _compile(nvcc: str, work: Path, source: str, arch: str) -> Cubin:
-    text, output = work / f"{arch}.cu", work / f"{arch}.cubin"
+def _compile(nvcc: str, work: Path, number: int, source: str, arch: str) -> Cubin:
+    text, output = work / f"{number}.cu", work / f"{number}.cubin"
     text.write_text(source)
     command = [nvcc, *FLAGS, "-Xptxas", "-v", "-cubin", f"-arch={arch}", text.name, "-o", output.name]
     done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""Rules of the cuda target: products on tensor cores, windows and products of activations with a thread an element.
+"""Rules of the cuda target: products on tensor cores, windows with a thread an element.
 
 Everything else is the shared lowering's, one thread a unit (grid.py).
 """
@@ -17,15 +17,17 @@ from qcompiler.formats import Int
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.targets.cuda.fuse import Fusion, on_tensor_cores, steps_of
 from qcompiler.targets.cuda.lower_attention import find_heads, lower_heads
+from qcompiler.targets.cuda.lower_batched import lower_batch_matmul
 from qcompiler.targets.cuda.lower_product import grain_of, product, store_of
+from qcompiler.targets.cuda.machine import has_tensor_cores
 from qcompiler.targets.cuda.tir.depthwise import Depthwise
-from qcompiler.targets.cuda.tir.direct import BATCHED, WINDOW, DirectConv, DirectPool, DirectProduct, elements_launch
+from qcompiler.targets.cuda.tir.direct import WINDOW, DirectConv, DirectPool, elements_launch
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
 from qcompiler.targets.shared.geometry import Window, window_of
 from qcompiler.targets.shared.lower import RULES, Rule
-from qcompiler.targets.shared.lower_attention import batch_nest, batched, sums_of_products_fit
 from qcompiler.targets.shared.lower_clipped import evenly
 from qcompiler.targets.shared.lower_products import transposed_window
+from qcompiler.targets.shared.machine import Machine
 from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.reads import (
     feed,
@@ -194,36 +196,6 @@ def lower_matmul(program: Program, node: ir.Node, chain: Sequence[ir.Node] = ())
     return steps is not None
 
 
-def lower_batch_matmul(program: Program, node: ir.Node) -> None:
-    """a [..., M, K] @ b [..., K, N]."""
-    a, b = (program.view(value) for value in node.inputs[:2])  # type: ignore[arg-type]
-    y = program.view(node.outputs[0])
-    batch = y.shape[:-2]
-    a, b = batched(a, batch), batched(b, batch)
-    nest = batch_nest(batch, a.strides[:-2], b.strides[:-2], y.strides[:-2])
-    wide = max(format_of(v).bits for v in node.inputs[:2]) > 8 and not sums_of_products_fit(node, a.shape[-1])  # type: ignore[arg-type]
-    spec = DirectProduct(a.dtype, b.dtype, Codes.of(requantize_of(node), wide=wide))
-    total = prod(y.shape)
-    values = {
-        "total": total,
-        "rows": a.shape[-2],
-        "inner": a.shape[-1],
-        "columns": b.shape[-1],
-        "a_zero_point": attribute(node, "a_zero_point", 0),
-        "b_zero_point": attribute(node, "b_zero_point", 0),
-        **dict(zip(("a_row", "a_k"), a.strides[-2:], strict=True)),
-        **dict(zip(("b_k", "b_n"), b.strides[-2:], strict=True)),
-        **dict(zip(("y_row", "y_n"), y.strides[-2:], strict=True)),
-        "extent1": nest.extents[1],
-        "extent2": nest.extents[2],
-        **{f"{v}{d}": nest.strides[i][d] for i, v in enumerate("aby") for d in range(3)},
-    }
-    scales = [program.parameter(p, f"{node.name}/scale") for p in requantize_inputs(program, node, 2)]
-    codes = code_numbers(requantize_of(node))
-    numbers = [*(values[name] for name in BATCHED), *codes]
-    program.call(spec, total, a, b, y, *scales, numbers=numbers, launch=elements_launch(total))
-
-
 def lower_pool(program: Program, node: ir.Node) -> None:
     """MaxPool and AveragePool."""
     value = node.inputs[0]
@@ -263,8 +235,11 @@ OWN: dict[str, Rule] = {
 }
 
 
-def rules_for(graph: Graph) -> dict[str, Rule]:
-    """Operator -> rule, of a graph: products are lowered where the last node of their chain is (fuse.py)."""
+def rules_for(graph: Graph, machine: Machine) -> dict[str, Rule]:
+    """Operator -> rule, of a graph: products are lowered where the last node of their chain is (fuse.py).
+
+    Attention in one kernel needs tensor cores; without them it is two products with a softmax between them.
+    """
     fusion = Fusion(graph)
     rules: dict[str, Rule] = {**RULES, **OWN}
 
@@ -300,7 +275,8 @@ def rules_for(graph: Graph) -> dict[str, Rule]:
     taken = {str(node.name) for chain in fusion.chains.values() for node in chain}
     ends, inside = {}, set()
     for node in graph.nodes():
-        heads = find_heads(graph, node, taken) if node.op_type == "BatchMatMul" else None
+        candidate = node.op_type == "BatchMatMul" and has_tensor_cores(machine)
+        heads = find_heads(graph, node, taken) if candidate else None
         if heads is not None and node.name not in inside:
             ends[str(node.name)] = heads
             inside |= {str(one.name) for one in heads.inside()}

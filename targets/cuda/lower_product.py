@@ -12,15 +12,16 @@ from numpy.typing import NDArray
 from qcompiler.graph.model import attribute
 from qcompiler.targets.cuda.fuse import Step
 from qcompiler.targets.cuda.pack import bits_of, pack_weights
-from qcompiler.targets.cuda.tile import choose_tile
+from qcompiler.targets.cuda.tile import Shape, choose_tile
 from qcompiler.targets.cuda.tir.epilogue import Codes, code_numbers, itemsize
-from qcompiler.targets.cuda.tir.product import Product
-from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, OUTSIDE
+from qcompiler.targets.cuda.tir.product import PARTS, Product
+from qcompiler.targets.cuda.tir.staging import NUMBERS, OUTSIDE
+from qcompiler.targets.cuda.tir.tile import CHUNK, LINE, LINES, Tile
 from qcompiler.targets.shared.geometry import Window
 from qcompiler.targets.shared.lower_clipped import flat
-from qcompiler.targets.shared.program import Program
-from qcompiler.targets.shared.reads import requantize_inputs, requantize_of
-from qcompiler.targets.shared.views import View, as_image
+from qcompiler.targets.shared.program import Argument, Program
+from qcompiler.targets.shared.reads import format_of, requantize_inputs, requantize_of
+from qcompiler.targets.shared.views import Buffer, View, as_image
 
 
 def grain_of(x: View, inputs: int) -> int:
@@ -53,11 +54,15 @@ def product(
     codes, size, tails = Codes.of(requantize_of(node)), itemsize(y.dtype), tuple(step.tail for step in steps)
     pixels, channels = window.batch * prod(window.output), m // groups
     inner = c * prod(kernel)
-    tile, bits = choose_tile(program.machine.name, pixels, channels, inner, groups, bits_of(weights, inner))
+    narrow = format_of(node.inputs[0]).bits <= 4  # type: ignore[arg-type]
+    shape = Shape(pixels, channels, inner, groups)
+    choice = choose_tile(program.machine.name, shape, bits_of(weights, inner), narrow=narrow)
+    tile, bits, split = choice.tile, choice.bits, choice.parts > 1
     tiles = -(-inner // tile.step)
     grain = grain_of(x, c)
     direct = flat(window, x) and grain >= 4
-    spec = Product(x.dtype, codes, tile, grain, store_of(y, channels, size), direct, tails, bits)
+    store = store_of(y, channels, size)
+    spec = Product(x.dtype, codes, tile, grain, store, direct, tails, bits, choice.narrow, split)
     zero = attribute(node, "x_zero_point", 0)
     ordered = weights.transpose(0, 2, 3, 1).reshape(m, -1).astype(np.int64)
     bias = program.graph.const(node.inputs[2])
@@ -83,6 +88,8 @@ def product(
         "y_group": channels,
         "w_group": packed.size // groups,
         "p_group": padded,
+        "parts": choice.parts,
+        "part_tiles": -(-tiles // choice.parts),
     }
     if direct and window.output[1] == 1:
         values["x_pixel"] = xi.strides[2] if window.output[0] > 1 else xi.strides[0]
@@ -99,15 +106,30 @@ def product(
             for p in (folded, *requantize_inputs(program, node, 3))
         ),
         program.parameter(table, f"{node.name}/table"),
-        program.parameter(np.full(CHUNK, zero, x.dtype), f"{node.name}/line"),
+        program.parameter(np.full(CHUNK if direct else LINES * LINE, zero, x.dtype), f"{node.name}/line"),
         *(step.pointer for step in steps),
+        *(_meeting(program, node, tile, prod(spec.launch(groups, pixels, channels).grid), choice.parts)),
         numbers=[
-            *(values[name] for name in NUMBERS),
+            *(values[name] for name in (*NUMBERS, *(PARTS if split else ()))),
             *code_numbers(requantize_of(node)),
             *(number for step in steps for number in step.numbers),
         ],
-        launch=spec.launch(groups, pixels, channels),
+        launch=spec.launch(groups, pixels, channels, choice.parts),
     )
+
+
+def _meeting(program: Program, node: ir.Node, tile: Tile, blocks: int, parts: int) -> list[View | Argument]:
+    """Where blocks with parts of the same sums put them, and count; nothing where there is one part.
+
+    Counters are 0 when a kernel begins and when it ends, so that all kernels have the same ones.
+    """
+    if parts == 1:
+        return []
+    sums = program.scratch(f"{node.name}/sums", "int32", (blocks * parts * tile.pixels * tile.channels,), (0,))
+    known = {a.buffer for call in program.calls for a in call.arguments if a.buffer.kind == "counters"}
+    counters = next(iter(known), None) or Buffer("counters", 0, "counters")
+    counters.bytes = max(counters.bytes, 4 * blocks)
+    return [sums, Argument(counters)]
 
 
 def _padded(values: NDArray, groups: int, padded: int) -> NDArray:

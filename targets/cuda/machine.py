@@ -17,5 +17,12 @@ THREAD = Machine(
 )
 """`arch` only has to be one that TVM knows: what depends on the card is behind functions of templates/qc_device.h."""
 
-LEVELS = {machine.name: machine for machine in (THREAD, replace(THREAD, name="sm_90a"))}
-"""Kernels that all cards have from sm_75 on, and such with wgmma, which sm_90 has and no other."""
+OLD = "sm_61"
+"""The level without tensor cores: the oldest that has dp4a. Only for cards that are asked for by name."""
+LEVELS = {machine.name: machine for machine in (replace(THREAD, name=OLD), THREAD, replace(THREAD, name="sm_90a"))}
+"""Kernels without tensor cores, those that all cards from sm_75 on run, and those with wgmma, which only sm_90 has."""
+
+
+def has_tensor_cores(machine: Machine) -> bool:
+    """Whether a level's kernels multiply by them."""
+    return machine.name != OLD

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.targets.cuda.tir.product import Tile
+from qcompiler.targets.cuda.tir.tile import Tile
 
 LARGEST = 1 << 16
 """Inner dimension up to which sums of products with packed codes, which count 16 or 64 fold, say what the sums are:

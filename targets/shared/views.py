@@ -18,7 +18,7 @@ class Buffer:
     """A piece of memory. Arena buffers get their offset when all lifetimes are known."""
 
     kind: str
-    """'arena', 'input', 'output', 'state' or 'constant'."""
+    """'arena', 'input', 'output', 'state', 'constant' or 'counters' (of graphics cards: 0 between any two kernels)."""
     bytes: int
     name: str
     index: int = 0

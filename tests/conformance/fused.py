@@ -10,12 +10,16 @@ import onnx_ir as ir
 from qcompiler.formats import parse_format
 from qcompiler.ops.softmax import exponentials
 from tests.conformance.problems import Problems
+from tests.conformance.sequence import product
 
 
 def fused_suite(arithmetic: str) -> Problems:
     """All of them as one INTEGER graph."""
     p = Problems(arithmetic)
     _chains(p)
+    _long_sums(p)
+    _narrow(p)
+    _products(p)
     _attention(p)
     return p
 
@@ -90,6 +94,46 @@ def _chains(p: Problems) -> None:
     turned = p.node("Transpose", [add(p, linear(p, y, 48), p.input("turned_x", (3, 13, 48)))], (3, 48, 13), "uint8",
                     domain="", perm=[0, 2, 1])  # fmt: skip
     p.output("linear_add_turned", turned)
+
+
+def _long_sums(p: Problems) -> None:
+    """Few outputs of many products each, which several blocks may share."""
+    p.matmul("long", (1, 8192), 40)
+    p.matmul("long_w4", (3, 9000), 20, bits=4)
+    p.matmul("long_w2", (17, 7000), 9, bits=2, token="int8", out="int8")
+    x = p.input("deep_x", (1, 600, 3, 3))
+    p.output("long_conv_add", add(p, conv(p, x, 24), p.input("deep_other", (1, 24, 3, 3))))
+    p.output("long_conv_grouped", conv(p, p.input("deep_g", (2, 1200, 2, 2)), 24, group=2))
+
+
+def _narrow(p: Problems) -> None:
+    """Weights and activations of 4 bits, which some cards multiply as such."""
+    p.conv("narrow_conv", (2, 32, 9, 7), 40, (3, 3), pads=(1, 1, 1, 1), bits=4, token="uint4", out="uint4")
+    p.conv("narrow_odd", (1, 9, 8, 8), 24, (3, 3), pads=(2, 0, 1, 1), bits=4, token="int4", out="int4")
+    p.conv("narrow_grouped", (1, 32, 6, 6), 32, (1, 1), group=2, bits=3, token="uint3", out="uint4")
+    p.matmul("narrow_matmul", (70, 200), 130, bits=4, token="int4", out="int8")
+    p.matmul("narrow_row", (1, 61), 19, bits=4, token="uint4", out="uint4")
+    p.matmul("narrow_long", (2, 9000), 40, bits=4, token="uint4", out="uint4")
+
+
+def _products(p: Problems) -> None:
+    """Two activations: rows along the inner dimension and across it, words and bytes, all signs and zero points."""
+    keys = [0, 1, 3, 2]  # b lies as [.., N, K]
+    product(p, "pair", (2, 3, 20, 32), (2, 3, 32, 24))
+    product(p, "pair_keys", (2, 3, 17, 48), (2, 3, 33, 48), ("uint8", "uint8", "uint16"), (99, 201), keys)
+    product(p, "pair_odd", (3, 9, 37), (3, 37, 21), ("int8", "uint8", "uint8"), (-5, 130))
+    product(p, "pair_signed", (70, 200), (200, 70), ("int8", "int8", "int8"), (0, 0))
+    product(p, "pair_affine", (1, 130, 64), (5, 64, 68), ("uint8", "int8", "uint8"), (0, -7))
+    product(p, "pair_shared", (2, 2, 16, 20), (2, 1, 20, 16), ("uint8", "uint8", "uint8"), (128, 0))
+    product(p, "pair_turned", (2, 2, 24, 32), (2, 2, 32, 20), out=(0, 1, 3, 2))
+    product(p, "pair_merged", (1, 4, 12, 32), (1, 4, 32, 16), out=(0, 2, 1, 3))
+    product(p, "pair_row", (4, 1, 72), (4, 72, 96), ("uint8", "uint8", "int8"), (7, 9))
+    x = p.input("pair_columns_x", (2, 40, 28))
+    rows = p.node("Transpose", [x], (2, 28, 40), "uint8", domain="", perm=[0, 2, 1])
+    right = p.input("pair_columns_y", (2, 40, 19), "int8")
+    y = p.node("BatchMatMul", [rows, right, *p.scales(np.float32(0.001))], (2, 28, 19), "uint8",
+               a_zero_point=111, b_zero_point=-3, **p.requantizing("uint8", 100))  # fmt: skip
+    p.output("pair_columns", y)
 
 
 def attention(

@@ -31,6 +31,7 @@ def problems() -> Problems:
     p = Problems("float")
     p.conv("conv", (1, 16, 9, 11), 24, (3, 3), pads=(1, 1, 1, 1))
     p.add("sum", (2, 24), (2, 24))
+    p.matmul("long", (1, 8192), 40)  # sums in parts, which have counters
     return p
 
 
@@ -64,7 +65,7 @@ def test_the_example_says_what_is_wrong(made: tuple[Path, Path], tmp_path: Path)
     bundle, program = made
     (tmp_path / "short.bin").write_bytes(b"1234")
     done = subprocess.run([str(program), str(bundle), "short.bin", "--", "y.bin"], cwd=tmp_path, capture_output=True)
-    assert done.returncode == 1 and b"3 inputs and 2 outputs" in done.stderr
-    inputs = ["short.bin"] * 3
-    done = subprocess.run([str(program), str(bundle), *inputs, "--", "a", "b"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 1 and b"4 inputs and 3 outputs" in done.stderr
+    inputs = ["short.bin"] * 4
+    done = subprocess.run([str(program), str(bundle), *inputs, "--", "a", "b", "c"], cwd=tmp_path, capture_output=True)
     assert done.returncode == 1 and b"short.bin has 4 bytes, not" in done.stderr

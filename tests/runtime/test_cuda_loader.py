@@ -53,6 +53,7 @@ def problem() -> tuple[Graph, dict[str, np.ndarray]]:
     p = Problems("float")
     p.conv("conv", (1, 16, 9, 11), 24, (3, 3), pads=(1, 1, 1, 1))
     p.add("sum", (2, 24), (2, 24))
+    p.matmul("long", (1, 8192), 40)  # sums in parts, which have counters
     rng = np.random.default_rng(0)
     shapes = {str(value.name): p.graph.shape(value) for value in p.graph.inputs}
     return p.graph, {name: rng.integers(0, 256, shape).astype(np.float32) for name, shape in shapes.items()}
@@ -82,6 +83,13 @@ def test_runs_have_the_oracles_bits_and_the_self_test_notices_one(session: CudaS
     session._graphs.clear()
     with pytest.raises(BundleLoadError, match="self-test failed: output"):
         session.self_test()
+
+
+def test_counters_are_zero_between_runs(session: CudaSession, problem: Any) -> None:
+    size = session._variant["counter_bytes"]
+    assert size == 8 and sum(["counters", 0] in launch["arguments"] for launch in session.launches) == 1
+    session.run(problem[1])
+    assert ctypes.string_at(session._places["counters"], size) == bytes(size)
 
 
 class OnCard:

@@ -176,23 +176,24 @@ QC_FN void qc_turn4(int *to, int a, int b, int c, int d) {
 #endif
 }
 /* c + the sum of four products of bytes. */
+template <bool XS, bool WS> QC_FN int qc_dp4a(uint x, uint w, int c) {
 #ifdef QC_EMULATE
-QC_FN int qc_dp4a_u8s8(int a, int b, int c) {
-  for (int i = 0; i < 4; ++i) c += (a >> 8 * i & 255) * (int)(signed char)(b >> 8 * i & 255);
+  for (int i = 0; i < 4; ++i) {
+    int p = x >> 8 * i & 255, q = w >> 8 * i & 255;
+    c += (XS ? (int)(signed char)p : p) * (WS ? (int)(signed char)q : q);
+  }
   return c;
-}
-QC_FN int qc_dp4a_s8s8(int a, int b, int c) {
-  for (int i = 0; i < 4; ++i) c += (int)(signed char)(a >> 8 * i & 255) * (int)(signed char)(b >> 8 * i & 255);
-  return c;
-}
 #else
-QC_FN int qc_dp4a_u8s8(int a, int b, int c) {
   int sum;
-  asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  if (XS && WS) asm("dp4a.s32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(w), "r"(c));
+  else if (XS) asm("dp4a.s32.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(w), "r"(c));
+  else if (WS) asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(w), "r"(c));
+  else asm("dp4a.u32.u32 %0, %1, %2, %3;" : "=r"(sum) : "r"(x), "r"(w), "r"(c));
   return sum;
-}
-QC_FN int qc_dp4a_s8s8(int a, int b, int c) { return __dp4a(a, b, c); }
 #endif
+}
+QC_FN int qc_dp4a_u8s8(int a, int b, int c) { return qc_dp4a<false, true>(a, b, c); }
+QC_FN int qc_dp4a_s8s8(int a, int b, int c) { return qc_dp4a<true, true>(a, b, c); }
 /* Sixteen bytes from sixteen places to one, if `there`. */
 template <class... T> QC_FN void qc_bytes16(int there, void *to, T... from) {
   if (!there) return;
@@ -277,6 +278,50 @@ QC_WAIT(2)
 QC_WAIT(3)
 QC_WAIT(4)
 
+/* -- sums that several blocks have parts of ---------------------------------------------------------------------- */
+
+QC_FN void qc_put_sums(int *to, const int *c) {
+#ifdef QC_EMULATE
+  for (int i = 0; i < 4; ++i) to[i] = c[i];
+#else
+  *(int4 *)to = make_int4(c[0], c[1], c[2], c[3]);
+#endif
+}
+/* Read where other blocks' writes are seen, in the second-level cache. */
+QC_FN void qc_add_sums(int *c, const int *from) {
+#ifdef QC_EMULATE
+  for (int i = 0; i < 4; ++i) c[i] += from[i];
+#else
+  int4 sums = __ldcg((const int4 *)from);
+  c[0] += sums.x;
+  c[1] += sums.y;
+  c[2] += sums.z;
+  c[3] += sums.w;
+#endif
+}
+/* Whether this block is the last of `parts` that come here; what the others wrote before can be read then. The counter
+   is 0 before the first and after the last. `shared`: a word that the block does not need. */
+QC_FN int qc_comes_last(int *counter, int parts, void *shared) {
+#ifdef QC_EMULATE
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *(int *)shared = *counter == parts - 1;
+    *counter = *counter == parts - 1 ? 0 : *counter + 1;
+  }
+#else
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *(int *)shared = atomicInc((uint *)counter, (uint)parts - 1) == (uint)parts - 1;
+#endif
+  __syncthreads();
+  int last = *(const volatile int *)shared;
+#ifndef QC_EMULATE
+  __threadfence();
+#endif
+  __syncthreads();
+  return last;
+}
+
 /* -- fragments ------------------------------------------------------------------------------------------------- */
 
 /* Four 8 x 16 byte matrices: lane l gives the address of row l % 8 of matrix l / 8, and gets four bytes of each. */
@@ -293,34 +338,142 @@ QC_FN void qc_ldmatrix4(uint *r, const void *row) {
 
 /* c[16 x 8] += a[16 x 32] b[32 x 8]. Lane l has rows l / 4 and l / 4 + 8 of a and column l / 4 of b, four bytes from
    4 (l % 4) on in each half; of c columns 2 (l % 4) and the next, of both rows. Cards before sm_80 have m8n8k16, of
-   which this is four, with the same registers. */
+   which this is four, with the same registers. The same of codes of 4 bits, two a byte, is c[16 x 8] += a[16 x 64]
+   b[64 x 8]: m16n8k64, or four m8n8k32. Kernels for cards before sm_75 have neither this nor ldmatrix. */
 #ifdef QC_EMULATE
-QC_FN void qc_mma_u8s8(int *c, const uint *a, const uint *b) { qc_emulate_mma(c, a, b, false); }
-QC_FN void qc_mma_s8s8(int *c, const uint *a, const uint *b) { qc_emulate_mma(c, a, b, true); }
+#define QC_MMA(name, x, w)                                                                                        \
+  QC_FN void name(int *c, const uint *a, const uint *b) { qc_emulate_mma(c, a, b, *#x == 's', *#w == 's'); }
+QC_FN void qc_mma_u4s4(int *c, const uint *a, const uint *b) { qc_emulate_mma4(c, a, b, false); }
+QC_FN void qc_mma_s4s4(int *c, const uint *a, const uint *b) { qc_emulate_mma4(c, a, b, true); }
 #elif __CUDA_ARCH__ >= 800
-#define QC_MMA(name, type)                                                                                        \
+#define QC_MMA16(name, shape, x, w)                                                                               \
   QC_FN void name(int *c, const uint *a, const uint *b) {                                                         \
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32." type                                                    \
-                 ".s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                        \
+    asm volatile("mma.sync.aligned." shape ".row.col.s32." #x "." #w                                              \
+                 ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                           \
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])                                                 \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                             \
   }
-QC_MMA(qc_mma_u8s8, "u8")
-QC_MMA(qc_mma_s8s8, "s8")
+#define QC_MMA(name, x, w) QC_MMA16(name, "m16n8k32", x, w)
+QC_MMA16(qc_mma_u4s4, "m16n8k64", u4, s4)
+QC_MMA16(qc_mma_s4s4, "m16n8k64", s4, s4)
 #else
-#define QC_MMA8(c, a, b, type)                                                                                    \
-  asm volatile("mma.sync.aligned.m8n8k16.row.col.s32." type ".s8.s32 {%0, %1}, {%2}, {%3}, {%0, %1};"             \
+#define QC_MMA8(c, a, b, shape, x, w)                                                                             \
+  asm volatile("mma.sync.aligned." shape ".row.col.s32." #x "." #w ".s32 {%0, %1}, {%2}, {%3}, {%0, %1};"         \
                : "+r"((c)[0]), "+r"((c)[1])                                                                       \
                : "r"(a), "r"(b))
-#define QC_MMA(name, type)                                                                                        \
+#define QC_MMA_OF_FOUR(name, shape, x, w)                                                                         \
   QC_FN void name(int *c, const uint *a, const uint *b) {                                                         \
-    QC_MMA8(c, a[0], b[0], type);                                                                                 \
-    QC_MMA8(c, a[2], b[1], type);                                                                                 \
-    QC_MMA8(c + 2, a[1], b[0], type);                                                                             \
-    QC_MMA8(c + 2, a[3], b[1], type);                                                                             \
+    QC_MMA8(c, a[0], b[0], shape, x, w);                                                                          \
+    QC_MMA8(c, a[2], b[1], shape, x, w);                                                                          \
+    QC_MMA8(c + 2, a[1], b[0], shape, x, w);                                                                      \
+    QC_MMA8(c + 2, a[3], b[1], shape, x, w);                                                                      \
   }
-QC_MMA(qc_mma_u8s8, "u8")
-QC_MMA(qc_mma_s8s8, "s8")
+#define QC_MMA(name, x, w) QC_MMA_OF_FOUR(name, "m8n8k16", x, w)
+QC_MMA_OF_FOUR(qc_mma_u4s4, "m8n8k32", u4, s4)
+QC_MMA_OF_FOUR(qc_mma_s4s4, "m8n8k32", s4, s4)
 #endif
+QC_MMA(qc_mma_u8s8, u8, s8)
+QC_MMA(qc_mma_s8s8, s8, s8)
+QC_MMA(qc_mma_u8u8, u8, u8)
+QC_MMA(qc_mma_s8u8, s8, u8)
+
+/* The low halves of the bytes of a word, and behind each that of the same byte of another one. */
+QC_FN uint qc_nibbles(uint low, uint high) { return (low & 0x0f0f0f0fu) | (high << 4 & 0xf0f0f0f0u); }
+
+/* -- products without tensor cores (dp4a: sm_61 and newer) ------------------------------------------------------ */
+
+/* Where a chunk of a row of SIZE bytes lies (staging.py). */
+template <int SIZE> QC_FN const uint4 *qc_chunk(const void *tile, int row, int chunk) {
+  const int chunks = SIZE / 16;
+  int turn = chunks == 1 ? 0 : chunks >= 8 ? row % 8 : row / (8 / chunks) % chunks;
+  return (const uint4 *)((const uchar *)tile + row * SIZE + (chunk ^ turn) * 16);
+}
+/* Codes 16 i to 16 i + 15 of a row of w: bytes; of packed codes, such that count 16 or 64 fold. */
+template <int STEP, int BITS> QC_FN uint4 qc_codes(const void *w, int row, int i) {
+  uint4 found = *qc_chunk<STEP * BITS / 8>(w, row, i * BITS / 8);
+  if (BITS < 8) {
+    const uint mask = BITS == 4 ? 0xf0f0f0f0u : 0xc0c0c0c0u;
+    int shift = 8 - BITS - BITS * (i % (8 / BITS));
+    found.x = found.x << shift & mask;
+    found.y = found.y << shift & mask;
+    found.z = found.z << shift & mask;
+    found.w = found.w << shift & mask;
+  }
+  return found;
+}
+template <bool XS, bool WS> QC_FN int qc_dot16(uint4 x, uint4 w, int c) {
+  c = qc_dp4a<XS, WS>(x.x, w.x, c);
+  c = qc_dp4a<XS, WS>(x.y, w.y, c);
+  c = qc_dp4a<XS, WS>(x.z, w.z, c);
+  return qc_dp4a<XS, WS>(x.w, w.w, c);
+}
+/* c += x w of a tile of STEP bytes of the inner dimension: of M x N fragments what a thread has of them. row, column:
+   its first ones. */
+template <int M, int N, int STEP, int BITS, bool XS, bool WS>
+QC_FN void qc_dots(int *c, const void *x, const void *w, int row, int column) {
+#pragma unroll
+  for (int i = 0; i < STEP / 16; ++i) {
+    uint4 rows[2 * M];
+#pragma unroll
+    for (int m = 0; m < 2 * M; ++m) rows[m] = *qc_chunk<STEP>(x, row + 8 * m, i);
+#pragma unroll
+    for (int n = 0; n < 2 * N; ++n) {
+      uint4 codes = qc_codes<STEP, BITS>(w, column + 8 * (n / 2) + n % 2, i);
+#pragma unroll
+      for (int m = 0; m < 2 * M; ++m) {
+        int *sum = c + (m / 2 * N + n / 2) * 4 + m % 2 * 2 + n % 2;
+        *sum = qc_dot16<XS, WS>(rows[m], codes, *sum);
+      }
+    }
+  }
+}
+/* Sums of rows of x, and of w, where products with a fragment of ones have them. */
+template <int M, int STEP, bool XS> QC_FN void qc_dots_rows(int *sums, const void *x, int row) {
+  const uint4 ones = {0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u};
+#pragma unroll
+  for (int i = 0; i < STEP / 16; ++i)
+#pragma unroll
+    for (int m = 0; m < 2 * M; ++m) sums[2 * m] = qc_dot16<XS, false>(*qc_chunk<STEP>(x, row + 8 * m, i), ones, sums[2 * m]);
+}
+template <int N, int STEP, bool WS> QC_FN void qc_dots_columns(int *sums, const void *w, int column) {
+  const uint4 ones = {0x01010101u, 0x01010101u, 0x01010101u, 0x01010101u};
+#pragma unroll
+  for (int i = 0; i < STEP / 16; ++i)
+#pragma unroll
+    for (int n = 0; n < 2 * N; ++n) {
+      int at = n / 2 * 4 + n % 2;
+      sums[at] = qc_dot16<WS, false>(*qc_chunk<STEP>(w, column + 8 * (n / 2) + n % 2, i), ones, sums[at]);
+    }
+}
+
+/* -- tiles of two activations ------------------------------------------------------------------------------------- */
+
+/* To shared memory, if `there`: sixteen bytes at one distance, of which the first `valid` are there; 0 for the rest. */
+QC_FN void qc_strided16(int there, void *to, const void *from, int step, int valid) {
+  if (!there) return;
+  uint words[4] = {0, 0, 0, 0};
+#pragma unroll
+  for (int i = 0; i < 16; ++i)
+    if (i < valid) words[i / 4] |= (uint)((const uchar *)from)[i * step] << 8 * (i % 4);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) ((uint *)to)[i] = words[i];
+}
+/* The same of four rows, whose bytes lie beside each other: a word is one byte of each. */
+QC_FN void qc_columns16(int there, void *to0, void *to1, void *to2, void *to3, const void *from, int step, int valid) {
+  if (!there) return;
+  int rows[4][4];
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    int words[4], turned[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = 4 * q + i < valid ? *(const int *)((const uchar *)from + (4 * q + i) * step) : 0;
+    qc_turn4(turned, words[0], words[1], words[2], words[3]);
+#pragma unroll
+    for (int r = 0; r < 4; ++r) rows[r][q] = turned[r];
+  }
+  void *to[4] = {to0, to1, to2, to3};
+#pragma unroll
+  for (int r = 0; r < 4; ++r) *(uint4 *)to[r] = {(uint)rows[r][0], (uint)rows[r][1], (uint)rows[r][2], (uint)rows[r][3]};
+}
 
 #endif

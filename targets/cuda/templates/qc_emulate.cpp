@@ -212,9 +212,12 @@ API cuDriverGetVersion(int *version) { *version = 12000; return 0; }
 API cuDeviceGetCount(int *count) { *count = 1; return 0; }
 API cuDeviceGet(int *device, int ordinal) { *device = ordinal; return ordinal == 0 ? 0 : 101; }
 API cuDeviceGetName(char *name, int length, int) { std::snprintf(name, length, "emulator"); return 0; }
+constexpr int room(int arch) { /* KiB of shared memory of a block */
+  return arch < 70 ? 48 : arch < 75 ? 96 : arch < 80 ? 64 : arch == 80 || arch == 87 ? 163 : arch < 90 ? 99 : 227;
+}
 API cuDeviceGetAttribute(int *value, int attribute, int) {
   const int arch = QC_EMULATE_ARCH;
-  *value = attribute == 75 ? arch / 10 : attribute == 76 ? arch % 10 : attribute == 97 ? 227 * 1024 : 0;
+  *value = attribute == 75 ? arch / 10 : attribute == 76 ? arch % 10 : attribute == 97 ? room(arch) * 1024 : 0;
   return 0;
 }
 API cuDevicePrimaryCtxRetain(void **context, int) { *context = &allocated; return 0; }
@@ -259,7 +262,7 @@ API cuModuleGetFunction(void **found, void *, const char *name) {
 }
 API cuFuncSetAttribute(void *f, int attribute, int value) {
   if (attribute == 8) ((function *)f)->allowed = value;
-  return value > 227 * 1024 ? 1 : 0;
+  return value > room(QC_EMULATE_ARCH) * 1024 ? 1 : 0;
 }
 API cuLaunchKernel(void *f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
                    unsigned shared, void *, void **arguments, void **) {

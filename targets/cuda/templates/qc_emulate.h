@@ -108,22 +108,36 @@ static inline int qc_emulate_max(int mine, int lanes = 32) {
   qc_emulate_leave();
   return most;
 }
-static inline void qc_emulate_mma(int *c, const unsigned *a, const unsigned *b, bool is_signed) {
+/* product(x, w): of a byte of a and a byte of b. */
+template <class T> static inline void qc_emulate_fragments(int *c, const unsigned *a, const unsigned *b, T product) {
   unsigned mine[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
   const qc_given *all = qc_emulate_meet(mine, sizeof mine);
   int row = qc_self->lane / 4, column = qc_self->lane % 4 * 2;
   for (int half = 0; half < 2; ++half)      /* upper and lower eight rows */
     for (int j = 0; j < 2; ++j) {           /* column, column + 1 */
       int sum = 0;
-      for (int part = 0; part < 2; ++part)  /* k in 0..15, 16..31 */
+      for (int part = 0; part < 2; ++part)  /* bytes 0..15, 16..31 of the inner dimension */
         for (int t = 0; t < 4; ++t) {
           const unsigned char *x = (const unsigned char *)(all[row * 4 + t].words + half + 2 * part);
-          const signed char *w = (const signed char *)(all[(column + j) * 4 + t].words + 4 + part);
-          for (int i = 0; i < 4; ++i) sum += (is_signed ? (int)(signed char)x[i] : (int)x[i]) * w[i];
+          const unsigned char *w = (const unsigned char *)(all[(column + j) * 4 + t].words + 4 + part);
+          for (int i = 0; i < 4; ++i) sum += product(x[i], w[i]);
         }
       c[2 * half + j] += sum;
     }
   qc_emulate_leave();
+}
+static inline void qc_emulate_mma(int *c, const unsigned *a, const unsigned *b, bool x_signed, bool w_signed) {
+  qc_emulate_fragments(c, a, b, [=](int x, int w) {
+    return (x_signed ? (int)(signed char)x : x) * (w_signed ? (int)(signed char)w : w);
+  });
+}
+static inline int qc_emulate_nibble(int bits) { return bits & 8 ? bits - 16 : bits; }
+static inline void qc_emulate_mma4(int *c, const unsigned *a, const unsigned *b, bool x_signed) {
+  qc_emulate_fragments(c, a, b, [=](int x, int w) {
+    int low = x & 15, high = x >> 4;
+    if (x_signed) low = qc_emulate_nibble(low), high = qc_emulate_nibble(high);
+    return low * qc_emulate_nibble(w & 15) + high * qc_emulate_nibble(w >> 4);
+  });
 }
 
 /* -- launches (qc_emulate.cpp) ---------------------------------------------------------------------------------- */

@@ -1,9 +1,11 @@
 """Products on tensor cores: convolutions and MatMul as one tiled kernel over [pixels, taps x channels] x weights.
 
 A block makes a tile of pixels by output channels. Tiles of x and w travel to shared memory by asynchronous copies,
-several of them in flight (staging.py), while warps multiply fragments of 16 x 32 by 32 x 8 bytes (mma.m16n8k32; what
-older cards have instead is in templates/qc_device.h), or groups of four warps 64 x 32 by 32 x N bytes out of shared
-memory (wgmma, sm_90a). Codes leave through shared memory, so that stores are wide.
+several of them in flight (staging.py), while warps multiply fragments (fragments.py), or groups of four warps 64 x 32
+by 32 x N bytes out of shared memory (wgmma, sm_90a). Codes leave through shared memory, so that stores are wide.
+
+Where tiles are few and sums long, several blocks have parts of the same sums. Each writes what it has, and the one that
+comes last, as a counter says, adds all of them; integers, so that the order is nothing. The counter is 0 again then.
 """
 
 from __future__ import annotations
@@ -14,49 +16,18 @@ from math import prod
 from typing import Any
 
 from qcompiler.targets.cuda.grid import GridKernel, Launch
+from qcompiler.targets.cuda.machine import has_tensor_cores
 from qcompiler.targets.cuda.tir.epilogue import Codes, itemsize
-from qcompiler.targets.cuda.tir.staging import CHUNK, NUMBERS, Staging
+from qcompiler.targets.cuda.tir.fragments import Fragments
+from qcompiler.targets.cuda.tir.staging import NUMBERS, Staging
 from qcompiler.targets.cuda.tir.tail import Tail, Tails
+from qcompiler.targets.cuda.tir.tile import CHUNK, Tile, tiled
 from qcompiler.targets.shared.machine import Machine
-from qcompiler.targets.shared.tir.builder import Expr, Pointer
+from qcompiler.targets.shared.tir.builder import Expr
 
-
-@dataclass(frozen=True)
-class Tile:
-    """Pixels and channels of a block, and how many of each a warp has (with `wgmma`: a group of four warps)."""
-
-    pixels: int
-    channels: int
-    warp_pixels: int
-    warp_channels: int
-    stages: int
-    step: int = 64
-    """Bytes of the inner dimension."""
-    wgmma: bool = False
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        together = 128 if self.wgmma else 32
-        return together * (self.pixels // self.warp_pixels) * (self.channels // self.warp_channels)
-
-    def stage_bytes(self, bits: int = 8) -> int:
-        """Shared memory of one stage. bits: of a weight."""
-        return self.pixels * self.step + self.channels * self.step * bits // 8
-
-    def shared(self, storage: str, bits: int = 8) -> int:
-        """Shared memory of a block: stages, or in their place the codes that leave."""
-        return max(self.stages * self.stage_bytes(bits), self.pixels * self.pitch(storage))
-
-    def pitch(self, storage: str) -> int:
-        """Bytes between rows of leaving codes: not a multiple of all banks."""
-        return self.channels * itemsize(storage) + CHUNK
-
-    @property
-    def ahead(self) -> int:
-        """Tiles of the inner dimension that are copied ahead: all stages but the one in use, and with wgmma, which
-        still reads when the next tile begins, but the one before it."""
-        return self.stages - (2 if self.wgmma else 1)
+PARTS = ("parts", "part_tiles")
+"""int32 parameters behind NUMBERS of kernels whose sums have parts: how many, and tiles of the inner dimension of each
+but the last, which may have fewer."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +35,7 @@ class Product:
     """y[pixel, channel] = requantize(bias[channel] + sum over k of x[pixel, k] * w[channel, k]).
 
     w: int8, as pack.py packs them; table: int32 pairs (offset, row << 16 | column & 0xffff)
-    for every run of `grain` bytes, as many as tiles have; line: CHUNK bytes that hold the zero point of x.
+    for every run of `grain` bytes, as many as tiles have; line: LINES * LINE bytes that are the zero point of x.
     """
 
     storage: str
@@ -80,11 +51,15 @@ class Product:
     """What follows on the codes, before they leave."""
     bits: int = 8
     """Of a weight: 8, 4 or 2; not with wgmma, whose operands are bytes in shared memory."""
+    narrow: bool = False
+    """Whether codes of x have 4 bits, and products are of such (mma.m16n8k64); with weights of 4 bits only."""
+    split: bool = False
+    """Whether sums have parts."""
 
-    def launch(self, groups: int, pixels: int, channels: int) -> Launch:
+    def launch(self, groups: int, pixels: int, channels: int, parts: int = 1) -> Launch:
         """Blocks of channels beside each other, so that they find the same x in the cache."""
         tile = self.tile
-        grid = (-(-channels // tile.channels), -(-pixels // tile.pixels), groups)
+        grid = (-(-channels // tile.channels), -(-pixels // tile.pixels), groups * parts)
         return Launch(grid, tile.threads, tile.shared(self.codes.storage, self.bits))
 
     @property
@@ -93,20 +68,31 @@ class Product:
         return not self.tile.wgmma and self.tile.warp_pixels * self.tile.warp_channels <= 32 * 32
 
     def fetched(self, launch: Launch, numbers: Sequence[int]) -> int:
-        """Bytes that all blocks copy to shared memory."""
-        tiles = numbers[NUMBERS.index("tiles")]
-        return prod(launch.grid) * tiles * self.tile.stage_bytes(self.bits)
+        """Bytes that all blocks copy to shared memory, and of partial sums, which are written and read."""
+        tiles = numbers[len(NUMBERS) + PARTS.index("part_tiles") if self.split else NUMBERS.index("tiles")]
+        sums = 2 * 4 * self.tile.pixels * self.tile.channels if self.split else 0
+        return prod(launch.grid) * (tiles * self.tile.stage_bytes(self.bits) + sums)
+
+    def tiled(self, numbers: Sequence[int]) -> dict[str, Any]:
+        """What a block does, for who prices it: tiles of the inner dimension, and for each of them copies that threads
+        issue, bytes and products; outputs; how many blocks fit a processor at once."""
+        parts = numbers[len(NUMBERS) + PARTS.index("parts")] if self.split else 1
+        steps = numbers[len(NUMBERS) + PARTS.index("part_tiles") if self.split else NUMBERS.index("tiles")]
+        weights = self.tile.channels * self.tile.step * self.bits // 8
+        copies = self.tile.pixels * self.tile.step // self.grain + weights // CHUNK
+        return tiled(self.tile, self.codes.storage, steps, copies, self.bits) | {"parts": parts}
 
     def build(self, name: str, machine: Machine) -> Any:
-        """void name(x, y, w, bias, scales..., table, line, tails..., NUMBERS..., numbers of codes and tails...)."""
-        return _Emitter(self, name).function()
+        """void name(x, y, w, bias, scales..., table, line, tails..., [partial sums, counters,] NUMBERS..., [PARTS...,]
+        numbers of codes and tails...)."""
+        return _Emitter(self, name, has_tensor_cores(machine)).function()
 
 
 class _Emitter:
     """The kernel under construction."""
 
-    def __init__(self, spec: Product, name: str) -> None:
-        self.spec, self.tile = spec, spec.tile
+    def __init__(self, spec: Product, name: str, tensor: bool) -> None:
+        self.spec, self.tile, self.tensor = spec, spec.tile, tensor
         kernel = self.kernel = GridKernel(name, spec.tile.threads, 3)
         self.left = spec.tails[-1].storage if spec.tails else spec.codes.storage
         self.x, self.y = kernel.pointer("x", spec.storage), kernel.pointer("y", self.left)
@@ -114,7 +100,9 @@ class _Emitter:
         self.scales = spec.codes.pointers(kernel)
         self.table, self.line = kernel.pointer("table", "int32"), kernel.pointer("line", spec.storage)
         self.tails = Tails(kernel, spec.codes.storage, spec.tails)
-        self.n = {number: kernel.number(number) for number in NUMBERS}
+        if spec.split:
+            self.sums, self.counters = kernel.pointer("sums", "int32"), kernel.pointer("counters", "int32")
+        self.n = {number: kernel.number(number) for number in (*NUMBERS, *(PARTS if spec.split else ()))}
         self.code_numbers = spec.codes.numbers(kernel)
         self.tails.numbers()
         self.memory = kernel.shared()
@@ -124,21 +112,24 @@ class _Emitter:
         k, tile = self.kernel, self.tile
         self.first_channel = k.let(k.blocks[0] * tile.channels)
         self.first_pixel = k.let(k.blocks[1] * tile.pixels)
-        self.group = k.blocks[2]
+        self._parts()
         self.lane = k.let(k.thread % 32)
         self._place()
         self.staging = Staging(self)
-        self.tiles_m, self.tiles_n = self.rows // 16, tile.warp_channels // 8
-        self.acc = k.local(self.tiles_m * self.tiles_n * 4, "int32")
-        with k.unrolled(self.tiles_m * self.tiles_n * 4) as i:
-            self.acc.store(i, k.const(0))
+        kinds = "u8" if self.spec.storage == "uint8" else "s8", "s8"
+        self.fragments = Fragments(
+            k, tile, self.memory, kinds, rows=self.rows, row_step=self.row_step,
+            bits=self.spec.bits, narrow=self.spec.narrow, tensor=self.tensor,
+        )  # fmt: skip
+        self.fragments.place(self.lane, self.warp_pixel, self.warp_channel)
+        self.acc, self.tiles_m, self.tiles_n = self.fragments.acc, self.fragments.tiles_m, self.fragments.tiles_n
         for stage in range(tile.ahead):
             self.staging.load_w(k.const(stage), k.const(stage))
         k.call("qc_begin")  # weights are nobody's output: their copies need not wait
         for stage in range(tile.ahead):
             self.staging.load_x(k.const(stage), k.const(stage))
             k.call("qc_async_commit")
-        with k.loop(self.n["tiles"]) as t:
+        with k.loop(self.tiles) as t:
             k.call(f"qc_async_wait{tile.ahead - 1}")
             if tile.wgmma:
                 k.call("qc_proxy_fence")
@@ -152,13 +143,27 @@ class _Emitter:
             if tile.wgmma:
                 self._multiply_groups(base)
             else:
-                self._multiply(base)
+                self.fragments.multiply(base, k.let(base + tile.pixels * tile.step))
         k.call("qc_async_wait0")
         if tile.wgmma:
             k.call(f"qc_wgmma_finish_{self.tiles_m * self.tiles_n * 4}", k.at(self.acc, 0))
         k.sync()
-        self._leave()
+        if self.spec.split:
+            self._add_parts()
+        else:
+            self._leave()
         return k.function()
+
+    def _parts(self) -> None:
+        """The group, and which tiles of the inner dimension this block has."""
+        k, n = self.kernel, self.n
+        if not self.spec.split:
+            self.group, self.first_tile, self.tiles = k.blocks[2], k.const(0), n["tiles"]
+            return
+        self.group = k.let(k.tirx.truncdiv(k.blocks[2], n["parts"]))
+        self.part = k.let(k.blocks[2] - self.group * n["parts"])
+        self.first_tile = k.let(self.part * n["part_tiles"])
+        self.tiles = k.let(k.tirx.min(n["part_tiles"], n["tiles"] - self.first_tile))
 
     def _place(self) -> None:
         """Where in the tile the rows and columns of this warp lie."""
@@ -177,62 +182,6 @@ class _Emitter:
 
     # -- sums --------------------------------------------------------------------------------------------------
 
-    def _multiply(self, base: Expr) -> None:
-        k, tile = self.kernel, self.tile
-        lane = self.lane
-        a, b = k.local(self.tiles_m * 4, "uint32"), k.local(self.tiles_n * 2, "uint32")
-        a_row = k.let(self.warp_pixel + lane % 16)
-        name = "qc_mma_u8s8" if self.spec.storage == "uint8" else "qc_mma_s8s8"
-        weights = k.let(base + tile.pixels * tile.step)
-        fetch = {8: self._bytes, 4: self._halves, 2: self._quarters}[self.spec.bits]
-        for step in range(tile.step // 32):
-            for i in range(self.tiles_m):
-                at = base + self.staging.swizzled(a_row + 16 * i, lane // 16 + 2 * step)
-                k.call("qc_ldmatrix4", k.at(a, 4 * i), k.at(self.memory, at))
-            fetch(b, weights, step)
-            for i in range(self.tiles_m):
-                for j in range(self.tiles_n):
-                    k.call(name, k.at(self.acc, (i * self.tiles_n + j) * 4), k.at(a, 4 * i), k.at(b, 2 * j))
-
-    def _bytes(self, b: Pointer, weights: Expr, step: int) -> None:
-        """Fragments of all channels of the warp, of 32 bytes."""
-        k, lane = self.kernel, self.lane
-        row = k.let(self.warp_channel + lane % 8 + (lane // 16) * 8)
-        for j in range(self.tiles_n // 2):
-            at = weights + self.staging.packed(row + 16 * j, (lane // 8) % 2 + 2 * step)
-            k.call("qc_ldmatrix4", k.at(b, 4 * j), k.at(self.memory, at))
-
-    def _halves(self, b: Pointer, weights: Expr, step: int) -> None:
-        """The same of codes of 4 bits, which count 16 fold: a fetch is that of two steps."""
-        k, lane = self.kernel, self.lane
-        if step % 2 == 0:
-            self.fetched = k.local(self.tiles_n * 2, "uint32")
-            row = k.let(self.warp_channel + lane % 8 + (lane // 16) * 8)
-            for j in range(self.tiles_n // 2):
-                at = weights + self.staging.packed(row + 16 * j, (lane // 8) % 2 + step)
-                k.call("qc_ldmatrix4", k.at(self.fetched, 4 * j), k.at(self.memory, at))
-        for j in range(self.tiles_n):
-            word = k.let(self.fetched.load(2 * j + step % 2))
-            for i in (0, 1):
-                part = k.tirx.shift_left(word, k.const(4, "uint32")) if i == 0 else word
-                b.store(2 * j + i, k.tirx.bitwise_and(part, k.const(0xF0F0F0F0, "uint32")))
-
-    def _quarters(self, b: Pointer, weights: Expr, step: int) -> None:
-        """The same of codes of 2 bits, which count 64 fold: a fetch is that of four blocks of channels, two steps."""
-        k, lane = self.kernel, self.lane
-        if step % 2 == 0:
-            self.fetched = k.local(max(4, self.tiles_n), "uint32")
-            row = k.let(lane % 8 + (lane // 8) % min(4, self.tiles_n) * 8 + self.warp_channel)
-            for j in range(-(-self.tiles_n // 4)):
-                at = weights + self.staging.packed(row + 32 * j, k.const(step // 2))
-                k.call("qc_ldmatrix4", k.at(self.fetched, 4 * j), k.at(self.memory, at))
-        for j in range(self.tiles_n):
-            word = k.let(self.fetched.load(j))
-            for i in (0, 1):
-                shift = 6 - 4 * (step % 2) - 2 * i
-                part = k.tirx.shift_left(word, k.const(shift, "uint32")) if shift else word
-                b.store(2 * j + i, k.tirx.bitwise_and(part, k.const(0xC0C0C0C0, "uint32")))
-
     def _multiply_groups(self, base: Expr) -> None:
         """Rows of 64 pixels, one wgmma for 32 bytes of the inner dimension."""
         k, tile = self.kernel, self.tile
@@ -248,6 +197,31 @@ class _Emitter:
         k.call("qc_wgmma_commit")
         k.call(f"qc_wgmma_wait1_{self.tiles_m * count}", k.at(self.acc, 0))
 
+    def _add_parts(self) -> None:
+        """Write this block's sums; in the last block that comes here, add those of all, and go on."""
+        k, tile, n = self.kernel, self.tile, self.n
+        count = self.tiles_m * self.tiles_n * 4
+        across = k.let(k.tirx.truncdiv(n["channels"] + (tile.channels - 1), k.const(tile.channels)))
+        down = k.let(k.tirx.truncdiv(n["pixels"] + (tile.pixels - 1), k.const(tile.pixels)))
+        place = k.let((self.group * down + k.blocks[1]) * across + k.blocks[0])
+        first = k.let(place * n["parts"] * (count * tile.threads) + k.thread * 4)
+        own = k.let(first + self.part * (count * tile.threads))
+        for i in range(count // 4):
+            k.call("qc_put_sums", k.at(self.sums, own + i * 4 * tile.threads), k.at(self.acc, 4 * i))
+        counter, shared = k.at(self.counters, place), k.at(self.memory, 0)
+        last = k.let(k.tirx.call_extern("int32", "qc_comes_last", counter, n["parts"], shared))
+
+        def add() -> None:
+            for i in range(count):
+                self.acc.store(i, k.const(0))
+            with k.loop(n["parts"]) as part:
+                begin = k.let(first + part * (count * tile.threads))
+                for i in range(count // 4):
+                    k.call("qc_add_sums", k.at(self.acc, 4 * i), k.at(self.sums, begin + i * 4 * tile.threads))
+            self._leave()
+
+        k.when(last != 0, add)
+
     # -- codes -------------------------------------------------------------------------------------------------
 
     def _leave(self) -> None:
@@ -255,19 +229,16 @@ class _Emitter:
         size, pitch = itemsize(spec.codes.storage), tile.pitch(spec.codes.storage)
         name = f"qc_put2_{size}"
         p_first = k.let(self.group * self.n["p_group"] + self.first_channel)
-        for j in range(self.tiles_n):
-            channel = k.let(self.warp_channel + j * 8 + (self.lane % 4) * 2)
+        shift = self.fragments.shift
+        for channel, pixels in self.fragments.each():
             parameters = [[k.let(p.load(p_first + channel + c)) for p in (self.bias, *self.scales)] for c in (0, 1)]
-            for i in range(self.tiles_m):
-                for half in (0, 1):
-                    pixel = self.warp_pixel + i * self.row_step + half * 8 + self.lane // 4
-                    found = []
-                    for c in (0, 1):
-                        bias, *scales = parameters[c]
-                        acc = self.acc.load((i * self.tiles_n + j) * 4 + half * 2 + c)
-                        total = k.tirx.shift_right(acc, k.const(8 - spec.bits)) + bias if spec.bits < 8 else acc + bias
-                        found.append(spec.codes.apply(k, total, scales, self.code_numbers))
-                    k.call(name, k.at(self.memory, pixel * pitch + channel * size), *found)
+            for pixel, places in pixels:
+                found = []
+                for place, (bias, *scales) in zip(places, parameters, strict=True):
+                    acc = self.acc.load(place)
+                    total = k.tirx.shift_right(acc, k.const(shift)) + bias if shift else acc + bias
+                    found.append(spec.codes.apply(k, total, scales, self.code_numbers))
+                k.call(name, k.at(self.memory, pixel * pitch + channel * size), *found)
         k.sync()
         self._store(size, pitch)
 

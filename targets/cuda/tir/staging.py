@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from qcompiler.targets.cuda.tir.tile import CHUNK, line_of
 from qcompiler.targets.shared.tir.builder import Expr
 
 if TYPE_CHECKING:
     from qcompiler.targets.cuda.tir.product import _Emitter
 
-CHUNK = 16
-"""Bytes that fragments and copies are made of."""
 OUTSIDE = -(1 << 14)
 """A row or column that lies in no image."""
 NUMBERS = (
@@ -46,6 +45,7 @@ class Staging:
         chunks = self.row_bytes // CHUNK
         self.w_step = tile.threads // chunks
         self.w_column, self.w_row = k.let(k.thread % chunks), k.let(k.thread // chunks)
+        self.line = k.const(0) if self.product.spec.direct else line_of(k)
         self.starts = k.local(self.rows_x, "int32")
         self.tops, self.lefts = k.local(self.rows_x, "int32"), k.local(self.rows_x, "int32")
         for i in range(self.rows_x):
@@ -67,8 +67,8 @@ class Staging:
     def _of(self, t: Expr, stage: Expr) -> tuple[Expr, Expr, Expr]:
         """Whether there is a tile t of the inner dimension, its number or the last one's, and the stage's place."""
         k = self.kernel
-        there = k.let(k.cast(t < self.n["tiles"], "int32"))
-        last = k.let(k.tirx.min(t, self.n["tiles"] - 1))
+        there = k.let(k.cast(t < self.product.tiles, "int32"))
+        last = k.let(self.product.first_tile + k.tirx.min(t, self.product.tiles - 1))
         return there, last, k.let(stage * self.tile.stage_bytes(self.product.spec.bits))
 
     def load_x(self, t: Expr, stage: Expr) -> None:
@@ -130,21 +130,22 @@ class Staging:
         column = k.let(self.lefts.load(i) + right)
         inside = k.value("qc_inside", line, column, self.n["height"], self.n["width"])
         start = k.let(self.starts.load(i) + offset)
-        return k.value("qc_choose", inside, k.at(self.product.x, 0), start, k.at(self.product.line, 0), dtype="handle")
+        line_at = k.at(self.product.line, self.line)
+        return k.value("qc_choose", inside, k.at(self.product.x, 0), start, line_at, dtype="handle")
 
     def swizzled(self, row: Expr, chunk: Expr) -> Expr:
         """Where a chunk of a row of x lies: eight rows of the same chunk are in eight different groups of banks."""
-        return _turned(row, chunk, self.tile.step)
+        return turned(row, chunk, self.tile.step)
 
     def packed(self, row: Expr, chunk: Expr) -> Expr:
         """The same of w, whose rows are shorter where weights are packed."""
-        return _turned(row, chunk, self.row_bytes)
+        return turned(row, chunk, self.row_bytes)
 
 
-def _turned(row: Expr, chunk: Expr, size: int) -> Expr:
+def turned(row: Expr, chunk: Expr, size: int) -> Expr:
     """Rows of `size` bytes, of which 128 are once around the banks."""
     chunks = size // CHUNK
     if chunks == 1:
         return row * size
-    turned = row % 8 if chunks >= 8 else (row // (8 // chunks)) % chunks
-    return row * size + (chunk ^ turned) * CHUNK
+    turn = row % 8 if chunks >= 8 else (row // (8 // chunks)) % chunks
+    return row * size + (chunk ^ turn) * CHUNK
