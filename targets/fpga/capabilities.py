@@ -7,6 +7,7 @@ import onnx_ir as ir
 from qcompiler.cost import ACTIVATIONS, work_of
 from qcompiler.graph.model import Graph, attribute
 from qcompiler.graph.qdq import is_quantizer
+from qcompiler.minifloat import tokens
 from qcompiler.target import Capabilities
 
 _MOVES = ("Constant", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze", "Transpose")
@@ -46,4 +47,6 @@ CAPABILITIES = Capabilities(
     arithmetic=("fixed",),
     float_boundary=False,
     refuses=refuses,
+    weight_minifloats=tokens(3),
+    activation_minifloats=(*tokens(3), *tokens(3, signed=False)),
 )

@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.targets.fpga.layers import Layer, Requantizer, Stream, Window, signed_bits
+from qcompiler.formats import Int, Minifloat
+from qcompiler.targets.fpga.layers import (
+    Codes,
+    Layer,
+    Requantizer,
+    Stream,
+    Window,
+    exponent_bits,
+    signed_bits,
+)
 
 BLOCK_BITS = 8192
 """A memory of more bits than this goes to block RAM, if the words are not too few for their width."""
@@ -142,7 +151,8 @@ class Engine:
     def _max(self) -> Iterator[Module]:
         yield self._windows(self.fold.pe, self.repeats, 1)
         fmt = self.layer.formats[0]
-        yield Module("qc_max", {"LANES": self.fold.pe, "B": fmt.bits, "SIGNED": int(fmt.signed)})
+        kind = (2 if isinstance(fmt, Minifloat) else 1) if fmt.signed else 0
+        yield Module("qc_max", {"LANES": self.fold.pe, "B": fmt.bits, "SIGNED": kind})
 
     def _sum(self) -> Iterator[Module]:
         layer, fmt = self.layer, self.layer.formats[0]
@@ -158,6 +168,7 @@ class Engine:
         layer, v = self.layer, self.layer.values
         a, b = layer.formats
         fmt = layer.output.fmt
+        assert isinstance(fmt, Int)
         yield Module(
             "qc_add",
             {"LANES": self.fold.pe, "AB": a.bits, "AS": int(a.signed), "BB": b.bits, "BS": int(b.signed),
@@ -181,11 +192,11 @@ class Engine:
         assert layer.table is not None
         if layer.kind == "softmax":
             return [int(e) for e in layer.table]
-        return [masked(int(e), layer.output.fmt.bits) for e in layer.table]
+        return [masked(int(e), layer.output.fmt.bits) for e in coded(layer.table, layer.output.fmt)]
 
     def _softmax(self) -> Iterator[Module]:
         layer, fmt = self.layer, self.layer.output.fmt
-        assert layer.table is not None
+        assert layer.table is not None and isinstance(fmt, Int)
         bits = int(layer.table.max()).bit_length()
         parameters = {
             "C": layer.channels, "AB": layer.formats[0].bits, "AS": int(layer.formats[0].signed), "EB": bits,
@@ -215,8 +226,8 @@ class Engine:
         return Module(
             "qc_mac",
             {"PE": fold.pe, "SIMD": fold.simd, "WB": layer.weight_bits, "AB": fmt.bits, "AS": int(fmt.signed),
-             "ACC": signed_bits(*layer.sums), "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp),
-             "BLOCK": int(in_block(width, words))},
+             "WE": exponent_bits(layer.weight_format), "AE": exponent_bits(fmt), "ACC": signed_bits(*layer.sums),
+             "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp), "BLOCK": int(in_block(width, words))},
             {"WFILE": self.weight_words},
         )  # fmt: skip
 
@@ -224,7 +235,7 @@ class Engine:
         """Memory words in the order of the window's beats."""
         layer, pe, simd = self.layer, self.fold.pe, self.fold.simd
         assert layer.weights is not None
-        w = layer.weights
+        w = layer.weights if layer.weight_format is None else coded(layer.weights, layer.weight_format)
         if layer.kind == "depthwise":  # [C, KH, KW] -> [C/PE, KH KW, PE]
             rows = w.reshape(self.repeats, pe, -1).transpose(0, 2, 1)
         else:  # [M, KH, KW, C] -> [M/PE, KH KW, C/SIMD, PE, SIMD]
@@ -250,12 +261,13 @@ class Engine:
                 found.append(word)
             return found
 
+        ends = (r.fmt.min, r.fmt.max) if isinstance(r.fmt, Int) else (0, 0)
         return Module(
             "qc_requant",
             {"PE": self.fold.pe, "LANES": way.lanes, "ACC": signed_bits(*layer.sums), "BB": bias_bits, "MB": way.bits,
              "STAGES": way.stages, "STEPS": way.steps, "GL": way.left,
              "DROP": way.shift - 1 - 2 * way.stages * way.steps, "WORDS": count, "OB": r.fmt.bits,
-             "ZERO": r.zero_point, "LO": r.fmt.min, "HI": r.fmt.max,
+             "ZERO": r.zero_point, "LO": ends[0], "HI": ends[1], "OE": exponent_bits(r.fmt), "OS": int(r.fmt.signed),
              "BLOCK": int(way.steps >= 4 and in_block(width, count))},
             {"QFILE": words},
         )  # fmt: skip
@@ -284,6 +296,11 @@ def common_shift(r: Requantizer) -> tuple[int, int]:
 def divisors(n: int) -> list[int]:
     """All, in order."""
     return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def coded(values: NDArray[np.int64], fmt: Codes) -> NDArray[np.int64]:
+    """Codes of integers (they are that) or of levels."""
+    return fmt.encode(values).astype(np.int64) if isinstance(fmt, Minifloat) else values
 
 
 def masked(code: int, bits: int) -> int:

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qcompiler.bundle import Bundle, manifest_of, write_bundle
@@ -14,7 +15,9 @@ from qcompiler.cost import Widths, Work, totals
 from qcompiler.driver import compile, quantize
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.execute.oracle import Oracle
+from qcompiler.formats import Minifloat
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import MINIFLOAT_KEY
 from qcompiler.target import Lowered
 from qcompiler.targets.fpga import simulators
 from qcompiler.targets.fpga.build import build, check
@@ -58,6 +61,60 @@ def test_a_network_has_the_oracles_bits_and_the_bills_cycles(digits: Graph, tmp_
     assert circuit["verdict"] == "FITS" and circuit["dsp"] == 0
     assert session.cycles == pytest.approx(circuit["latency_cycles"], rel=0.05)
     assert max(row["busy"] for row in circuit["layers"] if "busy" in row) > 0.95
+
+
+@iverilog
+@pytest.mark.parametrize("precision", ["e2m1w-int8a", "e2m1w-e2m1a", "e3m2w-int8a"])
+def test_a_network_of_minifloats_has_the_oracles_bits(precision: str, tmp_path: Path) -> None:
+    graph = quantize(
+        DIGITS / "cnn.onnx", "random", "minmax", target="fpga", options={"precision": precision}, samples=4,
+        dims={"N": 1},
+    ).integer_graph  # fmt: skip
+    assert graph is not None
+    lowered = build(graph, {"fps": 20000, "dsp": 0}, silent)
+    bundle = bundle_of(graph, lowered, tmp_path)
+    x = np.random.default_rng(2).normal(0, 1, (1, 1, 8, 8)).astype(np.float32)
+    session = HostSession(bundle.path, bundle.manifest, "iverilog", stall=1)
+    assert np.array_equal(session.run({"x": x})[0], Oracle(graph).run({"x": x})[0])
+    memory = next(bundle.path.glob("mem/*block1_expand*mac_w.hex")).read_text().split()
+    row = next(row for row in lowered.facts["circuit"]["layers"] if "block1_expand" in row["node"])
+    width = int(precision[1]) + int(precision[3]) + 1  # codes as they are, not levels
+    assert max(int(word, 16) for word in memory).bit_length() <= row["pe"] * row["simd"] * width
+
+
+@iverilog
+def test_minifloats_that_other_engines_read(tmp_path: Path) -> None:
+    """The largest, the join, a sum, a function, a product with integers, and an output: codes where they do, levels."""
+    p, fmt = Problems("fixed"), Minifloat(2, 1)
+    shape, held = (1, 4, 6, 6), fmt.integers.token
+
+    def marked(value: ir.Value) -> ir.Value:
+        value.metadata_props[MINIFLOAT_KEY] = fmt.token
+        return value
+
+    every = fmt.decode(fmt.codes())[np.arange(256) % len(fmt.codes())].astype(np.int8)
+    table = {"x_format": "uint8", "zero_point": 0, "format": held}
+    x, z = (marked(p.node("Table", [p.input(name, shape), p.const(every)], shape, held, **table)) for name in "xz")
+    window = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
+    most = marked(p.node("MaxPool", [x], (1, 4, 3, 3), held, **window))
+    both = marked(p.node("Concat", [x, z], (1, 8, 6, 6), held, domain="", axis=1))
+    multipliers = {"a_multiplier": 1_234_567, "b_multiplier": 2_345_671, "shift": 18}
+    zeros = {"a_zero_point": 0, "b_zero_point": 0, "zero_point": 90}
+    total = p.node("Add", [x, z], shape, "uint8", format="uint8", **multipliers, **zeros)
+    function = p.const(p.rng.integers(0, 256, 32).astype(np.uint8))
+    looked = p.node("Table", [most, function], (1, 4, 3, 3), "uint8", x_format=held, zero_point=0, format="uint8")
+    weights = p.const(p.rng.integers(-8, 8, (4, 8, 1, 1)).astype(np.int8))
+    taps = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1], "group": 1, "x_zero_point": 0}
+    inputs = [both, weights, p.const(np.zeros(4, np.int32)), *p.scales(np.full(4, 0.2))]
+    product = p.node("Conv", inputs, shape, "uint8", **taps, **p.requantizing("uint8", 100))
+    for name, value in (("most", most), ("sum", total), ("looked_up", looked), ("product", product)):
+        p.output(name, value)
+    bundle = bundle_of(p.graph, build(p.graph, {"fps": 100000, "dsp": 0}, silent), tmp_path)
+    oracle, given = Oracle(p.graph), {name: p.rng.integers(0, 256, shape).astype(np.float32) for name in ("x", "z")}
+    session = HostSession(bundle.path, bundle.manifest, "iverilog", stall=3)
+    found = session.run_codes([given[name] for name in oracle.input_names])
+    for name, want, got in zip(oracle.output_names, oracle.run(given), found, strict=True):
+        np.testing.assert_array_equal(got, want, err_msg=name)
 
 
 @iverilog

@@ -1,4 +1,4 @@
-"""The modules of minifloats against numpy and the oracle, in each simulator: products over all codes, rounding, sums."""
+"""Modules of minifloats against numpy and the oracle, in each simulator: products over all codes, rounding, sums."""
 
 from __future__ import annotations
 
