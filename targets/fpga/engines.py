@@ -100,7 +100,7 @@ class Engine:
         layer, fold = self.layer, self.fold
         if layer.kind in ("dense", "depthwise", "max"):
             assert layer.window is not None
-            parts = layer.channels // self.in_lanes[0]
+            parts = layer.channels * layer.groups // self.in_lanes[0]
             into = prod(layer.window.input) * parts
             return max(into, prod(layer.window.output) * self.repeats * self.passes)
         if layer.kind == "sum":
@@ -108,6 +108,9 @@ class Engine:
             parts = layer.channels // fold.pe
             way = self.multiplication
             return (prod(layer.window.input) - 1) * parts + layer.channels // way.lanes * way.steps
+        if layer.kind == "slice":
+            assert layer.window is not None
+            return prod(layer.window.input) * layer.values["channels"] // fold.pe
         if layer.kind == "softmax":
             rows, division = layer.output.codes // layer.channels, layer.values["numerator"].bit_length() + 6
             return rows * layer.channels * (4 + division)
@@ -139,7 +142,7 @@ class Engine:
         return list(getattr(self, f"_{self.layer.kind}")())
 
     def _dense(self) -> Iterator[Module]:
-        yield self._windows(self.fold.simd, self.repeats, 0)
+        yield self._windows(self.fold.simd, self.repeats, int(self.layer.groups > 1))
         yield self._mac(0)
         yield self._requantizer()
 
@@ -182,6 +185,27 @@ class Engine:
             "qc_concat", {"WIDTH": lanes * self.layer.output.fmt.bits, "A": v["a"] // lanes, "B": v["b"] // lanes}
         )
 
+    def _slice(self) -> Iterator[Module]:
+        layer, v, w, lanes = self.layer, self.layer.values, self.layer.window, self.fold.pe
+        assert w is not None
+        yield Module(
+            "qc_slice",
+            {"WIDTH": lanes * layer.output.fmt.bits, "H": w.input[0], "W": w.input[1], "CF": v["channels"] // lanes,
+             "Y0": -w.before[0], "SY": w.strides[0], "YN": w.output[0], "X0": -w.before[1], "SX": w.strides[1],
+             "XN": w.output[1], "C0": v["first"] // lanes, "CN": v["count"] // lanes},
+        )  # fmt: skip
+
+    def _pad(self) -> Iterator[Module]:
+        layer, v, w, lanes = self.layer, self.layer.values, self.layer.window, self.fold.pe
+        assert w is not None
+        bits = layer.output.fmt.bits
+        yield Module(
+            "qc_pad",
+            {"WIDTH": lanes * bits, "H": w.input[0], "W": w.input[1], "CF": v["channels"] // lanes, "PT": w.before[0],
+             "PL": w.before[1], "CB": v["first"] // lanes, "OH": w.output[0], "OW": w.output[1],
+             "OC": v["count"] // lanes, "PAD": packed([layer.pad] * lanes, bits)},
+        )  # fmt: skip
+
     def _table(self) -> Iterator[Module]:
         layer = self.layer
         parameters = {"LANES": self.fold.pe, "IB": layer.formats[0].bits, "OB": layer.output.fmt.bits}
@@ -207,8 +231,10 @@ class Engine:
     def _windows(self, lanes: int, outer: int, ostep: int) -> Module:
         layer, w, bits = self.layer, self.layer.window, self.layer.formats[0].bits
         assert w is not None
-        parts = layer.channels // lanes
+        parts = layer.channels * layer.groups // lanes
         depth = ring_pixels(w)
+        # Where a lane is a channel, each beat of a pixel is a group of its own.
+        groups = {"GROUPS": layer.groups} if layer.groups > 1 else {}
         pad = packed([layer.pad] * lanes, bits)
         return Module(
             "qc_window",
@@ -216,7 +242,8 @@ class Engine:
              "OW": w.output[1], "KH": w.kernel[0], "KW": w.kernel[1], "SH": w.strides[0], "SW": w.strides[1],
              "DH": w.dilations[0], "DW": w.dilations[1], "PT": w.before[0], "PL": w.before[1],
              "PADDED": int(w.padded), "OUTER": outer, "OSTEP": ostep, "DEPTH": depth,
-             "BLOCK": int(in_block(lanes * bits, depth * parts)), "PAD": pad},
+             "BLOCK": int(in_block(lanes * bits, depth * parts)), "PAD": pad,
+             **groups},
         )  # fmt: skip
 
     def _mac(self, depthwise: int) -> Module:
@@ -331,8 +358,9 @@ def folds(layer: Layer, cycles: int, dsp: bool = False) -> list[Fold]:
     """Foldings that need at most so many cycles, none of which is larger than another. Raises UnsupportedError."""
     found = []
     outs = len(layer.weights) if layer.weights is not None else layer.channels
-    if layer.kind == "concat":
-        outs = gcd(layer.values["a"], layer.values["b"])
+    outs //= layer.groups  # all sums of a beat read the same channels
+    if layer.kind in ("concat", "slice", "pad"):
+        outs = gcd(*layer.values.values())
     if layer.kind == "softmax":
         outs = 1
     for pe in (d for d in divisors(outs) if d <= MAX_LANES):

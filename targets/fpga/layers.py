@@ -85,11 +85,11 @@ class Requantizer:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One node. kind: dense, depthwise (also average pools), max, sum, add, concat, table or softmax.
+    """One node. kind: dense, depthwise (also average pools), max, sum, add, concat, slice, pad, table or softmax.
 
-    weights: int64 [M, KH, KW, C] of dense, [C, KH, KW] of depthwise; levels if they have a `weight_format`. sums: least
-    and largest value that any partial sum of accumulators can have, without bias. pad: the code outside the image.
-    table: entries of table and softmax.
+    channels: of a group; dense layers may have several. weights: int64 [M, KH, KW, C] of dense, [C, KH, KW] of
+    depthwise; levels if they have a `weight_format`. sums: least and largest value that any partial sum of accumulators
+    can have, without bias. pad: the code outside the image. table: entries of table and softmax.
     """
 
     node: str
@@ -100,6 +100,7 @@ class Layer:
     formats: tuple[Codes, ...]
     window: Window | None = None
     channels: int = 1
+    groups: int = 1
     weights: NDArray[np.int64] | None = None
     weight_bits: int = 0
     weight_format: Minifloat | None = None

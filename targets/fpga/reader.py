@@ -15,6 +15,7 @@ from qcompiler.errors import UnsupportedError
 from qcompiler.formats import Int, Minifloat, parse_format, parse_integers
 from qcompiler.graph.model import Graph, attribute, operator_key
 from qcompiler.graph.qdq import FORMAT_KEY, MINIFLOAT_KEY
+from qcompiler.targets.fpga.engines import coded
 from qcompiler.targets.fpga.layers import (
     Codes,
     Layer,
@@ -239,8 +240,8 @@ def _conv(reader: _Reader, node: ir.Node) -> Layer:
         return _product(reader, node, common, weights.transpose(0, 2, 3, 1), "dense", window, bias, 3)
     if group == channels == len(weights):
         return _product(reader, node, common, weights[:, 0], "depthwise", window, bias, 3)
-    # Groups as one matrix with zeros would waste lanes in silence.
-    raise refusal(node, f"has {group} groups of {channels // group} channels; engines have one group, or one a channel")
+    dense = _product(reader, node, common, weights.transpose(0, 2, 3, 1), "dense", window, bias, 3)
+    return replace(dense, groups=group)
 
 
 def _matmul(reader: _Reader, node: ir.Node) -> Layer:
@@ -329,6 +330,63 @@ def _concat(reader: _Reader, node: ir.Node) -> Layer:
     return Layer(**common, kind="concat", channels=sum(values.values()), values=values)
 
 
+def _slice(reader: _Reader, node: ir.Node) -> Layer:
+    shape, rank = reader.graph.shape(node.inputs[0]), len(reader.graph.shape(node.inputs[0]))
+    starts, ends = reader.const(node, 1), reader.const(node, 2)
+    axes = reader.const(node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(len(starts))
+    steps = reader.const(node, 4) if len(node.inputs) > 4 and node.inputs[4] is not None else np.ones(len(starts))
+    ranges = [range(extent) for extent in shape]
+    for axis, start, end, step in zip(axes.tolist(), starts.tolist(), ends.tolist(), steps.tolist(), strict=True):
+        ranges[axis % rank] = ranges[axis % rank][start : end : int(step)]
+    places = _places(node, shape)
+    chosen = [ranges[axis] if axis is not None else range(1) for axis in places]
+    if any(step <= 0 or not one for one, step in ((one, one.step) for one in chosen)) or chosen[2].step != 1:
+        raise refusal(node, "takes channels that are not in a row, or goes backwards")
+    stream = reader.in_order(node)
+    window = Window(
+        stream.image, (len(chosen[0]), len(chosen[1])), strides=(chosen[0].step, chosen[1].step),
+        before=(-chosen[0].start, -chosen[1].start),
+    )  # fmt: skip
+    common = reader.common(node)
+    common["output"] = replace(common["output"], fmt=stream.fmt)
+    values = {"channels": stream.channels, "first": chosen[2].start, "count": len(chosen[2])}
+    return Layer(**common, kind="slice", window=window, channels=stream.channels, values=values)
+
+
+def _pad(reader: _Reader, node: ir.Node) -> Layer:
+    shape = reader.graph.shape(node.inputs[0])
+    rank, pads = len(shape), reader.const(node, 1)
+    axes = reader.const(node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(rank)
+    value = reader.const(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1, np.int64)
+    if attribute(node, "mode", "constant") != "constant" or pads.min(initial=0) < 0:
+        raise refusal(node, "repeats or cuts instead of putting one value beside")
+    ends = {axis % rank: (int(pads[i]), int(pads[i + len(axes)])) for i, axis in enumerate(axes.tolist())}
+    places = _places(node, shape)
+    if any(sum(pair) and axis not in places for axis, pair in ends.items()):
+        raise refusal(node, "pads along the batch")
+    y, x, c = (ends.get(axis, (0, 0)) if axis is not None else (0, 0) for axis in places)
+    stream, common = reader.in_order(node), reader.common(node)
+    common["output"] = replace(common["output"], fmt=stream.fmt)
+    size = stream.image[0] + sum(y), stream.image[1] + sum(x)
+    values = {"channels": stream.channels, "first": c[0], "count": stream.channels + sum(c)}
+    code = int(coded(value.reshape(-1)[:1], stream.fmt)[0])
+    return Layer(
+        **common, kind="pad", window=Window(stream.image, size, before=(y[0], x[0])), channels=stream.channels,
+        values=values, pad=code,
+    )  # fmt: skip
+
+
+def _places(node: ir.Node, shape: tuple[int, ...]) -> tuple[int | None, int | None, int | None]:
+    """Axes that are rows, columns and channels of a stream (`natural`)."""
+    if len(shape) == 4 and shape[0] == 1:
+        return 2, 3, 1
+    if len(shape) == 3 and shape[0] == 1:
+        return None, 2, 1
+    if len(shape) <= 2:
+        return None, 0 if len(shape) == 2 else None, len(shape) - 1
+    raise refusal(node, f"works on a tensor of shape {list(shape)}, which is no image")
+
+
 def _table(reader: _Reader, node: ir.Node) -> Layer:
     stream, common = reader.given(node), reader.common(node)
     if stream.fmt.bits > TABLE_BITS:
@@ -370,6 +428,8 @@ RULES = {
     "qcompiler::Softmax": _softmax,
     "qcompiler::Table": _table,
     "Concat": _concat,
+    "Pad": _pad,
+    "Slice": _slice,
 }
 
 

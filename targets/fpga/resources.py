@@ -223,6 +223,16 @@ def _queue(p: Parameters) -> Resources:
     return Resources(control + _ram_luts(p["WIDTH"], p["DEPTH"]), p["WIDTH"] + 3 * bits(p["DEPTH"]) + 2)
 
 
+def _slice(p: Parameters) -> Resources:
+    counters = bits(p["CF"]) + 2 * bits(p["H"] + p["SY"]) + 2 * bits(p["W"] + p["SX"])
+    return Resources(3 * counters + 10, counters)
+
+
+def _pad(p: Parameters) -> Resources:
+    counters = bits(p["OC"]) + bits(p["OH"]) + bits(p["OW"])
+    return Resources(3 * counters + p["WIDTH"] + 6, counters + 1)
+
+
 _COUNTS: dict[str, Callable[[Parameters], Resources]] = {
     "qc_add": _add,
     "qc_concat": lambda p: Resources(p["WIDTH"] + 2 * bits(p["A"] + p["B"]) + 4, bits(p["A"] + p["B"])),
@@ -230,6 +240,8 @@ _COUNTS: dict[str, Callable[[Parameters], Resources]] = {
     "qc_fork": lambda p: Resources(2 * p["N"] + 1, p["N"]),
     "qc_mac": _mac,
     "qc_max": lambda p: Resources(p["LANES"] * (p["B"] + 2) + 3, p["LANES"] * p["B"] + 1),
+    "qc_pad": _pad,
+    "qc_slice": _slice,
     "qc_narrow": lambda p: Resources(p["WIDTH"] * p["N"] + 2 * bits(p["N"] + 1) + 3, p["WIDTH"] * p["N"] + 3),
     "qc_requant": _requant,
     "qc_softmax": _softmax,
