@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,7 +25,8 @@ from qcompiler.target import Lowered
 from qcompiler.targets.fpga import simulators
 from qcompiler.targets.fpga.build import build, check
 from qcompiler.targets.fpga.cost import FpgaCost
-from qcompiler.targets.fpga.host import HostSession
+from qcompiler.targets.fpga.host import HostSession, port_stream
+from qcompiler.targets.shared.codes import codes_of
 from tests.conformance.problems import Problems
 
 DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
@@ -134,6 +138,56 @@ def test_the_bundle_proves_itself(tmp_path: Path) -> None:
     built.write_text("\n".join([f"{int(words[0], 16) ^ 1:x}", *words[1:]]) + "\n")
     said = subprocess.run(["vvp", "-n", "tb.vvp"], cwd=built.parent, capture_output=True, text=True, check=False)
     assert "FAIL" in said.stdout  # the test can fail
+
+
+@iverilog
+def test_registers_start_a_circuit_and_tell_when_it_is_done(tmp_path: Path) -> None:
+    """Two inputs and two outputs behind qc_axi; nothing enters before the start."""
+    problems = Problems("fixed")
+    problems.conv("conv", (1, 3, 6, 6), 4, (3, 3), pads=(1, 1, 1, 1), bits=4)
+    problems.matmul("matmul", (3, 8), 5)
+    bundle = bundle_of(problems.graph, build(problems.graph, {"dsp": 0, "vectors": 3}, silent), tmp_path)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for file in (*bundle.path.glob("mem/*.hex"), *bundle.path.glob("tb/*")):
+        (folder / file.name).write_bytes(file.read_bytes())
+    sources = ["tb_axi.v", *map(str, sorted(bundle.path.glob("rtl/*.v")))]
+    said = simulators.run_testbench("iverilog", sources, folder, str(bundle.path / "rtl"), ((), ("+stall",)))
+    assert all("PASS" in text for text in said), said
+    text = (folder / "tb_axi.v").read_text()
+    (folder / "tb_axi.v").write_text(text.replace("put(0, 5);", "put(0, 4);"))  # no start
+    (folder / "tb_axi.v").write_text((folder / "tb_axi.v").read_text().replace("IDLE = 1000000", "IDLE = 3000"))
+    assert "FAIL" in simulators.run_testbench("iverilog", sources, folder, str(bundle.path / "rtl"))[0]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler `cc`")
+def test_the_c_twin_has_the_same_bits(digits: Graph, tmp_path: Path) -> None:
+    """Its self-test holds the oracle's answers; the integer graph is the one that the circuit is made of."""
+    bundle = bundle_of(digits, build(digits, {"fps": 2000, "dsp": 0}, silent), tmp_path)
+    folder = bundle.path / "model_c"
+    run = subprocess.run(["make", "-C", str(folder), "test"], capture_output=True, text=True, check=True)
+    assert "PASS" in run.stdout
+    text = (folder / "selftest.c").read_text()
+    stored = re.search(r"want_0_0\[\d+\] = \{\s*(\d+)", text)
+    assert stored is not None
+    changed = text[: stored.start(1)] + str(int(stored[1]) ^ 1) + text[stored.end(1) :]
+    (folder / "selftest.c").write_text(changed)
+    run = subprocess.run(["make", "-C", str(folder), "test"], capture_output=True, text=True, check=False)
+    assert run.returncode != 0 and "PASS" not in run.stdout  # the test can fail
+
+
+def test_codes_and_their_order_in_the_driver_are_those_of_the_boundary(digits: Graph, tmp_path: Path) -> None:
+    """All of the driver that can be tried without a board."""
+    bundle = bundle_of(digits, build(digits, {"fps": 2000, "dsp": 0}, silent), tmp_path)
+    loaded = importlib.util.spec_from_file_location("pynq_driver", bundle.path / "driver" / "pynq_driver.py")
+    assert loaded is not None and loaded.loader is not None
+    driver = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(driver)
+    (spec,), (port,) = bundle.manifest["inputs"], bundle.manifest["fpga"]["inputs"]
+    x = np.random.default_rng(3).normal(0, 2, spec["shape"]).astype(np.float32)
+    codes = codes_of({spec["name"]: x}, spec)
+    assert np.array_equal(driver.to_codes(x, spec), codes)
+    assert np.array_equal(driver.order_of(port), port_stream(port).order.reshape(-1))
 
 
 def test_faster_circuits_are_larger_and_what_is_too_big_says_what_would_fit(digits: Graph) -> None:
