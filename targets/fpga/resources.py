@@ -165,7 +165,7 @@ def _requant(p: Parameters) -> Resources:
         ff += 3 * x + rest + 3
     if p["OE"]:
         more = encoder(p["OB"], p["OS"], p["OE"], x)
-        lut, ff = lut + more.lut, ff + more.ff + p["STAGES"]
+        lut, ff = lut + more.lut - 16, ff + more.ff + p["STAGES"]  # 16: the rounding in its place
     memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"])
     waiting = p["PE"] * p["ACC"]
     shift = waiting if p["PE"] > p["LANES"] else 0
