@@ -3,9 +3,9 @@
     python -m benchmarks.fpga_exact [--only kws] [--precisions w8a8,w4a8] [--fps 1000] [--samples 5]
         [--simulators verilator,iverilog] [--json FILE]
 
-By default `NETWORKS` at `PRECISIONS`, an hour or more: Verilator compiles each for a minute. Every row also compiles
-model_c/, the C twin, whose self-test holds the oracle's answers. The JSON file is written after every row. Exit code 1
-where a bit differs.
+By default `NETWORKS` at `PRECISIONS`, an hour or more: Verilator compiles each for a minute. Where a Softmax stands
+at the end, the circuit gives its input as well. Every row also compiles model_c/, the C twin, whose self-test holds the
+oracle's answers. The JSON file is written after every row. Exit code 1 where a bit differs.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 from numpy.typing import NDArray
 
 from benchmarks.assets import Case, arguments, networks, write_json
@@ -27,7 +28,9 @@ from qcompiler.cli.console import table
 from qcompiler.driver import quantize
 from qcompiler.errors import UnsupportedError
 from qcompiler.execute.oracle import Oracle
+from qcompiler.formats import parse_format
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import FORMAT_KEY
 from qcompiler.targets.fpga.build import build
 from qcompiler.targets.fpga.host import HostSession
 from qcompiler.targets.shared.boundary import strip_boundary
@@ -54,6 +57,20 @@ def frames_of(case: Case, graph: Graph, specs: list[dict[str, Any]], count: int)
     return found
 
 
+def show_logits(graph: Graph) -> None:
+    """Make what a Softmax reads an output as well: after it, codes are mostly the lowest and the highest."""
+    for node in graph.nodes("Softmax"):
+        value = node.inputs[0]
+        assert value is not None
+        meta = value.metadata_props
+        storage = parse_format(meta[FORMAT_KEY]).storage
+        numbers = [np.float32(meta["qcompiler.scale"]), np.asarray(int(meta["qcompiler.zero_point"]), storage)]
+        inputs = [value, *(graph.add_const(f"{value.name}_{i}", number) for i, number in enumerate(numbers))]
+        shown = graph.add_node("DequantizeLinear", inputs, name=f"{value.name}/shown", outputs=[f"{value.name}_shown"])
+        shown.outputs[0].shape, shown.outputs[0].type = value.shape, ir.TensorType(ir.DataType.FLOAT)
+        graph.ir.outputs.append(shown.outputs[0])
+
+
 def twin_agrees(folder: Path) -> bool:
     """Whether the C twin's self-test passes."""
     run = subprocess.run(["make", "-C", str(folder), "test"], capture_output=True, text=True, check=False)
@@ -68,6 +85,7 @@ def rows(case: Case, precision: str, fps: float, samples: int, simulators: list[
     )  # fmt: skip
     graph = result.integer_graph
     assert graph is not None
+    show_logits(graph)
     lowered = build(graph, {"fps": fps, "dsp": 0}, lambda stage, done, total: None)
     bill = lowered.facts["circuit"]
     manifest = manifest_of("fpga", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
