@@ -33,7 +33,7 @@ from qcompiler.targets.shared.program import Program
 from qcompiler.targets.shared.stream import least_memory
 
 Progress = Callable[[str, int, int], None]
-_TEMPLATES = Path(__file__).resolve().parent / "templates"
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -134,7 +134,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     }
     texts = {
         f"src/{name}.h": header(sources),
-        "src/qc_tensor.h": (_TEMPLATES / "qc_tensor.h").read_text(),
+        "src/qc_tensor.h": (TEMPLATES / "qc_tensor.h").read_text(),
         f"src/{name}.c": sources.model(),
         f"src/{name}_kernels.h": sources.kernels_header(),
         f"src/{name}_float.h": float_header,
@@ -147,7 +147,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     if not core:
         texts |= {
             f"src/{name}_kernels.c": kernels,
-            **{f"src/{name}": (_TEMPLATES / name).read_text() for name in ("qc_dsp.h", *HELPERS)},
+            **{f"src/{name}": (TEMPLATES / name).read_text() for name in ("qc_dsp.h", *HELPERS)},
         }
     if sources.blob:
         texts[f"src/{name}_weights.S"] = assembler(name)

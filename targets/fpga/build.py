@@ -1,4 +1,4 @@
-"""Integer graph -> the files of a bundle: RTL, memories, a testbench, scripts for tools, the bill."""
+"""Integer graph -> the files of a bundle: RTL, memories, testbenches, scripts for tools, a C twin, the bill."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from qcompiler.formats import Int
 from qcompiler.graph.model import Graph
 from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
+from qcompiler.targets.fpga.axi import axi_testbench, wrapper
 from qcompiler.targets.fpga.engines import beats
 from qcompiler.targets.fpga.fold import Folding, at_most, fastest, smallest
 from qcompiler.targets.fpga.layers import Stream
@@ -27,10 +28,12 @@ from qcompiler.targets.fpga.report import bill
 from qcompiler.targets.fpga.schedule import schedule
 from qcompiler.targets.fpga.scripts import scripts
 from qcompiler.targets.fpga.testbench import Port, hex_words, testbench
+from qcompiler.targets.fpga.twin import twin
 from qcompiler.targets.shared.boundary import strip_boundary
 
 Progress = Callable[[str, int, int], None]
 RTL = Path(__file__).resolve().parent / "rtl"
+DRIVER = RTL.parent / "templates" / "pynq_driver.py"
 VECTORS = 2
 
 
@@ -58,6 +61,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     report = bill(net, network, folding, plan, part, limits, options)
     texts = {f"rtl/{file.name}": file.read_text() for file in sorted(RTL.iterdir()) if file.suffix in (".v", ".vh")}
     texts["rtl/qc_top.v"] = verilog(net)
+    texts["rtl/qc_axi.v"] = wrapper(net)
     for instance in net.instances:
         for key, words in instance.module.files.items():
             texts[f"mem/{memory_file(instance, key)}"] = hex_words(words())
@@ -71,6 +75,8 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     }
     texts |= _bench(stripped, net, facts, int(options.get("vectors", VECTORS)))
     texts |= scripts(net.name, part)
+    texts |= twin(stripped, int(options.get("vectors", VECTORS)))
+    texts["driver/pynq_driver.py"] = DRIVER.read_text()
     files = {path: text.encode() for path, text in texts.items()}
     stored = sum(
         module.parameters.get("WORDS", 0) * _word_bits(module.parameters, module.kind)
@@ -136,4 +142,5 @@ def _bench(graph: Graph, net: Netlist, facts: Mapping[str, Any], count: int) -> 
             found[f"tb/{stem}{i}.hex"] = hex_words(words)
             ports[stem].append(Port(port["stem"], lanes * port["container"], len(words)))
     found["tb/tb.v"] = testbench(net.name, net.name, ports["in"], ports["out"], active_low=True)
+    found["tb/tb_axi.v"] = axi_testbench(ports["in"], ports["out"], count)
     return found

@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from qcompiler.cost import ACTIVATIONS, work_of
-from qcompiler.graph.model import Graph, attribute
+from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import is_quantizer
+from qcompiler.minifloat import tokens
 from qcompiler.target import Capabilities
 
 _MOVES = ("Constant", "Dropout", "Flatten", "Identity", "Reshape", "Shape", "Squeeze", "Unsqueeze", "Transpose")
@@ -18,15 +19,13 @@ def refuses(graph: Graph, node: ir.Node) -> str:
     if is_quantizer(node) or op in _MOVES or work.kind == "free":
         return ""
     if work.kind == "conv" and op == "Conv":
-        group, channels = attribute(node, "group", 1), work.inputs[0][1]
-        one_each = group == channels == work.weight[0]
-        if group == 1 or one_each:
-            return ""
-        return f"has {group} groups of {channels // group} channels; engines have one group, or one a channel"
+        return ""
     if work.kind in ("dense", "pool", "mean", "softmax"):
         return ""
     if work.kind == "add":
         return "" if len({*work.inputs}) == 1 and not _constant(graph, node) else "adds other than two equal tensors"
+    if op in ("Pad", "Slice"):
+        return ""
     if op == "Concat":
         return "" if len(node.inputs) == 2 else f"joins {len(node.inputs)} tensors; its engine joins two"
     if op in (*ACTIVATIONS, "Swish") or (len(work.inputs) == 1 and work.kind == "activation"):
@@ -46,4 +45,6 @@ CAPABILITIES = Capabilities(
     arithmetic=("fixed",),
     float_boundary=False,
     refuses=refuses,
+    weight_minifloats=tokens(3),
+    activation_minifloats=(*tokens(3), *tokens(3, signed=False)),
 )

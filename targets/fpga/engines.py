@@ -11,7 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.targets.fpga.layers import Layer, Requantizer, Stream, Window, signed_bits
+from qcompiler.formats import Int, Minifloat
+from qcompiler.targets.fpga.layers import (
+    Codes,
+    Layer,
+    Requantizer,
+    Stream,
+    Window,
+    exponent_bits,
+    signed_bits,
+)
 
 BLOCK_BITS = 8192
 """A memory of more bits than this goes to block RAM, if the words are not too few for their width."""
@@ -91,7 +100,7 @@ class Engine:
         layer, fold = self.layer, self.fold
         if layer.kind in ("dense", "depthwise", "max"):
             assert layer.window is not None
-            parts = layer.channels // self.in_lanes[0]
+            parts = layer.channels * layer.groups // self.in_lanes[0]
             into = prod(layer.window.input) * parts
             return max(into, prod(layer.window.output) * self.repeats * self.passes)
         if layer.kind == "sum":
@@ -99,6 +108,9 @@ class Engine:
             parts = layer.channels // fold.pe
             way = self.multiplication
             return (prod(layer.window.input) - 1) * parts + layer.channels // way.lanes * way.steps
+        if layer.kind == "slice":
+            assert layer.window is not None
+            return prod(layer.window.input) * layer.values["channels"] // fold.pe
         if layer.kind == "softmax":
             rows, division = layer.output.codes // layer.channels, layer.values["numerator"].bit_length() + 6
             return rows * layer.channels * (4 + division)
@@ -130,7 +142,7 @@ class Engine:
         return list(getattr(self, f"_{self.layer.kind}")())
 
     def _dense(self) -> Iterator[Module]:
-        yield self._windows(self.fold.simd, self.repeats, 0)
+        yield self._windows(self.fold.simd, self.repeats, int(self.layer.groups > 1))
         yield self._mac(0)
         yield self._requantizer()
 
@@ -142,7 +154,8 @@ class Engine:
     def _max(self) -> Iterator[Module]:
         yield self._windows(self.fold.pe, self.repeats, 1)
         fmt = self.layer.formats[0]
-        yield Module("qc_max", {"LANES": self.fold.pe, "B": fmt.bits, "SIGNED": int(fmt.signed)})
+        kind = (2 if isinstance(fmt, Minifloat) else 1) if fmt.signed else 0
+        yield Module("qc_max", {"LANES": self.fold.pe, "B": fmt.bits, "SIGNED": kind})
 
     def _sum(self) -> Iterator[Module]:
         layer, fmt = self.layer, self.layer.formats[0]
@@ -158,6 +171,7 @@ class Engine:
         layer, v = self.layer, self.layer.values
         a, b = layer.formats
         fmt = layer.output.fmt
+        assert isinstance(fmt, Int)
         yield Module(
             "qc_add",
             {"LANES": self.fold.pe, "AB": a.bits, "AS": int(a.signed), "BB": b.bits, "BS": int(b.signed),
@@ -171,6 +185,27 @@ class Engine:
             "qc_concat", {"WIDTH": lanes * self.layer.output.fmt.bits, "A": v["a"] // lanes, "B": v["b"] // lanes}
         )
 
+    def _slice(self) -> Iterator[Module]:
+        layer, v, w, lanes = self.layer, self.layer.values, self.layer.window, self.fold.pe
+        assert w is not None
+        yield Module(
+            "qc_slice",
+            {"WIDTH": lanes * layer.output.fmt.bits, "H": w.input[0], "W": w.input[1], "CF": v["channels"] // lanes,
+             "Y0": -w.before[0], "SY": w.strides[0], "YN": w.output[0], "X0": -w.before[1], "SX": w.strides[1],
+             "XN": w.output[1], "C0": v["first"] // lanes, "CN": v["count"] // lanes},
+        )  # fmt: skip
+
+    def _pad(self) -> Iterator[Module]:
+        layer, v, w, lanes = self.layer, self.layer.values, self.layer.window, self.fold.pe
+        assert w is not None
+        bits = layer.output.fmt.bits
+        yield Module(
+            "qc_pad",
+            {"WIDTH": lanes * bits, "H": w.input[0], "W": w.input[1], "CF": v["channels"] // lanes, "PT": w.before[0],
+             "PL": w.before[1], "CB": v["first"] // lanes, "OH": w.output[0], "OW": w.output[1],
+             "OC": v["count"] // lanes, "PAD": packed([layer.pad] * lanes, bits)},
+        )  # fmt: skip
+
     def _table(self) -> Iterator[Module]:
         layer = self.layer
         parameters = {"LANES": self.fold.pe, "IB": layer.formats[0].bits, "OB": layer.output.fmt.bits}
@@ -181,11 +216,11 @@ class Engine:
         assert layer.table is not None
         if layer.kind == "softmax":
             return [int(e) for e in layer.table]
-        return [masked(int(e), layer.output.fmt.bits) for e in layer.table]
+        return [masked(int(e), layer.output.fmt.bits) for e in coded(layer.table, layer.output.fmt)]
 
     def _softmax(self) -> Iterator[Module]:
         layer, fmt = self.layer, self.layer.output.fmt
-        assert layer.table is not None
+        assert layer.table is not None and isinstance(fmt, Int)
         bits = int(layer.table.max()).bit_length()
         parameters = {
             "C": layer.channels, "AB": layer.formats[0].bits, "AS": int(layer.formats[0].signed), "EB": bits,
@@ -196,8 +231,10 @@ class Engine:
     def _windows(self, lanes: int, outer: int, ostep: int) -> Module:
         layer, w, bits = self.layer, self.layer.window, self.layer.formats[0].bits
         assert w is not None
-        parts = layer.channels // lanes
+        parts = layer.channels * layer.groups // lanes
         depth = ring_pixels(w)
+        # Where a lane is a channel, each beat of a pixel is a group of its own.
+        groups = {"GROUPS": layer.groups} if layer.groups > 1 else {}
         pad = packed([layer.pad] * lanes, bits)
         return Module(
             "qc_window",
@@ -205,7 +242,8 @@ class Engine:
              "OW": w.output[1], "KH": w.kernel[0], "KW": w.kernel[1], "SH": w.strides[0], "SW": w.strides[1],
              "DH": w.dilations[0], "DW": w.dilations[1], "PT": w.before[0], "PL": w.before[1],
              "PADDED": int(w.padded), "OUTER": outer, "OSTEP": ostep, "DEPTH": depth,
-             "BLOCK": int(in_block(lanes * bits, depth * parts)), "PAD": pad},
+             "BLOCK": int(in_block(lanes * bits, depth * parts)), "PAD": pad,
+             **groups},
         )  # fmt: skip
 
     def _mac(self, depthwise: int) -> Module:
@@ -215,8 +253,8 @@ class Engine:
         return Module(
             "qc_mac",
             {"PE": fold.pe, "SIMD": fold.simd, "WB": layer.weight_bits, "AB": fmt.bits, "AS": int(fmt.signed),
-             "ACC": signed_bits(*layer.sums), "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp),
-             "BLOCK": int(in_block(width, words))},
+             "WE": exponent_bits(layer.weight_format), "AE": exponent_bits(fmt), "ACC": signed_bits(*layer.sums),
+             "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp), "BLOCK": int(in_block(width, words))},
             {"WFILE": self.weight_words},
         )  # fmt: skip
 
@@ -224,7 +262,7 @@ class Engine:
         """Memory words in the order of the window's beats."""
         layer, pe, simd = self.layer, self.fold.pe, self.fold.simd
         assert layer.weights is not None
-        w = layer.weights
+        w = layer.weights if layer.weight_format is None else coded(layer.weights, layer.weight_format)
         if layer.kind == "depthwise":  # [C, KH, KW] -> [C/PE, KH KW, PE]
             rows = w.reshape(self.repeats, pe, -1).transpose(0, 2, 1)
         else:  # [M, KH, KW, C] -> [M/PE, KH KW, C/SIMD, PE, SIMD]
@@ -250,12 +288,13 @@ class Engine:
                 found.append(word)
             return found
 
+        ends = (r.fmt.min, r.fmt.max) if isinstance(r.fmt, Int) else (0, 0)
         return Module(
             "qc_requant",
             {"PE": self.fold.pe, "LANES": way.lanes, "ACC": signed_bits(*layer.sums), "BB": bias_bits, "MB": way.bits,
              "STAGES": way.stages, "STEPS": way.steps, "GL": way.left,
              "DROP": way.shift - 1 - 2 * way.stages * way.steps, "WORDS": count, "OB": r.fmt.bits,
-             "ZERO": r.zero_point, "LO": r.fmt.min, "HI": r.fmt.max,
+             "ZERO": r.zero_point, "LO": ends[0], "HI": ends[1], "OE": exponent_bits(r.fmt), "OS": int(r.fmt.signed),
              "BLOCK": int(way.steps >= 4 and in_block(width, count))},
             {"QFILE": words},
         )  # fmt: skip
@@ -286,6 +325,11 @@ def divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
+def coded(values: NDArray[np.int64], fmt: Codes) -> NDArray[np.int64]:
+    """Codes of integers (they are that) or of levels."""
+    return fmt.encode(values).astype(np.int64) if isinstance(fmt, Minifloat) else values
+
+
 def masked(code: int, bits: int) -> int:
     """Two's complement in so many bits."""
     return code & ((1 << bits) - 1)
@@ -314,8 +358,9 @@ def folds(layer: Layer, cycles: int, dsp: bool = False) -> list[Fold]:
     """Foldings that need at most so many cycles, none of which is larger than another. Raises UnsupportedError."""
     found = []
     outs = len(layer.weights) if layer.weights is not None else layer.channels
-    if layer.kind == "concat":
-        outs = gcd(layer.values["a"], layer.values["b"])
+    outs //= layer.groups  # all sums of a beat read the same channels
+    if layer.kind in ("concat", "slice", "pad"):
+        outs = gcd(*layer.values.values())
     if layer.kind == "softmax":
         outs = 1
     for pe in (d for d in divisors(outs) if d <= MAX_LANES):

@@ -14,7 +14,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Int
+from qcompiler.formats import Int, Minifloat
+
+Codes = Int | Minifloat
+"""What codes of a stream are. Those of a minifloat are its own, of few bits, where the graph has levels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +25,7 @@ class Stream:
     """How a tensor is streamed. order [H, W, C]: the flat position in the tensor of each place of the stream."""
 
     name: str
-    fmt: Int
+    fmt: Codes
     order: NDArray[np.int64]
 
     @property
@@ -77,15 +80,16 @@ class Requantizer:
     multiplier: NDArray[np.int64]
     shift: NDArray[np.int64]
     zero_point: int
-    fmt: Int
+    fmt: Codes
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """One node. kind: dense, depthwise (also average pools), max, sum, add, concat, table or softmax.
+    """One node. kind: dense, depthwise (also average pools), max, sum, add, concat, slice, pad, table or softmax.
 
-    weights: int64 [M, KH, KW, C] of dense, [C, KH, KW] of depthwise. sums: least and largest value that any partial sum
-    of accumulators can have, without bias. pad: the code outside the image. table: entries of table and softmax.
+    channels: of a group; dense layers may have several. weights: int64 [M, KH, KW, C] of dense, [C, KH, KW] of
+    depthwise; levels if they have a `weight_format`. sums: least and largest value that any partial sum of accumulators
+    can have, without bias. pad: the code outside the image. table: entries of table and softmax.
     """
 
     node: str
@@ -93,11 +97,13 @@ class Layer:
     kind: str
     inputs: tuple[str, ...]
     output: Stream
-    formats: tuple[Int, ...]
+    formats: tuple[Codes, ...]
     window: Window | None = None
     channels: int = 1
+    groups: int = 1
     weights: NDArray[np.int64] | None = None
     weight_bits: int = 0
+    weight_format: Minifloat | None = None
     sums: tuple[int, int] = (0, 0)
     pad: int = 0
     requantizer: Requantizer | None = None
@@ -141,6 +147,23 @@ def natural(shape: tuple[int, ...]) -> NDArray[np.int64]:
     if len(shape) == 3 and shape[0] == 1:
         return flat[0].T[None]
     return flat.reshape(1, -1, shape[-1] if shape else 1)
+
+
+def exponent_bits(fmt: Codes | None) -> int:
+    """Of a minifloat; 0 for integers."""
+    return fmt.exponent if isinstance(fmt, Minifloat) else 0
+
+
+def extent(fmt: Codes) -> tuple[int, int]:
+    """The least and the largest value of codes."""
+    if isinstance(fmt, Minifloat):
+        return (-fmt.largest if fmt.signed else 0), fmt.largest
+    return fmt.min, fmt.max
+
+
+def lowest_code(fmt: Codes) -> int:
+    """The code of the least value."""
+    return int(fmt.encode(np.array(extent(fmt)[0]))) if isinstance(fmt, Minifloat) else fmt.min
 
 
 def signed_bits(low: int, high: int) -> int:

@@ -12,15 +12,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import Blocks, Int, Minifloat, parse_format, parse_integers
+from qcompiler.formats import Int, Minifloat, parse_format, parse_integers
 from qcompiler.graph.model import Graph, attribute, operator_key
 from qcompiler.graph.qdq import FORMAT_KEY, MINIFLOAT_KEY
+from qcompiler.targets.fpga.engines import coded
 from qcompiler.targets.fpga.layers import (
+    Codes,
     Layer,
     Network,
     Requantizer,
     Stream,
     Window,
+    extent,
+    lowest_code,
     natural,
     refusal,
     signed_bits,
@@ -42,25 +46,14 @@ def network_of(graph: Graph) -> Network:
             where="target `fpga`",
             hint="Cut the model before these nodes, or compile for `c` or `cpu`, which have them.",
         )
-    if minis := [node for node in graph.nodes() if _has_minifloats(node)]:
-        raise UnsupportedError(
-            f"{minis[0].op_type} (node `{minis[0].name}`) has minifloats, for which there are no multipliers yet.",
-            where="target `fpga`",
-            hint="Choose integers, as --precision w4a8.",
-        )
     reader = _Reader(graph)
     for node in graph.nodes():
         reader.read(node)
-    outputs = {str(v.name): reader.streams[str(v.name)] for v in graph.outputs}
-    sources = {str(v.name): reader.source[str(v.name)] for v in graph.outputs}
+    # The boundary speaks integers.
+    found = {str(v.name): reader.integers(str(v.name)) for v in graph.outputs}
+    outputs = {name: stream for name, (stream, _) in found.items()}
+    sources = {name: source for name, (_, source) in found.items()}
     return Network(reader.inputs, outputs, sources, reader.layers)
-
-
-def _has_minifloats(node: ir.Node) -> bool:
-    """Whether a node reads weights in, or makes, levels of a minifloat."""
-    made = attribute(node, "format", "")
-    told = any(v is not None and MINIFLOAT_KEY in v.metadata_props for v in (*node.inputs, *node.outputs))
-    return told or (bool(made) and isinstance(parse_format(made), Minifloat | Blocks))
 
 
 class _Reader:
@@ -70,6 +63,7 @@ class _Reader:
         self.streams: dict[str, Stream] = {}
         self.source: dict[str, str] = {}
         self.inputs: dict[str, Stream] = {}
+        self._levels: dict[str, tuple[Stream, str]] = {}
         for value in graph.inputs:
             name = str(value.name)
             if FORMAT_KEY not in value.metadata_props:
@@ -77,7 +71,7 @@ class _Reader:
                     f"the input `{name}` holds indices, which no engine reads.", where="target `fpga`",
                     hint="Cut the model behind the Gather that reads them.",
                 )  # fmt: skip
-            self.inputs[name] = self.streams[name] = Stream(name, _format(value), self._first_order(value))
+            self.inputs[name] = self.streams[name] = Stream(name, _integers(value), self._first_order(value))
             self.source[name] = name
 
     def _first_order(self, value: ir.Value) -> NDArray[np.int64]:
@@ -107,19 +101,37 @@ class _Reader:
 
     # -- pieces of rules -----------------------------------------------------------------------------------------
 
-    def common(self, node: ir.Node, count: int = 1) -> dict[str, Any]:
-        """Fields that all layers have; the first `count` inputs are streams."""
+    def integers(self, name: str) -> tuple[Stream, str]:
+        """A value as a stream of integers, and its source: levels, where its stream has the codes of a minifloat."""
+        stream = self.streams[name]
+        fmt = stream.fmt
+        if not isinstance(fmt, Minifloat):
+            return stream, self.source[name]
+        if name not in self._levels:
+            levels = replace(stream, name=f"{name}/levels", fmt=fmt.integers)
+            self.layers.append(
+                Layer(
+                    f"{name}/levels", "Table", "table", (self.source[name],), levels, (fmt,),
+                    channels=stream.channels, table=fmt.decode(np.arange(1 << fmt.bits)),
+                )
+            )  # fmt: skip
+            self._levels[name] = levels, levels.name
+        return self._levels[name]
+
+    def common(self, node: ir.Node, count: int = 1, *, integers: bool = False) -> dict[str, Any]:
+        """Fields that all layers have; the first `count` inputs are streams. integers: they have to be that."""
         values = [value for value in node.inputs[:count] if value is not None]
         for value in values:
             if str(value.name) not in self.streams:
                 raise refusal(node, f"reads the constant `{value.name}`, and its engine takes streams")
-        found = [self.streams[str(value.name)] for value in values]
+        names = [str(value.name) for value in values]
+        pairs = [self.integers(name) if integers else (self.streams[name], self.source[name]) for name in names]
         result = node.outputs[0]
-        stream = Stream(str(result.name), _format(result), natural(self.graph.shape(result)))
+        stream = Stream(str(result.name), _made(node), natural(self.graph.shape(result)))
         return {
             "node": node.name or node.op_type, "op_type": node.op_type,
-            "inputs": tuple(self.source[str(value.name)] for value in values),
-            "formats": tuple(one.fmt for one in found), "output": stream,
+            "inputs": tuple(source for _, source in pairs),
+            "formats": tuple(one.fmt for one, _ in pairs), "output": stream,
         }  # fmt: skip
 
     def given(self, node: ir.Node, index: int = 0) -> Stream:
@@ -151,11 +163,25 @@ class _Reader:
         if multiplier.size not in (1, channels):
             raise refusal(node, "divides by another number at every position", "Give it count_include_pad.")
         full = [np.broadcast_to(array.reshape(-1), channels) for array in (multiplier, shift)]
-        return Requantizer(bias, full[0], full[1], _int(node, "zero_point"), _format(node.outputs[0]))
+        return Requantizer(bias, full[0], full[1], _int(node, "zero_point"), _made(node))
 
 
-def _format(value: ir.Value) -> Int:
+def _integers(value: ir.Value) -> Int:
     return parse_integers(value.metadata_props[FORMAT_KEY])
+
+
+def _minifloat(value: ir.Value | None) -> Minifloat | None:
+    """The format that levels are of. Those of block scales count as integers."""
+    token = value.metadata_props.get(MINIFLOAT_KEY) if value is not None else None
+    fmt = None if token is None else parse_format(token)
+    return fmt if isinstance(fmt, Minifloat) else None
+
+
+def _made(node: ir.Node) -> Codes:
+    """The codes that a node writes."""
+    token = attribute(node, "format", "")
+    fmt = parse_format(token) if token else None
+    return fmt if isinstance(fmt, Minifloat) else _minifloat(node.outputs[0]) or _integers(node.outputs[0])
 
 
 def _int(node: ir.Node, name: str) -> int:
@@ -168,10 +194,11 @@ def _moved(graph: Graph, node: ir.Node, flat: NDArray[np.int64]) -> NDArray[np.i
     return flat.reshape(graph.shape(node.outputs[0]))
 
 
-def _bounds(weights: NDArray[np.int64], fmt: Int) -> tuple[int, int]:
-    """Least and largest partial sum of weights [M, ...] times codes."""
+def _bounds(weights: NDArray[np.int64], fmt: Codes) -> tuple[int, int]:
+    """Least and largest partial sum of weights [M, ...] times what codes stand for."""
     rows = weights.reshape(len(weights), -1)
-    ends = np.stack([rows * fmt.min, rows * fmt.max, np.zeros_like(rows)])
+    low, high = extent(fmt)
+    ends = np.stack([rows * low, rows * high, np.zeros_like(rows)])
     return int(ends.min(0).sum(1).min()), int(ends.max(0).sum(1).max())
 
 
@@ -179,13 +206,15 @@ def _product(reader: _Reader, node: ir.Node, common: dict[str, Any], weights: ND
              window: Window, bias: NDArray[np.int64], first: int) -> Layer:  # fmt: skip
     """weights: [M, KH, KW, C] or [C, KH, KW]; x - zx becomes x, with zx outside the image and in the bias."""
     fmt, zero = common["formats"][0], _int(node, "x_zero_point")
+    mini = _minifloat(node.inputs[1]) if first == 3 else None
     if not fmt.min <= zero <= fmt.max:
         raise refusal(node, f"pads with {zero}, which is no {fmt.token} code")
     folded = bias - zero * weights.reshape(len(weights), -1).sum(1)
     return Layer(
         **common, kind=kind, window=window, channels=weights.shape[-1] if kind == "dense" else len(weights),
-        weights=weights, weight_bits=signed_bits(int(weights.min()), int(weights.max())), sums=_bounds(weights, fmt),
-        pad=zero, requantizer=reader.requantizer(node, first, len(weights), folded),
+        weights=weights, weight_bits=mini.bits if mini else signed_bits(int(weights.min()), int(weights.max())),
+        weight_format=mini, sums=_bounds(weights, fmt), pad=zero,
+        requantizer=reader.requantizer(node, first, len(weights), folded),
     )  # fmt: skip
 
 
@@ -211,8 +240,8 @@ def _conv(reader: _Reader, node: ir.Node) -> Layer:
         return _product(reader, node, common, weights.transpose(0, 2, 3, 1), "dense", window, bias, 3)
     if group == channels == len(weights):
         return _product(reader, node, common, weights[:, 0], "depthwise", window, bias, 3)
-    # Groups as one matrix with zeros would waste lanes in silence.
-    raise refusal(node, f"has {group} groups of {channels // group} channels; engines have one group, or one a channel")
+    dense = _product(reader, node, common, weights.transpose(0, 2, 3, 1), "dense", window, bias, 3)
+    return replace(dense, groups=group)
 
 
 def _matmul(reader: _Reader, node: ir.Node) -> Layer:
@@ -249,9 +278,9 @@ def _mean(reader: _Reader, node: ir.Node) -> Layer:
 
 
 def _sum(reader: _Reader, node: ir.Node, stream: Stream) -> Layer:
-    common = reader.common(node)
+    common = reader.common(node, integers=True)
     common["output"] = replace(common["output"], order=np.arange(stream.channels)[None, None])
-    zero, fmt = _int(node, "x_zero_point"), stream.fmt
+    zero, fmt = _int(node, "x_zero_point"), common["formats"][0]
     bias = np.full(stream.channels, -zero * stream.pixels, np.int64)
     ends = min(0, fmt.min) * stream.pixels, max(0, fmt.max) * stream.pixels
     return Layer(
@@ -269,20 +298,21 @@ def _requantize(reader: _Reader, node: ir.Node) -> Layer:
 
 
 def _max_pool(reader: _Reader, node: ir.Node) -> Layer:
-    window, stream = _window(reader, node), reader.in_order(node)
-    return Layer(**reader.common(node), kind="max", window=window, channels=stream.channels, pad=stream.fmt.min)
+    window, stream, common = _window(reader, node), reader.in_order(node), reader.common(node)
+    common["output"] = replace(common["output"], fmt=stream.fmt)
+    return Layer(**common, kind="max", window=window, channels=stream.channels, pad=lowest_code(stream.fmt))
 
 
 def _add(reader: _Reader, node: ir.Node) -> Layer:
-    common = reader.common(node, 2)
+    common = reader.common(node, 2, integers=True)
     a, b = reader.given(node), reader.given(node, 1)
     if not np.array_equal(a.order, b.order):
         raise refusal(node, "adds tensors of different shape or order")
     common["output"] = replace(common["output"], order=a.order)
     shift, ma, mb = (_int(node, name) for name in ("shift", "a_multiplier", "b_multiplier"))
-    fmt, zero = _format(node.outputs[0]), _int(node, "zero_point")
+    fmt, zero = _integers(node.outputs[0]), _int(node, "zero_point")
     offset = -_int(node, "a_zero_point") * ma - _int(node, "b_zero_point") * mb + (1 << (shift - 1)) + (zero << shift)
-    ends = [[m * fmt.min, m * fmt.max] for m, fmt in ((ma, a.fmt), (mb, b.fmt))]
+    ends = [[m * given.min, m * given.max] for m, given in zip((ma, mb), common["formats"], strict=True)]
     sums = sum(map(min, ends)) + min(offset, 0), sum(map(max, ends)) + max(offset, 0)
     values = {"ma": ma, "mb": mb, "shift": shift, "offset": offset, "low": fmt.min, "high": fmt.max}
     return Layer(**common, kind="add", channels=a.channels, sums=sums, values=values)
@@ -295,7 +325,66 @@ def _concat(reader: _Reader, node: ir.Node) -> Layer:
     if attribute(node, "axis") % rank != (1 if rank in (3, 4) else rank - 1) or count != 2:
         raise refusal(node, "joins other than two tensors along channels", "Join two at a time along channels.")
     values = {"a": streams[0].channels, "b": streams[1].channels}
-    return Layer(**reader.common(node, 2), kind="concat", channels=sum(values.values()), values=values)
+    common = reader.common(node, 2, integers=streams[0].fmt != streams[1].fmt)
+    common["output"] = replace(common["output"], fmt=common["formats"][0])
+    return Layer(**common, kind="concat", channels=sum(values.values()), values=values)
+
+
+def _slice(reader: _Reader, node: ir.Node) -> Layer:
+    shape, rank = reader.graph.shape(node.inputs[0]), len(reader.graph.shape(node.inputs[0]))
+    starts, ends = reader.const(node, 1), reader.const(node, 2)
+    axes = reader.const(node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(len(starts))
+    steps = reader.const(node, 4) if len(node.inputs) > 4 and node.inputs[4] is not None else np.ones(len(starts))
+    ranges = [range(extent) for extent in shape]
+    for axis, start, end, step in zip(axes.tolist(), starts.tolist(), ends.tolist(), steps.tolist(), strict=True):
+        ranges[axis % rank] = ranges[axis % rank][start : end : int(step)]
+    places = _places(node, shape)
+    chosen = [ranges[axis] if axis is not None else range(1) for axis in places]
+    if any(step <= 0 or not one for one, step in ((one, one.step) for one in chosen)) or chosen[2].step != 1:
+        raise refusal(node, "takes channels that are not in a row, or goes backwards")
+    stream = reader.in_order(node)
+    window = Window(
+        stream.image, (len(chosen[0]), len(chosen[1])), strides=(chosen[0].step, chosen[1].step),
+        before=(-chosen[0].start, -chosen[1].start),
+    )  # fmt: skip
+    common = reader.common(node)
+    common["output"] = replace(common["output"], fmt=stream.fmt)
+    values = {"channels": stream.channels, "first": chosen[2].start, "count": len(chosen[2])}
+    return Layer(**common, kind="slice", window=window, channels=stream.channels, values=values)
+
+
+def _pad(reader: _Reader, node: ir.Node) -> Layer:
+    shape = reader.graph.shape(node.inputs[0])
+    rank, pads = len(shape), reader.const(node, 1)
+    axes = reader.const(node, 3) if len(node.inputs) > 3 and node.inputs[3] is not None else np.arange(rank)
+    value = reader.const(node, 2) if len(node.inputs) > 2 and node.inputs[2] is not None else np.zeros(1, np.int64)
+    if attribute(node, "mode", "constant") != "constant" or pads.min(initial=0) < 0:
+        raise refusal(node, "repeats or cuts instead of putting one value beside")
+    ends = {axis % rank: (int(pads[i]), int(pads[i + len(axes)])) for i, axis in enumerate(axes.tolist())}
+    places = _places(node, shape)
+    if any(sum(pair) and axis not in places for axis, pair in ends.items()):
+        raise refusal(node, "pads along the batch")
+    y, x, c = (ends.get(axis, (0, 0)) if axis is not None else (0, 0) for axis in places)
+    stream, common = reader.in_order(node), reader.common(node)
+    common["output"] = replace(common["output"], fmt=stream.fmt)
+    size = stream.image[0] + sum(y), stream.image[1] + sum(x)
+    values = {"channels": stream.channels, "first": c[0], "count": stream.channels + sum(c)}
+    code = int(coded(value.reshape(-1)[:1], stream.fmt)[0])
+    return Layer(
+        **common, kind="pad", window=Window(stream.image, size, before=(y[0], x[0])), channels=stream.channels,
+        values=values, pad=code,
+    )  # fmt: skip
+
+
+def _places(node: ir.Node, shape: tuple[int, ...]) -> tuple[int | None, int | None, int | None]:
+    """Axes that are rows, columns and channels of a stream (`natural`)."""
+    if len(shape) == 4 and shape[0] == 1:
+        return 2, 3, 1
+    if len(shape) == 3 and shape[0] == 1:
+        return None, 2, 1
+    if len(shape) <= 2:
+        return None, 0 if len(shape) == 2 else None, len(shape) - 1
+    raise refusal(node, f"works on a tensor of shape {list(shape)}, which is no image")
 
 
 def _table(reader: _Reader, node: ir.Node) -> Layer:
@@ -304,12 +393,17 @@ def _table(reader: _Reader, node: ir.Node) -> Layer:
         raise refusal(node, f"is a function of {stream.fmt.bits}-bit codes; tables end at {TABLE_BITS} bits",
                       "Give its input 8 bits: --precision, or a rule for the value.")  # fmt: skip
     common["output"] = replace(common["output"], order=stream.order)
-    entries = reader.const(node, 1)
-    return Layer(**common, kind="table", channels=stream.channels, table=np.roll(entries, stream.fmt.min))
+    entries, fmt = reader.const(node, 1), stream.fmt
+    if isinstance(fmt, Minifloat):  # entries are told by level, the stream has codes
+        first = parse_integers(attribute(node, "x_format")).min
+        table = entries[fmt.decode(np.arange(1 << fmt.bits)) - first]
+    else:
+        table = np.roll(entries, fmt.min)
+    return Layer(**common, kind="table", channels=stream.channels, table=table)
 
 
 def _softmax(reader: _Reader, node: ir.Node) -> Layer:
-    stream, common = reader.given(node), reader.common(node)
+    stream, common = reader.given(node), reader.common(node, integers=True)
     shape = reader.graph.shape(node.inputs[0])
     row_by_row = np.arange(stream.codes).reshape(1, -1, shape[-1])
     if len([v for v in node.inputs if v is not None]) > 2 or stream.fmt.bits > 8:
@@ -334,6 +428,8 @@ RULES = {
     "qcompiler::Softmax": _softmax,
     "qcompiler::Table": _table,
     "Concat": _concat,
+    "Pad": _pad,
+    "Slice": _slice,
 }
 
 

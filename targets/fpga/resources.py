@@ -16,6 +16,7 @@ from typing import Any
 
 from qcompiler.targets.fpga.engines import Engine, Module
 
+_MINIFLOAT_PRICES = Path(__file__).resolve().parent / "minifloat_prices.json"
 _PRICES = Path(__file__).resolve().parent / "prices.json"
 Parameters = Mapping[str, int]
 
@@ -86,7 +87,8 @@ def _ram_luts(width: int, words: int) -> int:
 
 def _mac(p: Parameters) -> Resources:
     lanes, width = p["PE"] * p["SIMD"], p["PE"] * p["SIMD"] * p["WB"]
-    product = p["WB"] + p["AB"]
+    carried = 1 if (p["WE"] or p["AE"]) and not p["DSP"] else 0  # a sign beside every sum
+    product = _level_bits(p["WB"], 1, p["WE"]) + _level_bits(p["AB"], p["AS"], p["AE"]) + carried
     tree = tree_ff = 0
     nodes, level = p["SIMD"], 0
     while nodes > 1:
@@ -95,6 +97,8 @@ def _mac(p: Parameters) -> Resources:
         nodes = -(-nodes // 2)
         tree_ff += nodes * (product + level)
     each = 0 if p["DSP"] else multiplier(p["WB"], p["AB"], p["AS"])
+    if p["WE"] or p["AE"]:
+        each, tree = _minifloat_product(p), tree + p["SIMD"] * carried
     memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"])
     activations = (p["PE"] if p["DEPTHWISE"] else p["SIMD"]) * p["AB"]
     lut = lanes * each + p["PE"] * (tree + p["ACC"]) + memory + bits(p["WORDS"]) + 6
@@ -113,6 +117,41 @@ def multiplier(weight: int, activation: int, signed: int) -> int:
     return -(-narrow // 2) * (wide + 3) + (-(-narrow // 2) - 1) * (wide + 3)
 
 
+def _level_bits(width: int, signed: int, exponent: int) -> int:
+    """Bits of what codes stand for, without the sign of a minifloat."""
+    return width - signed - exponent + (1 << exponent) - 1 if exponent else width
+
+
+def _minifloat_product(p: Parameters) -> int:
+    """LUTs of a product where one or both are minifloats; DSP: of the decoders before its block."""
+    sides = [(p["WB"], 1, p["WE"]), (p["AB"], p["AS"], p["AE"])]
+    if p["DSP"]:
+        return sum(2 * _level_bits(*side) + 2 for side in sides if side[2])
+    # Signs are a LUT; the complement of a product of two minifloats is in the adder behind it.
+    shared = _level_bits(*sides[0]) + _level_bits(*sides[1]) if p["WE"] and p["AE"] and p["SIMD"] > 1 else 0
+    return minifloat_multiplier(*(minifloat_key(*side) for side in sides)) + shared
+
+
+def minifloat_key(width: int, signed: int, exponent: int) -> str:
+    """An operand in the table of minifloat multipliers: `e2m1` for signed and unsigned ones, int8, uint8."""
+    if exponent:
+        return f"e{exponent}m{width - signed - exponent}"
+    known = next((bits for bits in (*range(2, 9), 16) if bits >= width), 16)
+    return f"{'' if signed else 'u'}int{known}"
+
+
+def minifloat_multiplier(one: str, other: str) -> int:
+    """LUTs of qc_mul_float for such operands."""
+    table = minifloat_prices()["multipliers"]
+    return int(table[f"{one},{other}"] if f"{one},{other}" in table else table[f"{other},{one}"])
+
+
+@lru_cache(maxsize=1)
+def minifloat_prices() -> dict[str, Any]:
+    """The measured table of minifloat multipliers."""
+    return dict(json.loads(_MINIFLOAT_PRICES.read_text()))
+
+
 def _requant(p: Parameters) -> Resources:
     x = max(p["ACC"], p["BB"]) + 1 + p["GL"]
     digits, width = 2 * p["STAGES"] * p["STEPS"], p["LANES"] * (p["BB"] + p["MB"])
@@ -124,12 +163,23 @@ def _requant(p: Parameters) -> Resources:
         rest = digits - 2 * stage * p["STEPS"]
         lut += 2 * (x + 3) + (rest if p["STEPS"] > 1 else 0)
         ff += 3 * x + rest + 3
+    if p["OE"]:
+        more = encoder(p["OB"], p["OS"], p["OE"], x)
+        lut, ff = lut + more.lut - 16, ff + more.ff + p["STAGES"]  # 16: the rounding in its place
     memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"])
     waiting = p["PE"] * p["ACC"]
     shift = waiting if p["PE"] > p["LANES"] else 0
     extra = bits(p["STEPS"]) + bits(p["WORDS"]) + 8
     found = p["LANES"] * lut + int(memory) + shift + extra
     return Resources(found, p["LANES"] * ff + waiting + 20, _blocks(width, p["WORDS"]) if p["BLOCK"] else 0)
+
+
+def encoder(width: int, signed: int, exponent: int, incoming: int) -> Resources:
+    """Of qc_encode: codes of `width` bits from sums of `incoming` bits."""
+    mantissa = width - signed - exponent
+    levels = mantissa + (1 << exponent) - 1
+    lut = incoming * 5 // 4 + ((1 << exponent) - 2) * (mantissa + 3) + 2
+    return Resources(lut, 2 * levels + 12)
 
 
 def _window(p: Parameters) -> Resources:
@@ -173,6 +223,16 @@ def _queue(p: Parameters) -> Resources:
     return Resources(control + _ram_luts(p["WIDTH"], p["DEPTH"]), p["WIDTH"] + 3 * bits(p["DEPTH"]) + 2)
 
 
+def _slice(p: Parameters) -> Resources:
+    counters = bits(p["CF"]) + 2 * bits(p["H"] + p["SY"]) + 2 * bits(p["W"] + p["SX"])
+    return Resources(3 * counters + 10, counters)
+
+
+def _pad(p: Parameters) -> Resources:
+    counters = bits(p["OC"]) + bits(p["OH"]) + bits(p["OW"])
+    return Resources(3 * counters + p["WIDTH"] + 6, counters + 1)
+
+
 _COUNTS: dict[str, Callable[[Parameters], Resources]] = {
     "qc_add": _add,
     "qc_concat": lambda p: Resources(p["WIDTH"] + 2 * bits(p["A"] + p["B"]) + 4, bits(p["A"] + p["B"])),
@@ -180,6 +240,8 @@ _COUNTS: dict[str, Callable[[Parameters], Resources]] = {
     "qc_fork": lambda p: Resources(2 * p["N"] + 1, p["N"]),
     "qc_mac": _mac,
     "qc_max": lambda p: Resources(p["LANES"] * (p["B"] + 2) + 3, p["LANES"] * p["B"] + 1),
+    "qc_pad": _pad,
+    "qc_slice": _slice,
     "qc_narrow": lambda p: Resources(p["WIDTH"] * p["N"] + 2 * bits(p["N"] + 1) + 3, p["WIDTH"] * p["N"] + 3),
     "qc_requant": _requant,
     "qc_softmax": _softmax,

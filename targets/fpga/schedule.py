@@ -20,6 +20,8 @@ IMAGES = 3
 PIPELINE = 12
 """Cycles from the last product of a pixel to its requantization, about."""
 WINDOWED = ("dense", "depthwise", "max")
+PLACED = ("slice", "pad")
+"""Kinds that take pixels one by one, but give others."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,11 @@ def _actor(engine: Engine) -> _Actor:
             way = engine.multiplication
             latency += way.steps * (way.stages + 2)
         actor = _Actor(prod(window.output), engine.repeats * engine.passes, latency)
+        actor.need, actor.low = _reach(window)
+        return actor
+    if layer.kind in PLACED:
+        assert window is not None
+        actor = _Actor(prod(window.output), max(1, layer.output.channels // engine.out_lanes), 2)
         actor.need, actor.low = _reach(window)
         return actor
     if layer.kind == "sum":

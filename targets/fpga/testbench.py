@@ -29,12 +29,20 @@ def hex_words(words: Sequence[int]) -> str:
 
 
 def testbench(
-    module: str, instance: str, inputs: Sequence[Port], outputs: Sequence[Port], *, active_low: bool = False
+    module: str,
+    instance: str,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    *,
+    active_low: bool = False,
+    master: Sequence[str] = (),
+    master_ports: Sequence[str] = (),
 ) -> str:
     """Text of module `tb`, which reads in<i>.hex and out<i>.hex and prints PASS or FAIL with the cycles it took.
 
     instance: name and parameters, as `qc_add #(.LANES(1))`; module: a comment's title. Plusargs: +stall makes sources
-    and sinks pause at random. active_low: clock and reset have AXI's names.
+    and sinks pause at random. active_low: clock and reset have AXI's names. master: more lines, which drive other ports
+    (master_ports), count what they find wrong in `faults` and set `settled` when they are through.
     """
     clock, reset = ("aclk", "aresetn") if active_low else ("clk", "rst")
     lines = [
@@ -45,7 +53,7 @@ def testbench(
         "  reg [31:0] random = 32'h1234567, cycles = 0, bad = 0, first_out = 0;",
         "  always #5 clk = ~clk;",
     ]
-    ports = [f".{clock}(clk)", f".{reset}({'!' if active_low else ''}rst)"]
+    ports = [f".{clock}(clk)", f".{reset}({'!' if active_low else ''}rst)", *master_ports]
     begin, moves, drive, done, counts = [], [], [], [], []
     for i, port in enumerate(inputs):
         lines += [
@@ -79,6 +87,11 @@ def testbench(
         drive.append(f"    ro{i} = !stall || random[{(3 * i + 7) % 32}];")
         done.append(f"no{i} == {port.beats}")
         counts.append(f"no{i}")
+    good = "bad == 0"
+    if master:
+        done.append("settled")
+        good += " && faults == 0"
+        lines += ["  reg settled = 0; reg [31:0] faults = 0;", *(f"  {line}" for line in master)]
     waiting = " + ".join([*counts, *(f"ni{i}" for i in range(len(inputs)))])
     lines += [
         f"  {instance} dut ({', '.join(ports)});",
@@ -95,7 +108,7 @@ def testbench(
         f"    seen <= {waiting};",
         f"    idle <= {waiting} == seen ? idle + 1 : 0;",
         f"    if (({' && '.join(done)}) || idle > IDLE) begin",
-        f'      $display("%s cycles %0d bad %0d", ({" && ".join(done)}) && bad == 0 ? "PASS" : "FAIL", cycles, bad);',
+        f'      $display("%s cycles %0d bad %0d", ({" && ".join(done)}) && {good} ? "PASS" : "FAIL", cycles, bad);',
         "      $finish;",
         "    end",
         "  end",

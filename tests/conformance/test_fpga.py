@@ -30,13 +30,21 @@ HAS = [
     "add_signed", "add16", "table", "table_image", "table_signed", "table4", "table_widen", "table_int4",
     "requantize16", "requantize16_signed", "maxpool", "maxpool_padded", "maxpool_signed", "maxpool1d", "maxpool16",
     "averagepool", "averagepool_padded", "averagepool1d", "global_mean", "mean16", "softmax", "softmax_long",
-    "softmax_signed", "reshape", "identity", "transpose",
+    "softmax_signed", "reshape", "identity", "transpose", "conv_grouped", "conv_depth_multiplier", "pad",
+    "mini_grouped", "mini_depthwise", "mini_depthwise_wide", "mini_narrow_scales",
+    *(f"mini_{pair}_{op}" for op in ("conv", "matmul") for pair in (
+        "e2m1_uint8_uint8", "e2m1_e2m1_e2m1", "e2m1_ue2m2_ue2m2", "e2m0_uint4_ue2m1", "e2m3_uint8_e1m3",
+        "e2m4_int8_uint8", "e3m0_uint8_e3m0", "e3m0_uint8_uint8", "e2m5_uint8_e2m5", "e3m2_uint8_uint8",
+        "e3m2_e3m2_e3m2", "e3m4_ue3m5_ue3m5", "int8_e3m1_e3m3",
+    )),
+    *(f"mini_rescale_{out}" for out in ("e1m3", "e2m1", "ue2m2", "e2m5", "e3m0", "e3m4", "ue3m5", "signed")),
 ]  # fmt: skip
 """Problems with an engine. What is not here is refused, by the name of its node."""
 QUICK = [
     "conv3x3_stride2_rgb", "conv1x1_stride2", "conv_dilated", "conv1d", "conv_w4a4", "conv_a16_signed",
     "depthwise3x3_crop", "matmul_w3", "matmul_batch", "add_signed", "add16", "table_signed", "requantize16",
     "maxpool_padded", "averagepool_padded", "mean16", "softmax_signed",
+    "conv_grouped", "pad", "mini_depthwise", "mini_rescale_ue2m2",
 ]  # fmt: skip
 
 

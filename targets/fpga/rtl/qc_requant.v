@@ -6,12 +6,14 @@
 // little wider than the accumulator. STAGES units work on consecutive accumulators, STEPS steps each;
 // 2 * STAGES * STEPS >= MB. The multipliers of all channels are brought to one shift, 2 * STAGES * STEPS + DROP + 1, so
 // shifts are constants; GL moves accumulators left where that needs it.
+// OE: exponent bits where codes are minifloats (signed if OS), else 0. Then rounding is half to even (qc_encode), for
+// which the stages remember whether digits that moved out were not 0.
 // Word n of QFILE belongs to beat n of a pixel: per lane {bias, multiplier}. BLOCK needs STEPS >= 4.
 module qc_requant #(parameter PE = 1, LANES = 1, ACC = 24, BB = 24, MB = 34, STAGES = 1, STEPS = 17, GL = 0, DROP = 0,
-    WORDS = 1, OB = 8, ZERO = 0, LO = 0, HI = 255, BLOCK = 0, QFILE = "requant.hex") (
+    WORDS = 1, OB = 8, ZERO = 0, LO = 0, HI = 255, OE = 0, OS = 1, BLOCK = 0, QFILE = "requant.hex") (
     input clk, input rst,
     input [PE*ACC-1:0] s_tdata, input s_tvalid, output s_tready,
-    output reg [LANES*OB-1:0] m_tdata, output reg m_tvalid, input m_tready);
+    output [LANES*OB-1:0] m_tdata, output reg m_tvalid, input m_tready);
   `include "qc_math.vh"
   localparam BEATS = PE / LANES, X = (ACC > BB ? ACC : BB) + 1 + GL, N = STAGES * STEPS;
   localparam S = X + 3, R = (S > OB + 2 ? S : OB + 2) + 2, QW = LANES * (BB + MB), SLOW = STEPS >= 4;
@@ -52,15 +54,16 @@ module qc_requant #(parameter PE = 1, LANES = 1, ACC = 24, BB = 24, MB = 34, STA
 
   // ---- x = acc + bias and 3x: settled within a turn of several steps, else in a turn each
   reg [STAGES+2:0] valid;
-  reg done, rounding;
+  reg done, rounding, packing;
   wire enters = SLOW ? left != 0 : valid[1];
   always @(posedge clk)
-    if (rst) begin valid <= 0; done <= 0; rounding <= 0; m_tvalid <= 0; end
+    if (rst) begin valid <= 0; done <= 0; rounding <= 0; packing <= 0; m_tvalid <= 0; end
     else if (ce) begin
       if (turn) valid <= {valid[STAGES+1:2], enters, valid[0], left != 0};
       done <= turn && valid[STAGES+1];
       rounding <= done;
-      m_tvalid <= rounding;
+      packing <= rounding;
+      m_tvalid <= OE ? packing : rounding;
     end
   genvar i, u;
   generate for (i = 0; i < LANES; i = i + 1) begin : lane
@@ -93,34 +96,50 @@ module qc_requant #(parameter PE = 1, LANES = 1, ACC = 24, BB = 24, MB = 34, STA
       reg signed [X+1:0] three;
       reg [REST-1:0] digits;
       reg signed [S-1:0] sum;
+      reg rest;
       wire signed [S-1:0] one_wide = one, three_wide = three;
       wire [S-1:0] term = digits[1] ? (digits[0] ? three_wide : one_wide <<< 1) : digits[0] ? one_wide : {S{1'b0}};
       wire signed [S-1:0] added = sum + $signed(term);
       wire signed [S-1:0] next = added >>> 2;
+      wire next_rest = rest || |added[1:0];
       if (u == 0) begin : head
         always @(posedge clk) if (ce) begin
           if (turn) begin one <= single; three <= triple; end
           digits <= turn ? m : digits >> 2;
           sum <= turn ? {S{1'b0}} : next;
+          rest <= turn ? 1'b0 : next_rest;
         end
       end else begin : body
         always @(posedge clk) if (ce) begin
           if (turn) begin one <= stage[u-1].one; three <= stage[u-1].three; end
           digits <= turn ? stage[u-1].digits >> 2 : digits >> 2;
           sum <= turn ? stage[u-1].next : next;
+          rest <= turn ? stage[u-1].next_rest : next_rest;
         end
       end
     end
 
-    // ---- rounding half up, the zero point, clipping
+    // ---- rounding
     reg signed [S-1:0] total;
+    reg total_rest;
+    always @(posedge clk) if (ce && turn) begin
+      total <= stage[STAGES-1].next;
+      total_rest <= stage[STAGES-1].next_rest;
+    end
     wire signed [R-1:0] high = total >>> DROP;
-    wire signed [R-1:0] rounded = high + $signed(2 * ZERO + 1);
-    reg signed [R-2:0] code;
-    always @(posedge clk) if (ce) begin
-      if (turn) total <= stage[STAGES-1].next;
-      code <= rounded[R-1:1];
-      m_tdata[i*OB +: OB] <= code > HI ? HI : code < LO ? LO : code[OB-1:0];
+    if (OE) begin : minifloat
+      wire [S-1:0] low = total & ~({S{1'b1}} << DROP);
+      qc_encode #(.F(R), .B(OB), .S(OS), .E(OE)) encode (
+        .clk(clk), .ce(ce), .value(high), .rest(total_rest || |low), .code(m_tdata[i*OB +: OB]));
+    end else begin : number  // half up, the zero point, clipping
+      wire signed [R-1:0] rounded = high + $signed(2 * ZERO + 1);
+      reg signed [R-2:0] code;
+      reg [OB-1:0] clipped;
+      always @(posedge clk) if (ce) begin
+        code <= rounded[R-1:1];
+        clipped <= code > HI ? HI : code < LO ? LO : code[OB-1:0];
+      end
+      assign m_tdata[i*OB +: OB] = clipped;
     end
   end endgenerate
 endmodule

@@ -2,24 +2,26 @@
 // window by window.
 //
 // For every output pixel OUTER passes; a pass goes over the window, rows then columns. OSTEP 0: at every cell all CF
-// beats (dense convolutions; passes are alike, for different output channels). OSTEP 1: pass o reads beat o alone
-// (depthwise, pools; OUTER = CF). m_first and m_last mark a pass. Cells outside the image are PAD.
+// beats (dense convolutions; passes are alike, for different output channels). OSTEP 1: the beats are in GROUPS, and
+// OUTER / GROUPS passes read the first group, as many the second one and so on (depthwise, pools: OUTER = GROUPS = CF).
+// m_first and m_last mark a pass. Cells outside the image are PAD.
 //
 // Positions (ring address, pixel index, row, column) move by a constant that depends only on which loops end, so each
 // is one adder. Pixels are counted from the beginning of the image that is being read; wcount says how many have come
 // in, also those of the next image, and low is the oldest that is still needed.
 module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH = 3, KW = 3, SH = 1, SW = 1,
     DH = 1, DW = 1, PT = 1, PL = 1, PADDED = 1, OUTER = 1, OSTEP = 0, DEPTH = 24, BLOCK = 0,
+    GROUPS = OSTEP ? CF : 1,
     parameter [WIDTH-1:0] PAD = 0) (
     input clk, input rst,
     input [WIDTH-1:0] s_tdata, input s_tvalid, output s_tready,
     output reg [WIDTH-1:0] m_tdata, output reg m_tvalid, output reg m_first, output reg m_last, input m_tready);
   `include "qc_math.vh"
-  localparam INNER = OSTEP ? 1 : CF, WORDS = DEPTH * CF, AW = clog2(WORDS);
+  localparam INNER = CF / GROUPS, REPEAT = OUTER / GROUPS, WORDS = DEPTH * CF, AW = clog2(WORDS);
   localparam NW = clog2(H * W + DEPTH + (KH * DH + PT) * W + KW * DW) + 2;
   localparam IW = clog2((H > W ? H : W) + KH * DH + KW * DW + PT + PL + SH + SW) + 1;
   // How far it is from the first to the last cell of a window, in pixels, and back to the first beat of a window.
-  localparam SPAN = (KH - 1) * DH * W + (KW - 1) * DW, BACK = (INNER - 1) + (OUTER - 1) * OSTEP;
+  localparam SPAN = (KH - 1) * DH * W + (KW - 1) * DW, BACK = CF - 1;
   localparam ORIGIN = -PT * W - PL, NEXT_ROW = SH * W - (OW - 1) * SW;
   localparam NEXT_IMAGE = -((OH - 1) * SH * W + (OW - 1) * SW);
   // Icarus Verilog 11 takes a negative dividend in a constant function for an unsigned one of 64 bits.
@@ -35,6 +37,7 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   reg [clog2(OW)-1:0] ox;
   reg [clog2(OH)-1:0] oy;
   wire end_c = c == INNER - 1, end_x = end_c && kx == KW - 1, end_y = end_x && ky == KH - 1;
+  wire end_g;  // of a group's passes
   wire end_o = end_y && o == OUTER - 1, end_ox = end_o && ox == OW - 1, end_oy = end_ox && oy == OH - 1;
   wire go;
   always @(posedge clk)
@@ -47,14 +50,25 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
       if (end_o) ox <= end_ox ? 0 : ox + 1'b1;
       if (end_ox) oy <= end_oy ? 0 : oy + 1'b1;
     end
+  generate if (GROUPS > 1 && REPEAT > 1) begin : repeats
+    reg [clog2(REPEAT)-1:0] again;
+    assign end_g = end_y && again == REPEAT - 1;
+    always @(posedge clk)
+      if (rst) again <= 0;
+      else if (go && end_y) again <= end_g ? 0 : again + 1'b1;
+  end else begin : once
+    assign end_g = end_y && GROUPS > 1;
+  end endgenerate
 
   // ---- where that is
   localparam A0 = wrapped(1), A1 = wrapped(DW * CF - (INNER - 1)),
-      A2 = wrapped((DH * W - (KW - 1) * DW) * CF - (INNER - 1)), A3 = wrapped(-SPAN * CF - (INNER - 1) + OSTEP),
+      A2 = wrapped((DH * W - (KW - 1) * DW) * CF - (INNER - 1)),
+      A3 = wrapped(-SPAN * CF - (INNER - 1)), AG = wrapped(-SPAN * CF + 1),
       A4 = wrapped((SW - SPAN) * CF - BACK), A5 = wrapped((NEXT_ROW - SPAN) * CF - BACK),
       A6 = wrapped((H * W + NEXT_IMAGE - SPAN) * CF - BACK);
   reg [AW-1:0] address;
-  wire [AW-1:0] step = !end_c ? A0 : !end_x ? A1 : !end_y ? A2 : !end_o ? A3 : !end_ox ? A4 : !end_oy ? A5 : A6;
+  wire [AW-1:0] step = !end_c ? A0 : !end_x ? A1 : !end_y ? A2 : !end_o ? (end_g ? AG : A3) : !end_ox ? A4
+      : !end_oy ? A5 : A6;
   wire [AW:0] moved = address + step;
   reg signed [NW-1:0] pixel, wcount, low, origin;
   wire signed [NW-1:0] by = !end_x ? DW : !end_y ? DH * W - (KW - 1) * DW : !end_o ? -SPAN : !end_ox ? SW - SPAN

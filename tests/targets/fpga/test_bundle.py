@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 
 from qcompiler.bundle import Bundle, manifest_of, write_bundle
@@ -14,12 +18,15 @@ from qcompiler.cost import Widths, Work, totals
 from qcompiler.driver import compile, quantize
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.execute.oracle import Oracle
+from qcompiler.formats import Minifloat
 from qcompiler.graph.model import Graph
+from qcompiler.graph.qdq import MINIFLOAT_KEY
 from qcompiler.target import Lowered
 from qcompiler.targets.fpga import simulators
 from qcompiler.targets.fpga.build import build, check
 from qcompiler.targets.fpga.cost import FpgaCost
-from qcompiler.targets.fpga.host import HostSession
+from qcompiler.targets.fpga.host import HostSession, port_stream
+from qcompiler.targets.shared.codes import codes_of
 from tests.conformance.problems import Problems
 
 DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
@@ -61,6 +68,60 @@ def test_a_network_has_the_oracles_bits_and_the_bills_cycles(digits: Graph, tmp_
 
 
 @iverilog
+@pytest.mark.parametrize("precision", ["e2m1w-int8a", "e2m1w-e2m1a", "e3m2w-int8a"])
+def test_a_network_of_minifloats_has_the_oracles_bits(precision: str, tmp_path: Path) -> None:
+    graph = quantize(
+        DIGITS / "cnn.onnx", "random", "minmax", target="fpga", options={"precision": precision}, samples=4,
+        dims={"N": 1},
+    ).integer_graph  # fmt: skip
+    assert graph is not None
+    lowered = build(graph, {"fps": 20000, "dsp": 0}, silent)
+    bundle = bundle_of(graph, lowered, tmp_path)
+    x = np.random.default_rng(2).normal(0, 1, (1, 1, 8, 8)).astype(np.float32)
+    session = HostSession(bundle.path, bundle.manifest, "iverilog", stall=1)
+    assert np.array_equal(session.run({"x": x})[0], Oracle(graph).run({"x": x})[0])
+    memory = next(bundle.path.glob("mem/*block1_expand*mac_w.hex")).read_text().split()
+    row = next(row for row in lowered.facts["circuit"]["layers"] if "block1_expand" in row["node"])
+    width = int(precision[1]) + int(precision[3]) + 1  # codes as they are, not levels
+    assert max(int(word, 16) for word in memory).bit_length() <= row["pe"] * row["simd"] * width
+
+
+@iverilog
+def test_minifloats_that_other_engines_read(tmp_path: Path) -> None:
+    """The largest, the join, a sum, a function, a product with integers, and an output: codes where they do, levels."""
+    p, fmt = Problems("fixed"), Minifloat(2, 1)
+    shape, held = (1, 4, 6, 6), fmt.integers.token
+
+    def marked(value: ir.Value) -> ir.Value:
+        value.metadata_props[MINIFLOAT_KEY] = fmt.token
+        return value
+
+    every = fmt.decode(fmt.codes())[np.arange(256) % len(fmt.codes())].astype(np.int8)
+    table = {"x_format": "uint8", "zero_point": 0, "format": held}
+    x, z = (marked(p.node("Table", [p.input(name, shape), p.const(every)], shape, held, **table)) for name in "xz")
+    window = {"kernel_shape": [2, 2], "strides": [2, 2], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
+    most = marked(p.node("MaxPool", [x], (1, 4, 3, 3), held, **window))
+    both = marked(p.node("Concat", [x, z], (1, 8, 6, 6), held, domain="", axis=1))
+    multipliers = {"a_multiplier": 1_234_567, "b_multiplier": 2_345_671, "shift": 18}
+    zeros = {"a_zero_point": 0, "b_zero_point": 0, "zero_point": 90}
+    total = p.node("Add", [x, z], shape, "uint8", format="uint8", **multipliers, **zeros)
+    function = p.const(p.rng.integers(0, 256, 32).astype(np.uint8))
+    looked = p.node("Table", [most, function], (1, 4, 3, 3), "uint8", x_format=held, zero_point=0, format="uint8")
+    weights = p.const(p.rng.integers(-8, 8, (4, 8, 1, 1)).astype(np.int8))
+    taps = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1], "group": 1, "x_zero_point": 0}
+    inputs = [both, weights, p.const(np.zeros(4, np.int32)), *p.scales(np.full(4, 0.2))]
+    product = p.node("Conv", inputs, shape, "uint8", **taps, **p.requantizing("uint8", 100))
+    for name, value in (("most", most), ("sum", total), ("looked_up", looked), ("product", product)):
+        p.output(name, value)
+    bundle = bundle_of(p.graph, build(p.graph, {"fps": 100000, "dsp": 0}, silent), tmp_path)
+    oracle, given = Oracle(p.graph), {name: p.rng.integers(0, 256, shape).astype(np.float32) for name in ("x", "z")}
+    session = HostSession(bundle.path, bundle.manifest, "iverilog", stall=3)
+    found = session.run_codes([given[name] for name in oracle.input_names])
+    for name, want, got in zip(oracle.output_names, oracle.run(given), found, strict=True):
+        np.testing.assert_array_equal(got, want, err_msg=name)
+
+
+@iverilog
 def test_the_bundle_proves_itself(tmp_path: Path) -> None:
     problems = Problems("fixed")
     problems.conv("conv", (1, 3, 6, 6), 4, (3, 3), pads=(1, 1, 1, 1), bits=4)
@@ -77,6 +138,56 @@ def test_the_bundle_proves_itself(tmp_path: Path) -> None:
     built.write_text("\n".join([f"{int(words[0], 16) ^ 1:x}", *words[1:]]) + "\n")
     said = subprocess.run(["vvp", "-n", "tb.vvp"], cwd=built.parent, capture_output=True, text=True, check=False)
     assert "FAIL" in said.stdout  # the test can fail
+
+
+@iverilog
+def test_registers_start_a_circuit_and_tell_when_it_is_done(tmp_path: Path) -> None:
+    """Two inputs and two outputs behind qc_axi; nothing enters before the start."""
+    problems = Problems("fixed")
+    problems.conv("conv", (1, 3, 6, 6), 4, (3, 3), pads=(1, 1, 1, 1), bits=4)
+    problems.matmul("matmul", (3, 8), 5)
+    bundle = bundle_of(problems.graph, build(problems.graph, {"dsp": 0, "vectors": 3}, silent), tmp_path)
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for file in (*bundle.path.glob("mem/*.hex"), *bundle.path.glob("tb/*")):
+        (folder / file.name).write_bytes(file.read_bytes())
+    sources = ["tb_axi.v", *map(str, sorted(bundle.path.glob("rtl/*.v")))]
+    said = simulators.run_testbench("iverilog", sources, folder, str(bundle.path / "rtl"), ((), ("+stall",)))
+    assert all("PASS" in text for text in said), said
+    text = (folder / "tb_axi.v").read_text()
+    (folder / "tb_axi.v").write_text(text.replace("put(0, 5);", "put(0, 4);"))  # no start
+    (folder / "tb_axi.v").write_text((folder / "tb_axi.v").read_text().replace("IDLE = 1000000", "IDLE = 3000"))
+    assert "FAIL" in simulators.run_testbench("iverilog", sources, folder, str(bundle.path / "rtl"))[0]
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler `cc`")
+def test_the_c_twin_has_the_same_bits(digits: Graph, tmp_path: Path) -> None:
+    """Its self-test holds the oracle's answers; the integer graph is the one that the circuit is made of."""
+    bundle = bundle_of(digits, build(digits, {"fps": 2000, "dsp": 0}, silent), tmp_path)
+    folder = bundle.path / "model_c"
+    run = subprocess.run(["make", "-C", str(folder), "test"], capture_output=True, text=True, check=True)
+    assert "PASS" in run.stdout
+    text = (folder / "selftest.c").read_text()
+    stored = re.search(r"want_0_0\[\d+\] = \{\s*(\d+)", text)
+    assert stored is not None
+    changed = text[: stored.start(1)] + str(int(stored[1]) ^ 1) + text[stored.end(1) :]
+    (folder / "selftest.c").write_text(changed)
+    run = subprocess.run(["make", "-C", str(folder), "test"], capture_output=True, text=True, check=False)
+    assert run.returncode != 0 and "PASS" not in run.stdout  # the test can fail
+
+
+def test_codes_and_their_order_in_the_driver_are_those_of_the_boundary(digits: Graph, tmp_path: Path) -> None:
+    """All of the driver that can be tried without a board."""
+    bundle = bundle_of(digits, build(digits, {"fps": 2000, "dsp": 0}, silent), tmp_path)
+    loaded = importlib.util.spec_from_file_location("pynq_driver", bundle.path / "driver" / "pynq_driver.py")
+    assert loaded is not None and loaded.loader is not None
+    driver = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(driver)
+    (spec,), (port,) = bundle.manifest["inputs"], bundle.manifest["fpga"]["inputs"]
+    x = np.random.default_rng(3).normal(0, 2, spec["shape"]).astype(np.float32)
+    codes = codes_of({spec["name"]: x}, spec)
+    assert np.array_equal(driver.to_codes(x, spec), codes)
+    assert np.array_equal(driver.order_of(port), port_stream(port).order.reshape(-1))
 
 
 def test_faster_circuits_are_larger_and_what_is_too_big_says_what_would_fit(digits: Graph) -> None:

@@ -86,9 +86,9 @@ def test_requantizer_has_the_oracles_bits(
     assert free <= (len(answers) + stages + 5) * steps + 12  # `steps` cycles a beat
 
 
-def window_beats(image: np.ndarray, w: Window, lanes: int, outer: int, ostep: int, pad: int, bits: int) -> list[int]:
+def window_beats(image: np.ndarray, w: Window, lanes: int, outer: int, groups: int, pad: int, bits: int) -> list[int]:
     """image: [H, W, C]. What qc_window gives for it: data, and above it first and last."""
-    parts, found = image.shape[2] // lanes, []
+    parts, found = image.shape[2] // lanes // groups, []
     for y, x in np.ndindex(*w.output):
         for o in range(outer):
             cells = []
@@ -97,7 +97,7 @@ def window_beats(image: np.ndarray, w: Window, lanes: int, outer: int, ostep: in
                 ix = x * w.strides[1] - w.before[1] + kx * w.dilations[1]
                 within = 0 <= iy < w.input[0] and 0 <= ix < w.input[1]
                 pixel = image[iy, ix] if within else np.full(image.shape[2], pad)
-                for part in [o] if ostep else range(parts):
+                for part in range(parts * (o * groups // outer), parts * (o * groups // outer + 1)):
                     cells += words(pixel[part * lanes : (part + 1) * lanes], bits, lanes)
             cells[0] |= 1 << (lanes * bits)
             cells[-1] |= 2 << (lanes * bits)
@@ -116,21 +116,26 @@ WINDOWS = {
     "pool": (Window((6, 6), (3, 3), (2, 2), (2, 2)), 3, 1, 3, 1),
     "tall": (Window((8, 4), (4, 2), (4, 2), (2, 2), before=(1, 0)), 1, 1, 2, 0),
     "crop": (Window((6, 7), (3, 4), (3, 3), before=(-1, -1)), 1, 1, 1, 0),
+    "grouped": (Window((6, 5), (3, 5), (3, 3), (2, 1), before=(1, 1)), 12, 2, 6, 3),
+    "grouped_one": (Window((4, 5), (4, 5)), 6, 1, 4, 2),
+    "multiplier": (Window((5, 4), (5, 4), (3, 3), before=(1, 1)), 3, 1, 6, 3),
 }
 
 
 @pytest.mark.parametrize("name", WINDOWS)
 def test_windows_are_those_of_the_image(simulator: str, tmp_path: Path, name: str) -> None:
-    w, channels, lanes, outer, ostep = WINDOWS[name]
+    w, channels, lanes, outer, groups = WINDOWS[name]
+    ostep = int(groups > 0)
+    groups = channels // lanes if groups == 1 else max(1, groups)
     images = rng().integers(0, 32, (3, *w.input, channels))
     pad = 9
     data = [beat for image in images for beat in words(image.reshape(-1), 5, lanes)]
-    want = [beat for image in images for beat in window_beats(image, w, lanes, outer, ostep, pad, 5)]
+    want = [beat for image in images for beat in window_beats(image, w, lanes, outer, groups, pad, 5)]
     given = {
         "WIDTH": 5 * lanes, "H": w.input[0], "W": w.input[1], "CF": channels // lanes, "OH": w.output[0],
         "OW": w.output[1], "KH": w.kernel[0], "KW": w.kernel[1], "SH": w.strides[0], "SW": w.strides[1],
         "DH": w.dilations[0], "DW": w.dilations[1], "PT": w.before[0], "PL": w.before[1], "PADDED": int(w.padded),
-        "OUTER": outer, "OSTEP": ostep, "DEPTH": ring_pixels(w), "BLOCK": int(name == "conv3x3"),
+        "OUTER": outer, "OSTEP": ostep, "GROUPS": groups, "DEPTH": ring_pixels(w), "BLOCK": int(name == "conv3x3"),
         "PAD": words([pad] * lanes, 5, lanes)[0],
     }  # fmt: skip
     out = Port("m", 5 * lanes, len(want), ("m_first", "m_last"))
@@ -236,6 +241,41 @@ def test_concat_takes_channels_in_turn(simulator: str, tmp_path: Path) -> None:
     inputs = [(Port(stem, 10, len(end)), end) for stem, end in zip("ab", ends, strict=False)]
     given = {"WIDTH": 10, "A": 2, "B": 3}
     simulate(simulator, tmp_path, "qc_concat", given, inputs, [(Port("m", 10, len(ends[2])), ends[2])])
+
+
+SLICES = {
+    "halves": (slice(0, 6, 2), slice(0, 7, 2), slice(0, 4)),
+    "middle": (slice(1, 5), slice(2, 7, 3), slice(2, 4)),
+    "corner": (slice(5, 6), slice(6, 7), slice(0, 2)),
+}
+
+
+@pytest.mark.parametrize("name", SLICES)
+def test_slices(simulator: str, tmp_path: Path, name: str) -> None:
+    images, part = rng().integers(0, 32, (3, 6, 7, 4)), SLICES[name]
+    rows, columns, channels = (range(*one.indices(extent)) for one, extent in zip(part, (6, 7, 4), strict=True))
+    given = {
+        "WIDTH": 10, "H": 6, "W": 7, "CF": 2, "Y0": rows.start, "SY": rows.step, "YN": len(rows),
+        "X0": columns.start, "SX": columns.step, "XN": len(columns), "C0": channels.start // 2,
+        "CN": len(channels) // 2,
+    }  # fmt: skip
+    data, want = words(images.reshape(-1), 5, 2), words(images[:, part[0], part[1], part[2]].reshape(-1), 5, 2)
+    source, sink = (Port("s", 10, len(data)), data), (Port("m", 10, len(want)), want)
+    simulate(simulator, tmp_path, "qc_slice", given, [source], [sink])
+
+
+@pytest.mark.parametrize("y,x,c", [((0, 0), (0, 0), (2, 4)), ((2, 1), (0, 3), (0, 0)), ((1, 0), (1, 1), (0, 2))])
+def test_pads(simulator: str, tmp_path: Path, y: tuple[int, int], x: tuple[int, int], c: tuple[int, int]) -> None:
+    images = rng().integers(0, 32, (3, 4, 5, 4))
+    wide = np.pad(images, ((0, 0), y, x, c), constant_values=9)
+    given = {
+        "WIDTH": 10, "H": 4, "W": 5, "CF": 2, "PT": y[0], "PL": x[0], "CB": c[0] // 2, "OH": wide.shape[1],
+        "OW": wide.shape[2], "OC": wide.shape[3] // 2, "PAD": 9 << 5 | 9,
+    }  # fmt: skip
+    data, want = words(images.reshape(-1), 5, 2), words(wide.reshape(-1), 5, 2)
+    source, sink = (Port("s", 10, len(data)), data), (Port("m", 10, len(want)), want)
+    free, _ = simulate(simulator, tmp_path, "qc_pad", given, [source], [sink])
+    assert free < len(want) + 8
 
 
 @pytest.mark.parametrize("token,numerator,zero", [("uint8", 256, 0), ("int8", 255, -128)])
