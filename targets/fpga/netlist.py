@@ -229,6 +229,19 @@ def _instance(instance: Instance) -> list[str]:
     return [f"  {module.kind} #({', '.join(parameters)})", f"    {instance.name} ({', '.join(ports)});"]
 
 
+def instance_module(name: str, instance: Instance) -> str:
+    """A module of this name with nothing but the instance in it, whose links are its ports."""
+    ports, sides = ["input clk", "input rst"], []
+    for stem, links in instance.ports.items():
+        for link in links if isinstance(links, tuple) else (links,):
+            there, back = ("output", "input") if stem == "m" else ("input", "output")
+            ports += [f"{there} [{link.width - 1}:0] {link.name}_tdata", f"{there} {link.name}_tvalid"]
+            ports += [f"{there} {link.name}_{mark}" for mark in ("first", "last") if link.marked]
+            sides.append(f"{back} {link.name}_tready")
+    body = "\n".join(_instance(instance))
+    return f"module {name} ({', '.join([*ports, *sides])});\n{body}\nendmodule\n"
+
+
 def _number(key: str, value: int) -> str:
     if key == "PAD":
         return f"{max(1, value.bit_length())}'h{value:x}"
