@@ -45,5 +45,6 @@ CAPABILITIES = Capabilities(
     activation_bits=(2, 3, 4, 5, 6, 7, 8, 16),
     arithmetic=("fixed",),
     float_boundary=False,
+    formats_cost=True,
     refuses=refuses,
 )

