@@ -40,7 +40,8 @@ from qcompiler.targets.fpga.parts import PARTS
 from qcompiler.targets.fpga.plan import plan_of
 from qcompiler.targets.fpga.reader import network_of
 from qcompiler.targets.fpga.resources import Resources, module_resources, total
-from qcompiler.targets.fpga.synthesis import FLOWS, count, modules, place, synthesize
+from qcompiler.targets.fpga.scripts import FLOWS
+from qcompiler.targets.fpga.synthesis import count, modules, place, synthesize
 from qcompiler.targets.fpga.testbench import hex_words
 from qcompiler.targets.shared.boundary import strip_boundary
 

@@ -68,7 +68,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
         "latency_cycles": plan.times.latency,
     }
     texts |= _bench(stripped, net, facts, int(options.get("vectors", VECTORS)))
-    texts |= scripts(net.name, part)
+    texts |= scripts(net.name, part, limits["dsp"] > 0)
     files = {path: text.encode() for path, text in texts.items()}
     counted = None
     if options.get("exact_cost"):

