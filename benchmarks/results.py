@@ -255,9 +255,10 @@ def fpga_section(documents: Sequence[Document]) -> str:
     if circuits:
         text = (
             "The bill, then what was found: cycles from image to image (Verilator), LUTs and registers as yosys\n"
-            "counts them (LUT6 of 7-series, LUT4 of ECP5), block RAMs of 18 Kbit, multiplier blocks. `lanes busy`: share\n"
-            "of the products that the bottleneck's lanes could have made in the simulated cycles. `exact`: all codes of\n"
-            "5 images are the oracle's, with and without random stalls. `clock`: by nextpnr, of the slowest speed grade."
+            "counts them (LUT6 of 7-series, LUT4 of ECP5), block RAMs of 18 Kbit, multiplier blocks. `lanes busy`:\n"
+            "share of the products that the bottleneck's lanes could have made in the simulated cycles. `exact`: all\n"
+            "codes of 5 images are the oracle's, with and without random stalls. `clock`: by nextpnr, of the slowest\n"
+            "speed grade."
         )
         rows = [fpga.line(row) for document in circuits for row in document["rows"]]
         found += section("", "fpga", circuits, text, markdown(fpga.HEADERS, rows)).partition("## \n")[2]
