@@ -12,7 +12,6 @@ The digits CNN and the networks of the assets that have an engine for every node
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,7 +40,7 @@ from qcompiler.targets.fpga.plan import plan_of
 from qcompiler.targets.fpga.reader import network_of
 from qcompiler.targets.fpga.resources import Resources, module_resources, total
 from qcompiler.targets.fpga.scripts import FLOWS
-from qcompiler.targets.fpga.synthesis import count, modules, place, synthesize
+from qcompiler.targets.fpga.synthesis import modules, place, synthesize
 from qcompiler.targets.fpga.testbench import hex_words
 from qcompiler.targets.shared.boundary import strip_boundary
 
@@ -172,26 +171,24 @@ def show_kinds(found: Sequence[tuple[Instance, Resources, Resources]]) -> str:
 
 
 def prices() -> dict[str, dict[str, int]]:
-    """LUTs of every multiplier by family, synthesized alone."""
-    found: dict[str, dict[str, int]] = {}
-    for family, flow in FLOWS.items():
-        for weight in range(2, 9):
-            for activation in (2, 3, 4, 5, 6, 7, 8, 16):
-                for signed in (0, 1):
-                    ports = {"XB": activation, "XS": signed, "YB": weight, "YS": 1}
-                    if weight > activation:
-                        ports = {"XB": weight, "XS": 1, "YB": activation, "YS": signed}
-                    given = " ".join(f"-chparam {key} {value}" for key, value in ports.items())
-                    with tempfile.NamedTemporaryFile(suffix=".json") as out:
-                        script = (
-                            f"read_verilog -defer {RTL / 'qc_mul.v'}; hierarchy -top qc_mul {given}; "
-                            f"{flow.format(top='qc_mul', dsp=' -nodsp')}; tee -q -o {out.name} stat -json"
-                        )
-                        subprocess.run(["yosys", "-q", "-p", script], check=True, capture_output=True)
-                        text = Path(out.name).read_text()
-                    cells = next(iter(json.loads(text[text.index("{") :])["modules"].values()))["num_cells_by_type"]
-                    found.setdefault(family, {})[f"{weight},{activation},{signed}"] = count(cells).lut
-    return found
+    """LUTs of every multiplier by family, each synthesized for itself."""
+    files = {f"rtl/{file.name}": file.read_bytes() for file in RTL.iterdir()}
+    texts, keys = {}, {}
+    for weight in range(2, 9):
+        for activation in (2, 3, 4, 5, 6, 7, 8, 16):
+            for signed in (0, 1):
+                ports = {"XB": activation, "XS": signed, "YB": weight, "YS": 1}
+                if weight > activation:
+                    ports = {"XB": weight, "XS": 1, "YB": activation, "YS": signed}
+                given = ", ".join(f".{key}({value})" for key, value in ports.items())
+                name, x, y = f"mul_{weight}_{activation}_{signed}", ports["XB"], ports["YB"]
+                texts[name] = (
+                    f"module {name} (input [{x - 1}:0] x, input [{y - 1}:0] y, output [{x + y}:0] p);\n"
+                    f"  qc_mul #({given}) mul (.x(x), .y(y), .p(p));\nendmodule\n"
+                )
+                keys[f"{weight},{activation},{signed}"] = name
+    found = {family: modules(files, texts, family, dsp=False) for family in FLOWS}
+    return {family: {key: cells[name].lut for key, name in keys.items()} for family, cells in found.items()}
 
 
 def main() -> int:
