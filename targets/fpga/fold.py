@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qcompiler.errors import BudgetError, UnsupportedError
-from qcompiler.targets.fpga.engines import Engine, Fold, divisors, folds
+from qcompiler.targets.fpga.engines import BLOCK_BITS, Engine, Fold, divisors, folds
 from qcompiler.targets.fpga.layers import Layer, Network, Stream
 from qcompiler.targets.fpga.resources import Resources, engine_resources, total
 
+BLOCK = {"xc7": BLOCK_BITS, "ecp5": 2048}
+"""Bits above which a memory takes a block RAM: the LUTs that hold as many are then a larger share of a part."""
 IO_CODES = 4
 """Codes of a beat of the circuit's inputs and outputs, at most: 64 bits at the top."""
 
@@ -40,7 +42,7 @@ def at_most(network: Network, cycles: int, dsps: int = 0, family: str = "xc7") -
         ways: list[tuple[float, str, int, Engine]] = []
         for name, engine in engines.items():
             if engine.layer.weights is not None and engine.layer.kind in ("dense", "depthwise"):
-                blocks = Engine(engine.layer, Fold(engine.fold.pe, engine.fold.simd, True))
+                blocks = Engine(engine.layer, replace(engine.fold, dsp=True))
                 saved = engine_resources(engine, family).lut - engine_resources(blocks, family).lut
                 count = engine_resources(blocks, family).dsp
                 if count:  # a product that is too narrow for a block stays in LUTs
@@ -97,7 +99,7 @@ def excess(found: Resources, limits: Mapping[str, int]) -> list[tuple[str, int, 
 
 
 def _cheapest(layer: Layer, cycles: int, family: str) -> Engine:
-    engines = [Engine(layer, fold) for fold in folds(layer, cycles)]
+    engines = [Engine(layer, replace(fold, block=BLOCK[family])) for fold in folds(layer, cycles)]
     return min(engines, key=lambda engine: (engine_resources(engine, family).lut, engine.cycles))
 
 

@@ -100,7 +100,7 @@ def netlist_of(
             depth = plan.depths.get((layer.output.name, i))
             if depth is not None:
                 words = depth * -(-engines_pixels(network, source) // engine.in_lanes[i])
-                link = _queue(net, layer.node, link, words)
+                link = _queue(net, layer.node, link, words, engine.fold.block)
             given.append(link)
         out = given[0]
         for k, module in enumerate(engine.modules):
@@ -146,8 +146,8 @@ def _converted(net: Netlist, node: str, link: Link, have: int, want: int, bits: 
     return link
 
 
-def _queue(net: Netlist, node: str, link: Link, words: int) -> Link:
-    parameters = {"WIDTH": link.width, "DEPTH": max(2, words), "BLOCK": int(in_block(link.width, words))}
+def _queue(net: Netlist, node: str, link: Link, words: int, block: int) -> Link:
+    parameters = {"WIDTH": link.width, "DEPTH": max(2, words), "BLOCK": int(in_block(link.width, words, block))}
     return net.add(node, Module("qc_fifo", parameters), {"s": link}, net.link(link.width))
 
 

@@ -108,9 +108,10 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   wire ce = !m_tvalid || m_tready;
   wire ready;
   assign go = ready && (!in_image || pixel < wcount);
+  // No word that counts is read while it is written (no_rw_check): its pixel is complete by then.
   reg [WIDTH-1:0] read;
   generate if (BLOCK) begin : block
-    (* ram_style = "block" *) reg [WIDTH-1:0] ring [0:WORDS-1];
+    (* ram_style = "block", no_rw_check = 1 *) reg [WIDTH-1:0] ring [0:WORDS-1];
     always @(posedge clk) begin
       if (put) ring[tail] <= in_data;
       if (go) read <= ring[address];
