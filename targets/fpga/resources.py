@@ -35,17 +35,20 @@ class Resources:
 
 @dataclass(frozen=True)
 class Family:
-    """What LUTs of a family hold. words: entries of a constant memory of one bit; gate: LUTs of a bit that is chosen or
-    cleared before it is added, where the LUT of a carry chain has no room for that; dsp_bits: the narrowest product
-    that yosys gives a multiplier block."""
+    """What LUTs of a family hold, and what was fitted. words: entries of a constant memory of one bit; spread: LUTs
+    for one that memories of several LUTs take, with their multiplexers; tree, sum: LUTs for a bit of an adder of a tree
+    and of an accumulator, which is cleared on the way; dsp_bits: the narrowest product that yosys gives a multiplier
+    block."""
 
     name: str
     words: int
-    gate: int
+    spread: float
+    tree: float
+    sum: float
     dsp_bits: int
 
 
-FAMILIES = {"xc7": Family("xc7", 64, 0, 9), "ecp5": Family("ecp5", 16, 1, 4)}
+FAMILIES = {"xc7": Family("xc7", 64, 1.25, 1.0, 1.0, 9), "ecp5": Family("ecp5", 16, 1.5, 1.6, 2.3, 4)}
 
 
 @lru_cache(maxsize=1)
@@ -79,17 +82,29 @@ def bits(n: int) -> int:
     return max(1, (n - 1).bit_length())
 
 
+_SHAPES = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
+
+
 def _blocks(width: int, words: int) -> int:
-    """18-Kbit blocks of a memory, in the shape that takes fewest."""
-    shapes = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
-    return min(-(-words // depth) * -(-width // wide) for depth, wide in shapes)
+    """18-Kbit blocks of a written memory, in the shape that takes fewest."""
+    return min(-(-words // depth) * -(-width // wide) for depth, wide in _SHAPES)
+
+
+def _constant(width: int, words: int, f: Family) -> tuple[int, int]:
+    """(blocks, LUTs) of a constant memory: yosys fills blocks with bits of whichever row, and chooses among rows."""
+    found = []
+    for depth, wide in _SHAPES:
+        rows = -(-words // depth)
+        found.append((-(-rows * width // wide), rows))
+    blocks, rows = min(found)
+    return blocks, 0 if rows == 1 else width * (rows if f.name == "ecp5" else -(-rows // 4))
 
 
 def _table_luts(width: int, words: int, f: Family) -> int:
     """A constant memory in LUTs; above what one holds with multiplexers."""
     if words == 1:
         return 0
-    return width if words <= f.words else width * -(-words // f.words) * 5 // 4
+    return width if words <= f.words else int(width * -(-words // f.words) * f.spread)
 
 
 def _ram_luts(width: int, words: int, f: Family) -> int:
@@ -115,11 +130,11 @@ def _mac(p: Parameters, f: Family) -> Resources:
         tree_ff += nodes * (product + level)
     blocks = p["DSP"] and product + 1 - p["AS"] >= f.dsp_bits
     each = 0 if blocks else multiplier(p["WB"], p["AB"], p["AS"], f.name)
-    memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"], f)
+    bram, memory = _constant(width, p["WORDS"], f) if p["BLOCK"] else (0, _table_luts(width, p["WORDS"], f))
     activations = (p["PE"] if p["DEPTHWISE"] else p["SIMD"]) * p["AB"]
-    lut = lanes * each + p["PE"] * (tree + p["ACC"]) + memory + bits(p["WORDS"]) + 6
+    lut = lanes * each + p["PE"] * (f.tree * tree + f.sum * p["ACC"]) + memory + bits(p["WORDS"]) + 6
     ff = lanes * product + p["PE"] * (tree_ff + 2 * p["ACC"]) + (1 + p["BLOCK"]) * (width + activations) + 20
-    return Resources(int(lut), ff, _blocks(width, p["WORDS"]) if p["BLOCK"] else 0, lanes * bool(blocks))
+    return Resources(int(lut), ff, bram, lanes * bool(blocks))
 
 
 def multiplier(weight: int, activation: int, signed: int, family: str = "xc7") -> int:
@@ -136,20 +151,26 @@ def multiplier(weight: int, activation: int, signed: int, family: str = "xc7") -
 def _requant(p: Parameters, f: Family) -> Resources:
     x = max(p["ACC"], p["BB"]) + 1 + p["GL"]
     digits, width = 2 * p["STAGES"] * p["STEPS"], p["LANES"] * (p["BB"] + p["MB"])
-    lut = 3 * x + digits + 18
-    ff = 5 * x + digits + 80
+    lut: float = 3 * x + digits + 18
+    held = x - p["GL"]  # bits that were moved left are no registers below
+    ff = 5 * held + digits + 80
     if p["STEPS"] < 4:
-        lut, ff = lut + x, ff + 2 * digits + x
+        lut, ff = lut + x, ff + 2 * digits + held
     for stage in range(1, p["STAGES"]):
         rest = digits - 2 * stage * p["STEPS"]
         lut += 2 * (x + 3) + (rest if p["STEPS"] > 1 else 0)
-        ff += 3 * x + rest + 3
-    memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"], f)
+        ff += 3 * held + rest + 3
+    bram, memory = _constant(width, p["WORDS"], f) if p["BLOCK"] else (0, _table_luts(width, p["WORDS"], f))
     waiting = p["PE"] * p["ACC"]
     shift = waiting if p["PE"] > p["LANES"] else 0
-    extra = bits(p["STEPS"]) + bits(p["WORDS"]) + 8
-    found = p["LANES"] * lut + int(memory) + shift + extra
-    return Resources(found, p["LANES"] * ff + waiting + 20, _blocks(width, p["WORDS"]) if p["BLOCK"] else 0)
+    if f.name == "ecp5":
+        lut = digits + 9.7 * x + 4 * x * (p["STAGES"] - 1) + (x if p["STEPS"] < 4 else 0) + 60 * p["BLOCK"]
+        if 8 < p["WORDS"] <= f.words and not p["BLOCK"]:
+            lut += 3.3 * digits  # yosys merges such a memory with the multiplexers behind it
+        found = int(p["LANES"] * lut) + memory + shift
+    else:
+        found = int(p["LANES"] * lut) + memory + shift + bits(p["STEPS"]) + bits(p["WORDS"]) + 8
+    return Resources(found, p["LANES"] * ff + waiting + 20, bram)
 
 
 def _window(p: Parameters, f: Family) -> Resources:
@@ -159,9 +180,12 @@ def _window(p: Parameters, f: Family) -> Resources:
     edge = bits(max(p["H"], p["W"]) + p["KH"] * p["DH"] + p["KW"] * p["DW"] + p["PT"] + p["PL"] + p["SH"] + p["SW"]) + 1
     control = 3 * address + 4.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 24
     control += 25 if p["KH"] * p["KW"] > 1 else 0
+    control += p["WIDTH"]  # the beat that waits
+    if f.name == "ecp5":
+        control = 16 * address + 25 * pixel + (2 * edge if p["PADDED"] else 0) + p["WIDTH"] - 95
     counters = sum(bits(p[key]) for key in ("KH", "KW", "OUTER", "OH", "OW")) + bits(parts)
     memory = 0 if p["BLOCK"] else _ram_luts(p["WIDTH"], words, f)
-    ff = 2 * p["WIDTH"] + 2 * address + 4 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 10
+    ff = (3 - p["BLOCK"]) * p["WIDTH"] + 2 * address + 4 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 10
     return Resources(int(control + memory), ff, _blocks(p["WIDTH"], words) if p["BLOCK"] else 0)
 
 
@@ -187,7 +211,7 @@ def _softmax(p: Parameters, f: Family) -> Resources:
 
 
 def _queue(p: Parameters, f: Family) -> Resources:
-    control = 5 * bits(p["DEPTH"] + 1) + 6
+    control = (8 if f.name == "ecp5" else 5) * bits(p["DEPTH"] + 1) + 6
     if p["BLOCK"]:
         return Resources(control, 3 * bits(p["DEPTH"]) + 2, _blocks(p["WIDTH"], p["DEPTH"]))
     return Resources(control + _ram_luts(p["WIDTH"], p["DEPTH"], f), p["WIDTH"] + 3 * bits(p["DEPTH"]) + 2)

@@ -22,9 +22,10 @@ from qcompiler.target import Lowered
 from qcompiler.targets.fpga import simulators, synthesis
 from qcompiler.targets.fpga.build import build, check
 from qcompiler.targets.fpga.cost import FpgaCost
+from qcompiler.targets.fpga.engines import Module
 from qcompiler.targets.fpga.host import HostSession
 from qcompiler.targets.fpga.parts import PARTS
-from qcompiler.targets.fpga.resources import Resources
+from qcompiler.targets.fpga.resources import Resources, module_resources
 from tests.conformance.problems import Problems
 
 DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
@@ -174,3 +175,25 @@ def test_an_exact_count_stands_beside_the_bill_and_decides(tmp_path: Path) -> No
     assert circuit["counted"]["dsp"] == circuit["dsp"] == 0
     few = build(problems.graph, {**options, "lut": circuit["counted"]["lut"] - 1}, silent).facts["circuit"]
     assert few["verdict"] == "TOO BIG" and "1 too many" in few["advice"][0]
+
+
+@pytest.mark.skipif(shutil.which("yosys") is None, reason="no yosys")
+@pytest.mark.parametrize("part", ["ecp5-25k", "xc7z010"])
+def test_bills_are_near_what_yosys_counts(part: str) -> None:
+    """Of a circuit of two convolutions; whole networks are benchmarks.fpga's."""
+    problems = Problems("fixed")
+    problems.conv("first", (1, 4, 6, 6), 8, (3, 3), pads=(1, 1, 1, 1), bits=4)
+    problems.conv("second", (1, 8, 6, 6), 4, (1, 1), bits=8)
+    circuit = build(problems.graph, {"dsp": 0, "fps": 20000, "part": part, "exact_cost": True}, silent).facts["circuit"]
+    counted = circuit["counted"]
+    assert circuit["lut"] == pytest.approx(counted["lut"], rel=0.15)
+    assert circuit["ff"] == pytest.approx(counted["ff"], rel=0.2)
+    assert (circuit["bram"], circuit["dsp"]) == (counted["bram"], counted["dsp"])
+
+
+def test_products_too_narrow_for_a_block_stay_in_look_up_tables() -> None:
+    """yosys gives 7-series blocks to products of 9 bits and more."""
+    given = {"PE": 2, "SIMD": 2, "WB": 3, "AB": 4, "AS": 0, "ACC": 12, "WORDS": 4, "DEPTHWISE": 0, "DSP": 1, "BLOCK": 0}
+    assert module_resources(Module("qc_mac", given), "xc7").dsp == 0
+    assert module_resources(Module("qc_mac", given), "ecp5").dsp == 4
+    assert module_resources(Module("qc_mac", {**given, "WB": 4}), "xc7").dsp == 4
