@@ -99,7 +99,11 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   wire [WIDTH-1:0] in_data = waits ? late : s_tdata;
   wire in_valid = waits || s_tvalid;
   assign s_tready = !waits;
-  wire put = in_valid && held < DEPTH, whole_pixel = put && part == CF - 1;
+  reg room;  // for a pixel that begins; late by a cycle where the reader gives up one
+  wire put = in_valid && room, whole_pixel = put && part == CF - 1;
+  always @(posedge clk)
+    if (rst) room <= 1;
+    else room <= whole_pixel ? held < DEPTH - 1 : held < DEPTH;
   always @(posedge clk) begin
     if (s_tready) late <= s_tdata;
     if (rst) waits <= 0;
@@ -107,7 +111,9 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   end
   wire ce = !m_tvalid || m_tready;
   wire ready;
-  assign go = ready && (!in_image || pixel < wcount);
+  reg turned;  // wcount still counts from the beginning of the image before: the cycle is left out
+  always @(posedge clk) turned <= !rst && go && end_oy;
+  assign go = ready && !turned && (!in_image || pixel < wcount);
   // No word that counts is read while it is written (no_rw_check): its pixel is complete by then.
   reg [WIDTH-1:0] read;
   generate if (BLOCK) begin : block
@@ -130,7 +136,7 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
         tail <= tail == WORDS - 1 ? 0 : tail + 1'b1;
         part <= part == CF - 1 ? 0 : part + 1'b1;
       end
-      wcount <= wcount + whole_pixel - (go && end_oy ? H * W : 0);
+      wcount <= wcount + whole_pixel - (turned ? H * W : 0);
     end
 
   // ---- what was read, then padding

