@@ -169,6 +169,8 @@ def _requant(p: Parameters, f: Family) -> Resources:
             lut += 3.3 * digits  # yosys merges such a memory with the multiplexers behind it
         found = int(p["LANES"] * lut) + memory + shift
     else:
+        if 96 < p["WORDS"] <= 2 * f.words and not p["BLOCK"]:
+            lut += 6 * digits  # the same, seen at 128 words and not at 96
         found = int(p["LANES"] * lut) + memory + shift + bits(p["STEPS"]) + bits(p["WORDS"]) + 8
     return Resources(found, p["LANES"] * ff + waiting + 20, bram)
 
