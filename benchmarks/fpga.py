@@ -1,18 +1,22 @@
-"""Circuits against their bills: bits and cycles by simulation, LUTs, registers, block RAMs and multipliers by yosys.
+"""Circuits against their bills: bits, cycles and use of lanes by simulation, cells by yosys, the clock by nextpnr.
 
-    python -m benchmarks.fpga [--only PARTS] [--precisions w8a8,w4a8] [--fps 1000] [--synth xc7,ecp5] [--json FILE]
-    python -m benchmarks.fpga --prices        the table of multipliers (targets/fpga/prices.json), minutes
+    python -m benchmarks.fpga [--only PARTS] [--precisions w8a8,w4a8] [--fps 1000] [--dsp 0] [--parts xc7z020,ecp5-85k]
+        [--do simulate,synth] [--json FILE]
+    python -m benchmarks.fpga --only digits --precisions w4a8 --fps 5000 --parts ecp5-45k --do simulate,synth,place
+    python -m benchmarks.fpga --prices      the table of multipliers (targets/fpga/prices.json), minutes
+    python -m benchmarks.fpga --modules ... every module of these circuits for itself, by kind: bill against yosys
 
-`--synth none` leaves yosys out. The digits CNN and the networks of the assets that have an engine for every node.
+The digits CNN and the networks of the assets that have an engine for every node. --do place takes ECP5 parts.
 """
 
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,81 +29,53 @@ from qcompiler.driver import quantize
 from qcompiler.errors import UnsupportedError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.formats import parse_integers
+from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import FORMAT_KEY
+from qcompiler.target import Lowered
 from qcompiler.targets.fpga.build import RTL, build
 from qcompiler.targets.fpga.host import HostSession
+from qcompiler.targets.fpga.netlist import Instance, instance_module, memory_file
+from qcompiler.targets.fpga.parts import PARTS
+from qcompiler.targets.fpga.plan import plan_of
+from qcompiler.targets.fpga.reader import network_of
+from qcompiler.targets.fpga.resources import Resources, module_resources, total
+from qcompiler.targets.fpga.scripts import FLOWS
+from qcompiler.targets.fpga.synthesis import modules, place, synthesize
+from qcompiler.targets.fpga.testbench import hex_words
 from qcompiler.targets.shared.boundary import strip_boundary
 
 SAMPLES = 5
 STALL = 7
-LUT_RAM = {"RAM32M": 4, "RAM64M": 4, "RAM32X1D": 2, "RAM64X1D": 2, "RAM128X1D": 4, "TRELLIS_DPR16X4": 4}
-"""LUTs of a memory cell."""
-FLOWS = {
-    "xc7": "synth_xilinx -family xc7 -noiopad -noclkbuf -flatten -top {top}{dsp}",
-    "ecp5": "synth_ecp5 -top {top}{dsp}",
-}
+CELLS = ("lut", "ff", "bram", "dsp")
 
 
-def count(cells: dict[str, int]) -> dict[str, int]:
-    """LUTs (those of memories and carry chains of ECP5 too), registers, 18-Kbit block RAMs, multiplier blocks."""
-    found = {"lut": 0, "ff": 0, "bram": 0, "dsp": 0}
-    for name, number in cells.items():
-        if name.startswith("LUT") or name.startswith("SRL"):
-            found["lut"] += number
-        elif name in LUT_RAM:
-            found["lut"] += LUT_RAM[name] * number
-        elif name == "CCU2C":
-            found["lut"] += 2 * number
-        elif name.startswith("FD") or name == "TRELLIS_FF":
-            found["ff"] += number
-        elif name in ("RAMB18E1", "DP16KD"):
-            found["bram"] += number
-        elif name == "RAMB36E1":
-            found["bram"] += 2 * number
-        elif name in ("DSP48E1", "MULT18X18D"):
-            found["dsp"] += number
-    return found
-
-
-def synthesize(folder: Path, top: str, family: str, dsp: bool) -> dict[str, int]:
-    """What yosys makes of a bundle."""
-    with tempfile.TemporaryDirectory() as work:
-        for file in (*folder.glob("rtl/*"), *folder.glob("mem/*.hex")):
-            (Path(work) / file.name).write_bytes(file.read_bytes())
-        flow = FLOWS[family].format(top=top, dsp="" if dsp else " -nodsp")
-        script = f"read_verilog -defer *.v\n{flow}\ntee -q -o stat.json stat -json\n"
-        (Path(work) / "s.ys").write_text(script)
-        subprocess.run(["yosys", "-q", "s.ys"], cwd=work, check=True, capture_output=True)
-        modules = json.loads((Path(work) / "stat.json").read_text())["modules"]
-    return count(max(modules.values(), key=lambda module: module["num_cells"])["num_cells_by_type"])
-
-
-def row(case: Case, precision: str, fps: float, dsp: int, families: list[str]) -> Iterator[dict[str, Any]]:
-    """One row a family of parts."""
+def quantized(case: Case, precision: str) -> Graph:
+    """The integer graph: what its weights are does not matter to a bill, so the fast recipe."""
     feed = case.feed("calib")
     result = quantize(
-        case.model, feed, "fast", target="fpga", options={"precision": precision}, samples=32,
-        shapes=case.shapes,
+        case.model, feed, "fast", target="fpga", options={"precision": precision}, samples=32, shapes=case.shapes
     )
-    graph = result.integer_graph
-    assert graph is not None
-    lowered = build(graph, {"fps": fps, "dsp": dsp}, lambda stage, done, total: None)
-    bill = lowered.facts["circuit"]
+    assert result.integer_graph is not None
+    return result.integer_graph
+
+
+def simulated(graph: Graph, lowered: Lowered) -> dict[str, Any]:
+    """Whether all codes are the oracle's, with and without stalls, and the cycles from image to image."""
     manifest = manifest_of("fpga", "fixed", graph, lowered.files, lowered.manifest, lowered.sizes)
+    stripped, rng = strip_boundary(graph), np.random.default_rng(3)
+    oracle = Oracle(stripped)
+    frames = []
+    for _ in range(SAMPLES):
+        sample = {}
+        for value in stripped.inputs:
+            fmt = parse_integers(value.metadata_props[FORMAT_KEY])
+            codes = rng.integers(fmt.min, fmt.max + 1, stripped.shape(value))
+            sample[str(value.name)] = codes.astype(fmt.storage)
+        frames.append(sample)
+    given = [[frame[name] for name in oracle.input_names] for frame in frames]
+    wanted = [oracle.run(frame) for frame in frames]
     with tempfile.TemporaryDirectory() as work:
         bundle = write_bundle(Path(work) / "bundle", lowered.files, manifest, overwrite=False)
-        stripped, rng = strip_boundary(graph), np.random.default_rng(3)
-        oracle = Oracle(stripped)
-        frames = []
-        for _ in range(SAMPLES):
-            sample = {}
-            for value in stripped.inputs:
-                fmt = parse_integers(value.metadata_props[FORMAT_KEY])
-                codes = rng.integers(fmt.min, fmt.max + 1, stripped.shape(value))
-                sample[str(value.name)] = codes.astype(fmt.storage)
-            frames.append(sample)
-        given = [[frame[name] for name in oracle.input_names] for frame in frames]
-        wanted = [oracle.run(frame) for frame in frames]
         session = HostSession(bundle.path, bundle.manifest)
         times = []
         for number in (SAMPLES - 2, SAMPLES):
@@ -107,68 +83,151 @@ def row(case: Case, precision: str, fps: float, dsp: int, families: list[str]) -
             times.append(session.cycles)
         session.stall = STALL
         stalled = session.run_many(given)
-        same = all(
-            np.array_equal(want, got)
-            for found in (free, stalled)
-            for answers, wants in zip(found, wanted, strict=True)
-            for got, want in zip(answers, wants, strict=True)
-        )
-        told = {
-            "network": case.name, "precision": precision, "fps": bill["fps"], "exact": same,
-            "cycles": (times[1] - times[0]) // 2, "cycles_bill": bill["cycles"],
-            "busy": max(one["busy"] for one in bill["layers"] if "busy" in one),
-        }  # fmt: skip
-        for family in families or [""]:
-            real = synthesize(bundle.path, bundle.manifest["fpga"]["top"], family, dsp > 0) if family else {}
-            parts = {f"{key}_{how}": value for key in ("lut", "ff", "bram", "dsp")
-                     for how, value in (("bill", bill[key]), ("yosys", real.get(key, "")))}  # fmt: skip
-            yield {**told, "family": family, **parts}
+    same = all(
+        np.array_equal(want, got)
+        for found in (free, stalled)
+        for answers, wants in zip(found, wanted, strict=True)
+        for got, want in zip(answers, wants, strict=True)
+    )
+    cycles = (times[1] - times[0]) // 2
+    return {"exact": same, "cycles": cycles, "lanes_busy": lanes_busy(lowered.facts["circuit"], cycles)}
 
 
-def prices() -> dict[str, int]:
-    """LUTs of every multiplier, synthesized alone."""
-    found = {}
+def lanes_busy(bill: dict[str, Any], cycles: int) -> float:
+    """Share of the products that the lanes of the layer with the least idle ones could have made in so many cycles."""
+    return max(one["macs"] / (one["pe"] * one["simd"] * cycles) for one in bill["layers"] if one.get("macs"))
+
+
+def row(graph: Graph, name: str, precision: str, options: dict[str, Any], do: Sequence[str]) -> dict[str, Any]:
+    """One circuit."""
+    lowered = build(graph, options, lambda stage, done, total: None)
+    bill, part = lowered.facts["circuit"], PARTS[options["part"]]
+    found: dict[str, Any] = {
+        "network": name, "precision": precision, "part": part.name, "fps": bill["fps"], "dsp_limit": options["dsp"],
+        "cycles_bill": bill["cycles"], "bill": {key: bill[key] for key in CELLS},
+    }  # fmt: skip
+    if "simulate" in do:
+        found |= simulated(graph, lowered)
+    if "synth" in do or "place" in do:
+        with tempfile.TemporaryDirectory() as work:
+            netlist = Path(work) / "ecp5.json" if "place" in do and part.family == "ecp5" else None
+            start = time.perf_counter()
+            cells = synthesize(lowered.files, lowered.manifest["top"], part.family, options["dsp"] > 0, netlist)
+            found |= {"yosys": asdict(cells), "yosys_seconds": round(time.perf_counter() - start)}
+            if netlist is not None:
+                placed = place(netlist, part)
+                found |= {"placed": {**asdict(placed), "seconds": round(placed.seconds)}}
+    return found
+
+
+def line(one: dict[str, Any]) -> list[str]:
+    """A row of the table: bill, counted."""
+    told = [one["network"], one["precision"], one["part"], f"{one['fps']:.0f}"]
+    told.append(f"{one['cycles_bill']}, {one['cycles']}" if "cycles" in one else f"{one['cycles_bill']}")
+    told.append(f"{one['lanes_busy']:.1%}" if "lanes_busy" in one else "")
+    for key in CELLS:
+        text = f"{one['bill'][key]}"
+        if "yosys" in one:
+            real = one["yosys"][key]
+            text += f", {real}" + (f" ({one['bill'][key] / real - 1:+.1%})" if key in ("lut", "ff") and real else "")
+        told.append(text)
+    told.append(f"{one['placed']['mhz']:.0f} MHz" if "placed" in one else "")
+    return told + [{True: "yes", False: "NO"}.get(one.get("exact"), "")]  # type: ignore[arg-type]
+
+
+HEADERS = [
+    "network", "precision", "part", "images/s", "cycles", "lanes busy", "LUTs", "registers", "block RAMs",
+    "multipliers", "clock", "exact",
+]  # fmt: skip
+
+
+def by_kind(graph: Graph, options: dict[str, Any]) -> Iterator[tuple[Instance, Resources, Resources]]:
+    """(module, bill, yosys) of every different module of a circuit, each synthesized for itself."""
+    part = PARTS[options["part"]]
+    net = plan_of(network_of(strip_boundary(graph)), options).net
+    distinct: dict[tuple[Any, ...], Instance] = {}
+    for instance in net.instances:
+        distinct.setdefault((instance.module.kind, *sorted(instance.module.parameters.items())), instance)
+    files = {f"rtl/{file.name}": file.read_bytes() for file in RTL.iterdir()}
+    texts: dict[str, str] = {}
+    for instance in distinct.values():
+        texts[f"w_{instance.name}"] = instance_module(f"w_{instance.name}", instance)
+        for key, words in instance.module.files.items():
+            files[f"mem/{memory_file(instance, key)}"] = hex_words(words()).encode()
+    real = modules(files, texts, part.family, options["dsp"] > 0)
+    for instance in distinct.values():
+        yield instance, module_resources(instance.module, part.family), real[f"w_{instance.name}"]
+
+
+def show_kinds(found: Sequence[tuple[Instance, Resources, Resources]]) -> str:
+    """Sums by kind."""
+    rows = []
+    for kind in sorted({one.module.kind for one, _, _ in found}):
+        bills, reals = zip(*((bill, real) for one, bill, real in found if one.module.kind == kind), strict=True)
+        bill, real = total(bills), total(reals)
+        cells = [f"{getattr(bill, key)}, {getattr(real, key)}" for key in CELLS]
+        rows.append([kind, str(len(bills)), *cells, f"{bill.lut / max(1, real.lut) - 1:+.1%}"])
+    return table(["module", "different", *CELLS, "LUTs off by"], rows)
+
+
+def prices() -> dict[str, dict[str, int]]:
+    """LUTs of every multiplier by family, each synthesized for itself."""
+    files = {f"rtl/{file.name}": file.read_bytes() for file in RTL.iterdir()}
+    texts, keys = {}, {}
     for weight in range(2, 9):
         for activation in (2, 3, 4, 5, 6, 7, 8, 16):
             for signed in (0, 1):
                 ports = {"XB": activation, "XS": signed, "YB": weight, "YS": 1}
                 if weight > activation:
                     ports = {"XB": weight, "XS": 1, "YB": activation, "YS": signed}
-                given = " ".join(f"-chparam {key} {value}" for key, value in ports.items())
-                with tempfile.NamedTemporaryFile(suffix=".json") as out:
-                    script = (
-                        f"read_verilog -defer {RTL / 'qc_mul.v'}; hierarchy -top qc_mul {given}; "
-                        f"synth_xilinx -family xc7 -noiopad -noclkbuf -nodsp; tee -q -o {out.name} stat -json"
-                    )
-                    subprocess.run(["yosys", "-q", "-p", script], check=True, capture_output=True)
-                    modules = json.loads(Path(out.name).read_text())["modules"]
-                cells = next(iter(modules.values()))["num_cells_by_type"]
-                found[f"{weight},{activation},{signed}"] = count(cells)["lut"]
-    return found
+                given = ", ".join(f".{key}({value})" for key, value in ports.items())
+                name, x, y = f"mul_{weight}_{activation}_{signed}", ports["XB"], ports["YB"]
+                texts[name] = (
+                    f"module {name} (input [{x - 1}:0] x, input [{y - 1}:0] y, output [{x + y}:0] p);\n"
+                    f"  qc_mul #({given}) mul (.x(x), .y(y), .p(p));\nendmodule\n"
+                )
+                keys[f"{weight},{activation},{signed}"] = name
+    found = {family: modules(files, texts, family, dsp=False) for family in FLOWS}
+    return {family: {key: cells[name].lut for key, name in keys.items()} for family, cells in found.items()}
 
 
 def main() -> int:
     """Print the table; exit code 1 where a bit differs."""
     given = arguments(
         __doc__, precisions={"default": "w8a8,w4a8"}, fps={"type": float, "default": 1000.0},
-        dsp={"type": int, "default": 0}, synth={"default": "xc7"}, prices={"action": "store_true"},
+        dsp={"type": int, "default": 0}, parts={"default": "xc7z020"}, do={"default": "simulate,synth"},
+        prices={"action": "store_true"}, modules={"action": "store_true"},
     )  # fmt: skip
     if given.prices:
         print(json.dumps(prices(), indent=1))
         return 0
-    families = [] if given.synth == "none" else given.synth.split(",")
-    rows = []
+    rows: list[dict[str, Any]] = []
+    kinds = []
     for case in networks(given.only):
         for precision in given.precisions.split(","):
             try:
-                rows += list(row(case, precision, given.fps, given.dsp, families))
+                graph = quantized(case, precision)
+                for part in given.parts.split(","):
+                    options = {"fps": given.fps, "dsp": given.dsp, "part": part}
+                    if given.modules:
+                        kinds += list(by_kind(graph, options))
+                        continue
+                    rows.append(row(graph, case.name, precision, options, given.do.split(",")))
+                    print(" | ".join(line(rows[-1])), file=sys.stderr, flush=True)
             except UnsupportedError as error:
                 print(f"{case.name}: {error}", file=sys.stderr)
                 break
+    if kinds:
+        print(show_kinds(kinds))
+        write_json(given.json, [
+            {"name": one.name, "kind": one.module.kind, **one.module.parameters, "bill": asdict(bill),
+             "yosys": asdict(real)} for one, bill, real in kinds
+        ])  # fmt: skip
+        return 0
     if rows:
-        print(table(list(rows[0]), [list(one.values()) for one in rows]))
+        print(table(HEADERS, [line(one) for one in rows]))
     write_json(given.json, rows)
-    return 0 if all(one["exact"] for one in rows) else 1
+    return 0 if all(one.get("exact", True) for one in rows) else 1
 
 
 if __name__ == "__main__":

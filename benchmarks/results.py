@@ -4,8 +4,8 @@
 
 FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), mixed_precision*.json, ablation*.json (of
 mixed_precision, at several budgets), budgets*.json, cost_model.json, bit_exact.json, latency.json, compile_time.json,
-startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers) and
-gpu.json; one that is missing leaves its section as it was.
+startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers), gpu.json and
+fpga*.json (of fpga and of fpga_mixed); one that is missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -18,7 +18,19 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import accuracy, budgets, c_models, latency, low_bits, mcu, mcu_fit, mcu_peers, mixed_precision
+from benchmarks import (
+    accuracy,
+    budgets,
+    c_models,
+    fpga,
+    fpga_mixed,
+    latency,
+    low_bits,
+    mcu,
+    mcu_fit,
+    mcu_peers,
+    mixed_precision,
+)
 from benchmarks.assets import ROOT
 from benchmarks.gpu_section import parts
 from benchmarks.kept import with_kept
@@ -269,6 +281,31 @@ def gpu_section(documents: Sequence[Document]) -> str:
     return f"\n## {TITLES['gpu']}\n" + "".join(found)
 
 
+def fpga_section(documents: Sequence[Document]) -> str:
+    """Circuits against their bills, then accuracy at equal look-up tables."""
+    circuits = [d for d in documents if "budget" not in d["rows"][0]]
+    mixed = [d for d in documents if "budget" in d["rows"][0]]
+    found = f"\n## {TITLES['fpga']}\n"
+    if circuits:
+        text = (
+            "The bill, then what was found: cycles from image to image (Verilator), LUTs and registers as yosys\n"
+            "counts them (LUT6 of 7-series, LUT4 of ECP5), block RAMs of 18 Kbit, multiplier blocks. `lanes busy`:\n"
+            "share of the products that the bottleneck's lanes could have made in the simulated cycles. `exact`: all\n"
+            "codes of 5 images are the oracle's, with and without random stalls. `clock`: by nextpnr, of the slowest\n"
+            "speed grade."
+        )
+        rows = [fpga.line(row) for document in circuits for row in document["rows"]]
+        found += section("", "fpga", circuits, text, markdown(fpga.HEADERS, rows)).partition("## \n")[2]
+    if mixed:
+        text = (
+            "Bits of weights chosen for look-up tables, beside one width for all (first and last layer 8 bits),\n"
+            "activations of 8 bits, over the whole test split. `best uniform`: of circuits that take no more LUTs."
+        )
+        rows = [fpga_mixed.line(row) for document in mixed for row in document["rows"]]
+        found += section("", "fpga_mixed", mixed, text, markdown(fpga_mixed.HEADERS, rows)).partition("## \n")[2]
+    return found
+
+
 SECTIONS = {
     "accuracy": accuracy_section,
     "low_bits": low_bits_section,
@@ -287,6 +324,7 @@ SECTIONS = {
     "fit": fit_section,
     "peers": peers_section,
     "gpu": gpu_section,
+    "fpga": fpga_section,
 }
 
 
@@ -308,6 +346,7 @@ TITLES = {
     "fit": "Firmware sizes",
     "peers": "Firmware beside its peers",
     "gpu": "Graphics cards",
+    "fpga": "Circuits",
 }
 """Headings on the page, by name of the benchmark's file."""
 KEYS = {"mixed_precision": ("network", "mean bits"), "budgets": ("network", "level", "kept", "executor")}

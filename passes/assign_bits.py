@@ -19,7 +19,7 @@ Decide on w8a8: `decided` probes then have 8 bits around the item. Sources: Huba
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,7 +101,8 @@ class Options:
     widths: tuple[int, ...] = WIDTHS
     """Bits of weights on offer, as far as the target has them."""
     minifloats: tuple[str, ...] = ()
-    """Minifloats on offer for weights, as "e2m1": of each width the format with the least squared error is taken."""
+    """Minifloats on offer for weights, as "e2m1": of each width the format with the least squared error is taken, or,
+    where the target says that formats differ in cost, each is an option."""
     activations: bool = False
     """Choose the bits of what products read, too."""
     activation_widths: tuple[int, ...] = (3, 4, 5, 6, 8)
@@ -127,7 +128,8 @@ class Options:
     time_limit: float = 60.0
     """Seconds for the solver; where it ends the search, the gap says how far from the optimum it may be."""
     choice: tuple[str, ...] = ()
-    """`name=bits` of items: taken as they are, nothing is measured; other items keep what was decided."""
+    """`name=bits`, or `name=e2m1` where formats are options of their own, of items: taken as they are, nothing is
+    measured; other items keep what was decided."""
 
 
 def run(graph: Graph, options: Options, context: Context) -> Graph:
@@ -175,12 +177,17 @@ def run(graph: Graph, options: Options, context: Context) -> Graph:
     return graph
 
 
-def monotone(scores: NDArray) -> NDArray[np.float64]:
+def monotone(scores: NDArray, bits: Sequence[int] | None = None) -> NDArray[np.float64]:
     """Fewer bits never lose less: the largest score of all wider options, [K]. Noise of probes says otherwise at times.
 
-    Source: Sony's MCT.
+    bits: of the options, where some have equally many. Options of as many bits bind each other in nothing, and only
+    the best of a width binds narrower ones. Source: Sony's MCT.
     """
-    return np.asarray(np.maximum.accumulate(np.asarray(scores, np.float64)[::-1])[::-1])
+    scores = np.asarray(scores, np.float64)
+    widths = np.arange(scores.size) if bits is None else np.asarray(bits)
+    best = {int(w): float(scores[widths == w].min()) for w in widths}
+    least = {w: max([best[v] for v in best if v > w], default=-np.inf) for w in best}
+    return np.array([max(score, least[int(w)]) for score, w in zip(scores, widths, strict=True)])
 
 
 def _items(graph: Graph, assignment: Assignment, options: Options, context: Context) -> list[Item]:
@@ -203,7 +210,8 @@ def _items(graph: Graph, assignment: Assignment, options: Options, context: Cont
         raise RecipeError(f"`{wrong_tokens[0]}` is no minifloat for weights.", where="assign_bits", hint=hint)
     if target:
         check_minifloats(target, "weights", (("", fmt) for fmt in formats), "assign_bits")
-    return find_items(graph, assignment, offered[0], offered[1], [fmt.token for fmt in formats])
+    apart = bool(target and target.formats_cost)
+    return find_items(graph, assignment, offered[0], offered[1], [fmt.token for fmt in formats], apart)
 
 
 def _check(options: Options) -> dict[str, Any]:
@@ -254,7 +262,8 @@ def _solve(one: Study, problem: Problem, options: Options) -> Answer:
     """The choice of the score, or what loses least of several choices, measured."""
 
     def scored(name: str) -> Problem:
-        return dataclasses.replace(problem, scores=[monotone(row) for row in SCORES[name](one)])
+        rows = zip(SCORES[name](one), one.items, strict=True)
+        return dataclasses.replace(problem, scores=[monotone(row, item.bits) for row, item in rows])
 
     mine = scored(options.score)
     if options.solver == "pairwise":
@@ -304,11 +313,11 @@ def _given(
     by_name = {item.name: item for item in items if not item.pinned}
     chosen: dict[str, int] = {}
     for text in choice:
-        name, _, bits = str(text).rpartition("=")
+        name, _, label = str(text).rpartition("=")
         item = by_name.get(name)
-        if item is None or not bits.isdigit() or int(bits) not in item.bits:
-            options = f"It can have {', '.join(map(str, item.bits))} bits." if item else "No free item has that name."
+        if item is None or label not in item.labels:
+            options = f"It can have {', '.join(item.labels)} bits." if item else "No free item has that name."
             raise RecipeError(f"`{text}` cannot be chosen.", where="assign_bits.choice", hint=options)
-        chosen[name] = int(bits)
+        chosen[name] = item.labels.index(label)
     taken = [by_name[name] for name in chosen]
-    return taken, [item.bits.index(chosen[item.name]) for item in taken]
+    return taken, [chosen[item.name] for item in taken]

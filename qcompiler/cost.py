@@ -50,11 +50,15 @@ class Cost:
 
 @dataclass(frozen=True)
 class Widths:
-    """Bits of a node's weight (None: it has none), of the activations it reads, in order, and of what it writes."""
+    """Bits of a node's weight (None: it has none), of the activations it reads, in order, and of what it writes.
+
+    weight_format: token of the weight's format where that is a minifloat.
+    """
 
     weight: int | None
     inputs: tuple[int, ...]
     output: int
+    weight_format: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,7 +212,8 @@ def widths_of(graph: Graph, node: ir.Node, assignment: Assignment, unknown: int 
             break
         value = user.outputs[0]
     width = None if weight is None else (spec.format.bits if spec is not None else unknown)
-    return Widths(width, tuple(bits(v, product) for v in read), bits(value, False))
+    token = spec.format.token if spec is not None and isinstance(spec.format, Minifloat) else ""
+    return Widths(width, tuple(bits(v, product) for v in read), bits(value, False), token)
 
 
 def additive(model: CostModel, graph: Graph, assignment: Assignment) -> Cost:

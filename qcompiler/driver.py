@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.budget import give_costs, with_packing, with_ways_out
+from qcompiler.budget import give_costs, run_within, with_packing, with_ways_out
 from qcompiler.bundle import Bundle, check_destination, manifest_of, report_files, self_test, write_bundle
 from qcompiler.calibrate.data import Samples, load_samples
 from qcompiler.calibrate.preprocess import Preprocess
@@ -28,7 +28,6 @@ from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import is_quantizer
 from qcompiler.graph.stages import Stage
 from qcompiler.graph.state import bind_state, state_pairs
-from qcompiler.pipeline import run_pipeline
 from qcompiler.plan import LEAST_BITS, QUALITY_SAMPLES, check_precision, hold_out, recipe_for, with_budget, with_search
 from qcompiler.recipe import Recipe, pass_module
 from qcompiler.selection import check_selection, choose_samples
@@ -187,7 +186,7 @@ def quantize(
     give_costs(context, plan, graph, chosen, target_options or {}, arithmetic)
     running = plan if until is None else plan.until(until)
     with with_ways_out(plan, chosen, target_options or {}):
-        done = run_pipeline(graph, running, context, arithmetic=arithmetic)
+        done, context = run_within(graph, running, context, arithmetic=arithmetic)
     seconds = {**watch.seconds, **done.seconds}
     return Result(graph, done.qdq_graph, done.integer_graph, plan, context, data, seconds, done.steps, held_out)
 

@@ -35,6 +35,8 @@ class Capabilities:
     """Tokens of the minifloats that weights may have."""
     activation_minifloats: tuple[str, ...] = ()
     """Tokens of those that products read activations in."""
+    formats_cost: bool = False
+    """Whether a minifloat costs other than an integer of its width: searches for a budget then offer both."""
     operators: frozenset[str] = frozenset()
     """Integer operators that it lowers, as `domain::op_type` or `op_type` of the default domain."""
 

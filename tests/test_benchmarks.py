@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("PIL", reason="Pillow is not installed (extra `bench`)")
 
-from benchmarks import accuracy, c_models, determinism, latency, mcu  # noqa: E402
+from benchmarks import accuracy, c_models, determinism, fpga, fpga_mixed, latency, mcu  # noqa: E402
 from benchmarks.assets import GOALS, ROOT, Case, cases  # noqa: E402
 from qcompiler.errors import UnsupportedError  # noqa: E402
 
@@ -101,3 +101,25 @@ def test_a_network_as_firmware_is_measured_and_judged(digits_case: Case) -> None
     refused = c_models.measure("net", refuse, "", 1)
     assert c_models.line(refused)[1] == "refused" and not c_models.bad(refused)
     assert c_models.bad(c_models.measure("net", lambda: 1 / 0, "", 1))  # type: ignore[arg-type, return-value]
+
+
+def test_lines_of_circuits_say_how_far_the_bill_is_off() -> None:
+    bill = {"layers": [{"macs": 800, "pe": 2, "simd": 4}, {"macs": 100, "pe": 1, "simd": 1}, {"node": "wires"}]}
+    assert fpga.lanes_busy(bill, 110) == pytest.approx(800 / 880)
+    row = {
+        "network": "n", "precision": "w4a8", "part": "ecp5-25k", "fps": 1000.0, "cycles_bill": 100, "cycles": 101,
+        "bill": {"lut": 110, "ff": 90, "bram": 1, "dsp": 0}, "yosys": {"lut": 100, "ff": 100, "bram": 1, "dsp": 0},
+        "lanes_busy": 0.984, "exact": False,
+    }  # fmt: skip
+    cells = dict(zip(fpga.HEADERS, fpga.line(row), strict=True))
+    assert cells["LUTs"] == "110, 100 (+10.0%)" and cells["exact"] == "NO" and cells["lanes busy"] == "98.4%"
+
+
+@pytest.mark.slow
+def test_mixed_circuits_are_held_against_uniform_ones_of_their_size(digits_case: Case) -> None:
+    options = {"fps": 5000, "dsp": 0, "part": "xc7z020"}
+    rows = list(fpga_mixed.rows(digits_case, 0, options, [3, 8]))
+    assert [row["bits"] for row in rows] == ["w3", "w8", "mixed", "mixed"]
+    assert all(row["lut"] <= row["budget"] for row in rows[2:])
+    assert rows[2]["best_uniform"] == rows[0]["accuracy"] and rows[0]["lut"] < rows[1]["lut"]
+    assert not fpga_mixed.held({**rows[2], "accuracy": rows[2]["best_uniform"] - 0.01})

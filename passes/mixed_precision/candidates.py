@@ -3,9 +3,10 @@
 An item is a weight (of one node, or of several that share it) or the values that must share parameters, as operands of
 products. What rules, `exclude` and `keep_first_last` fixed, grids that the model came with, and operands that have more
 than 8 bits on purpose are items with one option: they cost what they cost. Where minifloats are on offer, a weight's
-option of so many bits is the integer or the minifloat of that width, whichever has the least squared error: they cost
-the same. Values that no product reads keep their
-format; where a product reads such a value as well, the width is that of the second quantizer (rule 9 of `decide`).
+option of so many bits is the integer or the minifloat of that width, whichever has the least squared error, where they
+cost the same; on targets with `formats_cost` each format is an option of its own. Values that no product reads keep
+their format; where a product reads such a value as well, the width is that of the second quantizer (rule 9 of
+`decide`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from qcompiler import assignment as decisions
 from qcompiler.assignment import WEIGHTED, Assignment
 from qcompiler.cost import CostModel, Widths, Work, totals, widths_of, work_of
-from qcompiler.formats import Int, QuantSpec, parse_format
+from qcompiler.formats import Int, Minifloat, QuantSpec, parse_format
 from qcompiler.graph import qdq
 from qcompiler.graph.analysis import moves_only
 from qcompiler.graph.model import Graph
@@ -32,6 +33,8 @@ from qcompiler.precision import weight_token
 from qcompiler.quantizer import fake_quantize
 
 FLOAT_BITS = 32
+_Of = Callable[[int, int, str], float]
+"""(bits of the second operand, bits of the first, format of the second if it is a minifloat) -> cost."""
 WHOLE = ("ram",)
 """Costs that only a whole network has: nodes do not add up to them."""
 
@@ -39,7 +42,8 @@ WHOLE = ("ram",)
 @dataclass(frozen=True)
 class Item:
     """One choice. kind: weight or activation. values: the weight's name, or the names of a group's members.
-    bits: its options, rising. tokens: of a weight, their formats where minifloats are on offer. inner: products read
+    bits: its options, rising, of equal ones the integer first. tokens: of a weight, their formats where minifloats are
+    on offer. inner: products read
     these values through a second quantizer where the width is below their own. pinned: it has one option, since
     somebody fixed it."""
 
@@ -55,6 +59,12 @@ class Item:
         """Format of a weight's option."""
         return self.tokens[option] if self.tokens else weight_token(self.bits[option])
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Options by name: their bits, or the format where another one has these bits, too."""
+        first = {bits: k for k, bits in reversed([*enumerate(self.bits)])}
+        return tuple(str(bits) if first[bits] == k else self.token(k) for k, bits in enumerate(self.bits))
+
 
 def find_items(
     graph: Graph,
@@ -62,11 +72,13 @@ def find_items(
     weights: Sequence[int],
     activations: Sequence[int] = (),
     minifloats: Sequence[str] = (),
+    apart: bool = False,
 ) -> list[Item]:
     """Items of a FLOAT graph behind `decide`, in topological order.
 
-    weights, activations: widths on offer; minifloats: tokens for weights of those widths. Without any, the widths that
-    were decided are the only options.
+    weights, activations: widths on offer; minifloats: tokens for weights of those widths; apart: each is an option
+    beside the integer of its width, whatever the widths. Without any widths, those that were decided are the only
+    options.
     """
     items: dict[str, Item] = {}
     seen: set[str] = set()
@@ -84,11 +96,15 @@ def find_items(
             fixed = name in assignment.pinned or name in assignment.params
             bits = assignment.constants[name].format.bits
             item = _item(name, "weight", (name,), weights, bits, fixed)
-            if minifloats and not item.pinned:
+            if minifloats and apart and not item.pinned:
+                tokens = [*map(weight_token, item.bits), *dict.fromkeys(minifloats)]
+                tokens.sort(key=_bits)  # stable: the integer stays first
+                item = replace(item, bits=tuple(map(_bits, tokens)), tokens=tuple(tokens))
+            elif minifloats and not item.pinned:
                 array = graph.const(weight)
                 assert array is not None
-                tokens = tuple(_least_error(assignment, name, array, b, minifloats) for b in item.bits)
-                item = replace(item, tokens=tokens)
+                best = tuple(_least_error(assignment, name, array, b, minifloats) for b in item.bits)
+                item = replace(item, tokens=best)
             items[name] = item
     return list(items.values())
 
@@ -171,8 +187,12 @@ def costs(
     return linear, {name: pairs for name, pairs in crossed.items() if pairs}
 
 
-def _bops(macs: int) -> Callable[[int, int], float]:
-    return lambda weight, activation: float(macs) * weight * activation
+def _bits(token: str) -> int:
+    return parse_format(token).bits
+
+
+def _bops(macs: int) -> _Of:
+    return lambda weight, activation, token: float(macs) * weight * activation
 
 
 class _Price:
@@ -184,15 +204,16 @@ class _Price:
         self.weighted = decisions.weight_of(graph, node) is not None
         self.names = [name for name in self._at(8, 8) if name not in WHOLE]
 
-    def _at(self, second: int, first: int) -> dict[str, float]:
+    def _at(self, second: int, first: int, token: str = "") -> dict[str, float]:
         widths = (
-            Widths(second, (first,), self.output) if self.weighted else Widths(None, (first, second), self.output)
-        )
+            Widths(second, (first,), self.output, token) if self.weighted
+            else Widths(None, (first, second), self.output)
+        )  # fmt: skip
         return totals(self.model.cost(self.work, widths))
 
-    def of(self, name: str) -> Callable[[int, int], float]:
-        """(bits of the second operand, bits of the first) -> cost."""
-        return lambda second, first: self._at(second, first).get(name, 0.0)
+    def of(self, name: str) -> _Of:
+        """See _Of."""
+        return lambda second, first, token: self._at(second, first, token).get(name, 0.0)
 
 
 def _conversions(graph: Graph, item: Item, assignment: Assignment, model: CostModel) -> dict[str, NDArray]:
@@ -279,10 +300,14 @@ def _narrow(assignment: Assignment, name: str, bits: int) -> None:
         assignment.narrowed[name] = QuantSpec(fmt, scale_type=own.scale_type, symmetric=before.symmetric)
 
 
-def _table(items: Sequence[Item], first: Any, second: Any, cost: Callable[[int, int], float]) -> NDArray[np.float64]:
-    """cost(bits of the second operand, bits of the first), [K_first, K_second]."""
+def _table(items: Sequence[Item], first: Any, second: Any, cost: _Of) -> NDArray[np.float64]:
+    """[K_first, K_second]."""
     widths = [items[one].bits if isinstance(one, int) else (int(one),) for one in (first, second)]
-    return np.array([[cost(w, a) for w in widths[1]] for a in widths[0]])
+    tokens = [""] * len(widths[1])
+    if isinstance(second, int):
+        formats = [parse_format(token) for token in items[second].tokens]
+        tokens = [fmt.token if isinstance(fmt, Minifloat) else "" for fmt in formats] or tokens
+    return np.array([[cost(w, a, token) for w, token in zip(widths[1], tokens, strict=True)] for a in widths[0]])
 
 
 def _add(

@@ -80,7 +80,8 @@ def describe(
         **about,
         "items": [
             {"name": i.name, "kind": i.kind, "values": list(i.values), "bits": list(i.bits), "pinned": i.pinned,
-             "inner": i.inner, "chosen": i.bits[k], **({"formats": list(i.tokens)} if i.tokens else {})}
+             "inner": i.inner, "chosen": i.bits[k],
+             **({"formats": list(i.tokens), "option": i.labels[k]} if i.tokens else {})}
             for i, k in zip(items, solution.choice, strict=True)
         ],
         "scores": [_plain(one) for one in problem.scores],
@@ -118,8 +119,8 @@ def resolve(facts: Mapping[str, Any], budgets: Mapping[str, Any], solver: str | 
 
 
 def choice_of(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """`name=bits` of every item that was free: what the option `choice` of assign_bits takes."""
-    return tuple(f"{one['name']}={one['chosen']}" for one in facts["items"] if not one["pinned"])
+    """`name=bits` (or `name=format`) of every item that was free: what the option `choice` of assign_bits takes."""
+    return tuple(f"{one['name']}={one.get('option', one['chosen'])}" for one in facts["items"] if not one["pinned"])
 
 
 def problem_of(facts: Mapping[str, Any]) -> tuple[list[Item], Problem]:

@@ -57,7 +57,7 @@ class Study:
     context: Context
     probes: Probes
     changes: list[list[Change]]
-    found: Mapping[int, Assignment]
+    found: Mapping[str, Assignment]
     samples: int = 64
     draws: int = 32
     options: solve_weights.Options = field(default_factory=solve_weights.Options)
@@ -109,7 +109,7 @@ def study(
             item.bits.index(bits) if bits in item.bits else len(item.bits) - 1
             for item, bits in zip(items, decided, strict=True)
         ]
-        extra = weights.fixed(found[max(found)], items)
+        extra = weights.fixed(next(reversed(found.values())), items)
     probes = Probes(graph, changes, context, loss=find_loss(graph, loss), count=samples, base=choice, extra=extra,
                     executor=executor)  # fmt: skip
     return Study(graph, assignment, items, context, probes, changes, found, samples, draws, options)

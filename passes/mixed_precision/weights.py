@@ -36,25 +36,26 @@ RUN = 8
 """Layers whose moments are held at once."""
 
 
-def ranges(graph: Graph, assignment: Assignment, items: Sequence[Item], context: Context) -> dict[int, Assignment]:
-    """Width -> the assignment with every item at it (or at its only option), with its ranges."""
+def ranges(graph: Graph, assignment: Assignment, items: Sequence[Item], context: Context) -> dict[str, Assignment]:
+    """Option by name -> the assignment with every item at it (or at its first option), with its ranges; the last is
+    that of the most bits."""
     found = {}
-    for bits in sorted({b for item in items for b in item.bits}):
-        choice = [item.bits.index(bits) if bits in item.bits else 0 for item in items]
+    for label in sorted({label for item in items for label in item.labels}, key=lambda one: (one.isdigit(), one)):
+        choice = [item.labels.index(label) if label in item.labels else 0 for item in items]
         own = dataclasses.replace(context, assignment=change(assignment, items, choice), notes=[], facts={})
         set_ranges.run(graph, set_ranges.Options(), own)
         context.statistics = own.statistics
         assert own.assignment is not None
-        found[bits] = own.assignment
+        found[label] = own.assignment
     return found
 
 
-def rounded(graph: Graph, items: Sequence[Item], found: dict[int, Assignment]) -> list[list[Change]]:
+def rounded(graph: Graph, items: Sequence[Item], found: dict[str, Assignment]) -> list[list[Change]]:
     """What each option of each item changes in the float graph: [item][option]. found: of `ranges`."""
-    return [[_rounded(graph, item, found[bits], bits) for bits in item.bits] for item in items]
+    return [[_rounded(graph, item, found[label]) for label in item.labels] for item in items]
 
 
-def _rounded(graph: Graph, item: Item, own: Assignment, bits: int) -> Change:
+def _rounded(graph: Graph, item: Item, own: Assignment) -> Change:
     if item.kind == "weight":
         name = item.values[0]
         array = graph.const(graph.ir.initializers[name])
@@ -113,7 +114,7 @@ def moments(
 def solved(
     graph: Graph,
     items: Sequence[Item],
-    found: dict[int, Assignment],
+    found: dict[str, Assignment],
     changes: Sequence[Sequence[Change]],
     samples: Sequence[Sample],
     context: Context,
@@ -136,7 +137,7 @@ def solved(
     wanted = []
     for i, layer in todo:
         name = items[i].values[0]
-        at = [dataclasses.replace(layer, params=found[bits].params[name]) for bits in items[i].bits]
+        at = [dataclasses.replace(layer, params=found[label].params[name]) for label in items[i].labels]
         stored = [(load_array(key(o, o.params, "weight")), load_array(key(o, o.params, "bias"))) for o in at]
         if any(weight is None or shift is None for weight, shift in stored):
             wanted.append((i, layer))
@@ -148,7 +149,7 @@ def solved(
     with ThreadPoolExecutor(workers()) as pool:
         for i, layer, own in moments(graph, wanted, samples, context, options):
             name = items[i].values[0]
-            at = [dataclasses.replace(layer, params=found[bits].params[name]) for bits in items[i].bits]
+            at = [dataclasses.replace(layer, params=found[label].params[name]) for label in items[i].labels]
             every = pool.map(lambda one, own=own: solve_weights.solve(one, own, options, context), at)
             new[i] = []
             for one, (levels, scales, bias, _) in zip(at, every, strict=True):

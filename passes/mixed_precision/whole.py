@@ -25,8 +25,8 @@ CORRECTIONS = 6
 
 
 def named(items: Sequence[Item], choice: Sequence[int]) -> tuple[str, ...]:
-    """`name=bits` of the items that are free: what the option `choice` of assign_bits takes."""
-    return tuple(f"{item.name}={item.bits[k]}" for item, k in zip(items, choice, strict=True) if not item.pinned)
+    """`name=bits` (or `name=format`) of the items that are free: what the option `choice` of assign_bits takes."""
+    return tuple(f"{item.name}={item.labels[k]}" for item, k in zip(items, choice, strict=True) if not item.pinned)
 
 
 def with_fixed(problem: Problem, items: Sequence[Item], whole: Whole) -> Problem:

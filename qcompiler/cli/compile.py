@@ -252,4 +252,12 @@ def _circuit_lines(circuit: Mapping[str, Any]) -> list[str]:
         f"{circuit['clock_mhz']:.0f} MHz, latency {circuit['latency_ms']:.3f} ms",
         f"  fits     {circuit['verdict']}",
     ]
+    if counted := circuit.get("counted"):
+        told = ", ".join(f"{counted[key]} {name} ({_error(circuit[key], counted[key])})" for key, name in names.items())
+        lines.insert(1, f"           yosys: {told}")
     return lines + [f"           {advice}" for advice in circuit["advice"]]
+
+
+def _error(estimate: int, count: int) -> str:
+    """How far an estimate is from a count."""
+    return f"{estimate / count - 1:+.1%}" if count else f"{estimate:+d}"

@@ -161,10 +161,12 @@ class Circuit:
     "Multiplier blocks that it may take; default: all; 0 puts products into LUTs."
     fps: float | None = None
     "Images a second at 100 MHz; default: as many as fit."
+    exact_cost: bool = False
+    "Count what yosys makes of the circuit, too: minutes."
 
     def table(self) -> dict[str, int | float | str]:
         """Options that were given."""
-        return {key: value for key, value in vars(self).items() if value is not None}
+        return {key: value for key, value in vars(self).items() if value is not None and value is not False}
 
 
 def pairs(items: tuple[str, ...], example: str) -> list[tuple[str, str]]:

@@ -156,11 +156,14 @@ def _circuit(circuit: Mapping[str, Any] | None) -> str:
     if not circuit:
         return ""
     names = {"lut": "LUTs", "ff": "registers", "bram": "block RAMs of 18 Kbit", "dsp": "multiplier blocks"}
+    counted: Mapping[str, int] = circuit.get("counted") or {}
     used = "".join(
-        f"<tr><td>{name}</td><td class='n'>{circuit[key]}</td><td class='n'>{circuit['limits'][key]}</td>"
+        f"<tr><td>{name}</td><td class='n'>{circuit[key]}</td>"
+        + (f"<td class='n'>{counted[key]}</td>" if counted else "")
+        + f"<td class='n'>{circuit['limits'][key]}</td>"
         f"<td class='b'>{_bar(share, 'bad' if share > 1 else 'fair' if share > 0.9 else '')}</td></tr>"
         for key, name in names.items()
-        for share in [circuit[key] / max(1, circuit["limits"][key])]
+        for share in [counted.get(key, circuit[key]) / max(1, circuit["limits"][key])]
     )
     columns = ("bits", "pe", "simd", "cycles", "busy", "lut", "ff", "bram", "dsp")
     rows = "".join(
@@ -174,7 +177,8 @@ def _circuit(circuit: Mapping[str, Any] | None) -> str:
         f"second at {circuit['clock_mhz']:.0f} MHz, latency {circuit['latency_ms']:.3f} ms."
     )
     advice = "".join(f"<p>{escape(line)}</p>" for line in circuit["advice"])
-    top = "<tr><th></th><th class='n'>used</th><th class='n'>limit</th><th></th></tr>"
+    columns_of = ("estimate", "yosys", "limit") if counted else ("used", "limit")
+    top = "<tr><th></th>" + "".join(f"<th class='n'>{name}</th>" for name in columns_of) + "<th></th></tr>"
     head = "<tr><th>node</th><th>engine</th>" + "".join(f"<th class='n'>{key}</th>" for key in columns) + "</tr>"
     return (
         f"<h2>Circuit: {circuit['verdict']}</h2><p class='soft'>{escape(text)}</p><table>{top}{used}</table>{advice}"

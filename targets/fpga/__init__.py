@@ -47,6 +47,7 @@ TARGET = Target(
         "bram": "18-Kbit block RAMs that it may take; default: all",
         "dsp": "multiplier blocks that it may take; default: all; 0 puts products into LUTs",
         "fps": "images a second at 100 MHz; default: as many as fit",
+        "exact_cost": "count what yosys makes of the circuit, too: minutes",
         "vectors": "images in the testbench; default: 2",
     },
     check=check,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qcompiler.errors import BudgetError, RecipeError
+from qcompiler.errors import RecipeError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.formats import Int
 from qcompiler.graph.model import Graph
@@ -19,14 +19,14 @@ from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
 from qcompiler.targets.fpga.axi import axi_testbench, wrapper
 from qcompiler.targets.fpga.engines import beats
-from qcompiler.targets.fpga.fold import Folding, at_most, fastest, smallest
 from qcompiler.targets.fpga.layers import Stream
-from qcompiler.targets.fpga.netlist import Netlist, axis, container, memory_file, netlist_of, verilog
-from qcompiler.targets.fpga.parts import cycles_of, limits_of, part_of
+from qcompiler.targets.fpga.netlist import Netlist, axis, container, memory_file, verilog
+from qcompiler.targets.fpga.parts import cycles_of, limits_of
+from qcompiler.targets.fpga.plan import plan_of
 from qcompiler.targets.fpga.reader import network_of, refuse_states
 from qcompiler.targets.fpga.report import bill
-from qcompiler.targets.fpga.schedule import schedule
 from qcompiler.targets.fpga.scripts import scripts
+from qcompiler.targets.fpga.synthesis import need_yosys, synthesize
 from qcompiler.targets.fpga.testbench import Port, hex_words, testbench
 from qcompiler.targets.fpga.twin import twin
 from qcompiler.targets.shared.boundary import strip_boundary
@@ -38,9 +38,11 @@ VECTORS = 2
 
 
 def check(options: Mapping[str, Any]) -> None:
-    """Raise RecipeError for values of options that `build` cannot use."""
+    """Raise RecipeError for values of options that `build` cannot use, UnsupportedError for tools that are not here."""
     limits_of(options)
     cycles_of(options)
+    if options.get("exact_cost"):
+        need_yosys()
     if not str(options.get("vectors", VECTORS)).isdigit() or int(options.get("vectors", VECTORS)) < 1:
         raise RecipeError(f"`{options['vectors']}` is no count.", where="option vectors")
 
@@ -51,14 +53,10 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     refuse_states(state_pairs(graph))
     stripped = strip_boundary(graph)
     network = network_of(stripped)
-    limits, part = limits_of(options), part_of(options)
     progress("fold", 0, 1)
-    cycles = cycles_of(options)
-    folding = at_most(network, cycles, limits["dsp"]) if cycles else _fastest(network, limits)
-    plan = schedule(network, folding.engines, folding.lanes)
-    net = netlist_of("qc_top", network, folding.engines, folding.lanes, plan)
+    plan = plan_of(network, options)
+    part, limits, net = plan.part, plan.limits, plan.net
     progress("fold", 1, 1)
-    report = bill(net, network, folding, plan, part, limits, options)
     texts = {f"rtl/{file.name}": file.read_text() for file in sorted(RTL.iterdir()) if file.suffix in (".v", ".vh")}
     texts["rtl/qc_top.v"] = verilog(net)
     texts["rtl/qc_axi.v"] = wrapper(net)
@@ -70,14 +68,20 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
         "inputs": [_port(side, "s", i, len(net.inputs), stripped) for i, side in enumerate(net.inputs)],
         "outputs": [_port(side, "m", i, len(net.outputs), stripped) for i, side in enumerate(net.outputs)],
         "part": part.name,
-        "cycles": plan.interval,
-        "latency_cycles": plan.latency,
+        "cycles": plan.times.interval,
+        "latency_cycles": plan.times.latency,
     }
     texts |= _bench(stripped, net, facts, int(options.get("vectors", VECTORS)))
-    texts |= scripts(net.name, part)
+    texts |= scripts(net.name, part, limits["dsp"] > 0)
     texts |= twin(stripped, int(options.get("vectors", VECTORS)))
     texts["driver/pynq_driver.py"] = DRIVER.read_text()
     files = {path: text.encode() for path, text in texts.items()}
+    counted = None
+    if options.get("exact_cost"):
+        progress("yosys", 0, 1)
+        counted = synthesize(files, net.name, part.family, dsp=limits["dsp"] > 0)
+        progress("yosys", 1, 1)
+    report = bill(plan, network, options, counted)
     stored = sum(
         module.parameters.get("WORDS", 0) * _word_bits(module.parameters, module.kind)
         for module in (instance.module for instance in net.instances)
@@ -94,13 +98,6 @@ def _word_bits(p: Mapping[str, int], kind: str) -> int:
     if kind == "qc_mac":
         return p["PE"] * p["SIMD"] * p["WB"]
     return p["LANES"] * (p["BB"] + p["MB"]) if kind == "qc_requant" else 0
-
-
-def _fastest(network: Any, limits: Mapping[str, int]) -> Folding:
-    try:
-        return fastest(network, limits)
-    except BudgetError:  # the verdict says so, with what would fit
-        return smallest(network, limits)
 
 
 def _port(side: tuple[str, Stream, Any, int], letter: str, index: int, count: int, graph: Graph) -> dict[str, Any]:

@@ -44,6 +44,7 @@ CAPABILITIES = Capabilities(
     activation_bits=(2, 3, 4, 5, 6, 7, 8, 16),
     arithmetic=("fixed",),
     float_boundary=False,
+    formats_cost=True,
     refuses=refuses,
     weight_minifloats=tokens(3),
     activation_minifloats=(*tokens(3), *tokens(3, signed=False)),

@@ -13,12 +13,10 @@ from qcompiler.cost import Cost, Widths, Work, bops
 from qcompiler.errors import UnsupportedError
 from qcompiler.graph.model import Graph
 from qcompiler.targets.fpga.fold import at_most
-from qcompiler.targets.fpga.layers import Network
-from qcompiler.targets.fpga.netlist import netlist_of
-from qcompiler.targets.fpga.parts import CLOCK, cycles_of, limits_of
+from qcompiler.targets.fpga.parts import CLOCK, cycles_of, part_of
+from qcompiler.targets.fpga.plan import plan_of
 from qcompiler.targets.fpga.reader import network_of
-from qcompiler.targets.fpga.resources import Resources, module_resources, origin, total
-from qcompiler.targets.fpga.schedule import schedule
+from qcompiler.targets.fpga.resources import Resources, origin
 from qcompiler.targets.shared.boundary import strip_boundary
 from qcompiler.targets.shared.sample import Sample, SampleCost
 
@@ -36,13 +34,14 @@ class FpgaCost(SampleCost):
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self.cycles = cycles_of(options) or CLOCK // RATE
-        self.dsps = limits_of(options)["dsp"] if options.get("dsp") is not None else 0
+        self.family = part_of(options).family
+        self.options = {"fps": RATE, "dsp": 0, **{k: v for k, v in options.items() if v is not None}}
         super().__init__()
 
     @property
     def origin(self) -> str:
         """Where the prices of modules are from."""
-        return origin()
+        return origin(self.family)
 
     def _priced(self, work: Work, widths: Widths) -> Cost:
         if work.kind not in PRICED:
@@ -51,19 +50,15 @@ class FpgaCost(SampleCost):
         sample.add(work, widths)
         try:
             network = network_of(strip_boundary(sample.graph))
-            found = at_most(network, self.cycles, 0).resources
+            found = at_most(network, self.cycles, 0, self.family).resources
         except UnsupportedError:  # the rate, or the node, is out of reach: `build` says so by name
             return Cost(resources={"unpriced": 1})
         return _cost(found, 0.0, {"bops": bops(work, widths)})
 
     def whole(self, graph: Graph) -> Cost:
         """Of an INTEGER graph. Raises UnsupportedError for what has no engine, or for a rate out of reach."""
-        network: Network = network_of(strip_boundary(graph))
-        folding = at_most(network, self.cycles, self.dsps)
-        plan = schedule(network, folding.engines, folding.lanes)
-        net = netlist_of("qc_top", network, folding.engines, folding.lanes, plan)
-        found = total(module_resources(instance.module) for instance in net.instances)
-        return _cost(found, plan.latency / CLOCK * 1e3, {})
+        plan = plan_of(network_of(strip_boundary(graph)), self.options)
+        return _cost(plan.resources, plan.times.latency / CLOCK * 1e3, {})
 
 
 def _cost(found: Resources, latency: float, more: Mapping[str, float]) -> Cost:

@@ -23,7 +23,8 @@ from qcompiler.targets.fpga.layers import (
 )
 
 BLOCK_BITS = 8192
-"""A memory of more bits than this goes to block RAM, if the words are not too few for their width."""
+"""A memory of more bits than this goes to block RAM, if the words are not too few for their width, where a family's
+LUTs hold 64 bits each."""
 BLOCK_WORDS = 64
 MAX_LANES = 64
 SUM_STEPS = 4
@@ -31,11 +32,13 @@ SUM_STEPS = 4
 
 @dataclass(frozen=True)
 class Fold:
-    """pe: sums (or lanes) at a time; simd: products of a sum at a time; dsp: products in multiplier blocks."""
+    """pe: sums (or lanes) at a time; simd: products of a sum at a time; dsp: products in multiplier blocks; block: bits
+    of a memory above which it goes to block RAM."""
 
     pe: int = 1
     simd: int = 1
     dsp: bool = False
+    block: int = BLOCK_BITS
 
 
 @dataclass(frozen=True)
@@ -242,7 +245,7 @@ class Engine:
              "OW": w.output[1], "KH": w.kernel[0], "KW": w.kernel[1], "SH": w.strides[0], "SW": w.strides[1],
              "DH": w.dilations[0], "DW": w.dilations[1], "PT": w.before[0], "PL": w.before[1],
              "PADDED": int(w.padded), "OUTER": outer, "OSTEP": ostep, "DEPTH": depth,
-             "BLOCK": int(in_block(lanes * bits, depth * parts)), "PAD": pad,
+             "BLOCK": int(in_block(lanes * bits, depth * parts, self.fold.block)), "PAD": pad,
              **groups},
         )  # fmt: skip
 
@@ -254,7 +257,8 @@ class Engine:
             "qc_mac",
             {"PE": fold.pe, "SIMD": fold.simd, "WB": layer.weight_bits, "AB": fmt.bits, "AS": int(fmt.signed),
              "WE": exponent_bits(layer.weight_format), "AE": exponent_bits(fmt), "ACC": signed_bits(*layer.sums),
-             "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp), "BLOCK": int(in_block(width, words))},
+             "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp),
+             "BLOCK": int(in_block(width, words, fold.block))},
             {"WFILE": self.weight_words},
         )  # fmt: skip
 
@@ -295,7 +299,7 @@ class Engine:
              "STAGES": way.stages, "STEPS": way.steps, "GL": way.left,
              "DROP": way.shift - 1 - 2 * way.stages * way.steps, "WORDS": count, "OB": r.fmt.bits,
              "ZERO": r.zero_point, "LO": ends[0], "HI": ends[1], "OE": exponent_bits(r.fmt), "OS": int(r.fmt.signed),
-             "BLOCK": int(way.steps >= 4 and in_block(width, count))},
+             "BLOCK": int(way.steps >= 4 and in_block(width, count, self.fold.block))},
             {"QFILE": words},
         )  # fmt: skip
 
@@ -307,9 +311,9 @@ def ring_pixels(w: Window) -> int:
     return min(span + 1 + ahead, max(2, 2 * prod(w.input)))
 
 
-def in_block(width: int, words: int) -> bool:
+def in_block(width: int, words: int, limit: int = BLOCK_BITS) -> bool:
     """Whether a memory goes to block RAM."""
-    return width * words > BLOCK_BITS and words >= BLOCK_WORDS
+    return width * words > limit and words >= BLOCK_WORDS
 
 
 def common_shift(r: Requantizer) -> tuple[int, int]:

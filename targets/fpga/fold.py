@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qcompiler.errors import BudgetError, UnsupportedError
-from qcompiler.targets.fpga.engines import Engine, Fold, divisors, folds
+from qcompiler.targets.fpga.engines import BLOCK_BITS, Engine, Fold, divisors, folds
 from qcompiler.targets.fpga.layers import Layer, Network, Stream
 from qcompiler.targets.fpga.resources import Resources, engine_resources, total
 
+BLOCK = {"xc7": BLOCK_BITS, "ecp5": 2048}
+"""Bits above which a memory takes a block RAM: the LUTs that hold as many are then a larger share of a part."""
 IO_CODES = 4
 """Codes of a beat of the circuit's inputs and outputs, at most: 64 bits at the top."""
 
@@ -21,52 +23,54 @@ class Folding:
     cycles: int
     engines: Mapping[str, Engine]
     lanes: Mapping[str, int]
+    family: str = "xc7"
 
     @property
     def resources(self) -> Resources:
         """Of all engines; forks, converters and queues come with the netlist."""
-        return total(engine_resources(engine) for engine in self.engines.values())
+        return total(engine_resources(engine, self.family) for engine in self.engines.values())
 
 
-def at_most(network: Network, cycles: int, dsps: int = 0) -> Folding:
+def at_most(network: Network, cycles: int, dsps: int = 0, family: str = "xc7") -> Folding:
     """The cheapest folding with at most so many cycles an image; at most `dsps` multiplier blocks.
 
     Raises UnsupportedError for a rate out of reach.
     """
-    engines = {layer.output.name: _cheapest(layer, cycles) for layer in network.layers}
+    engines = {layer.output.name: _cheapest(layer, cycles, family) for layer in network.layers}
     left = dsps
     if left:  # where a block saves most look-up tables it is spent first
         ways: list[tuple[float, str, int, Engine]] = []
         for name, engine in engines.items():
             if engine.layer.weights is not None and engine.layer.kind in ("dense", "depthwise"):
-                blocks = Engine(engine.layer, Fold(engine.fold.pe, engine.fold.simd, True))
-                saved = engine_resources(engine).lut - engine_resources(blocks).lut
-                count = engine_resources(blocks).dsp
-                ways.append((saved / max(1, count), name, count, blocks))
+                blocks = Engine(engine.layer, replace(engine.fold, dsp=True))
+                saved = engine_resources(engine, family).lut - engine_resources(blocks, family).lut
+                count = engine_resources(blocks, family).dsp
+                if count:  # a product that is too narrow for a block stays in LUTs
+                    ways.append((saved / count, name, count, blocks))
         for gain, name, count, blocks in sorted(ways, key=lambda way: (-way[0], way[1])):
             if gain > 0 and count <= left:
                 engines[name], left = blocks, left - count
     lanes = {name: _io_lanes(stream, cycles) for name, stream in network.inputs.items()}
     lanes |= {f"out {name}": _io_lanes(stream, cycles) for name, stream in network.outputs.items()}
-    return Folding(cycles, engines, lanes)
+    return Folding(cycles, engines, lanes, family)
 
 
-def smallest(network: Network, limits: Mapping[str, int]) -> Folding:
+def smallest(network: Network, limits: Mapping[str, int], family: str = "xc7") -> Folding:
     """One product at a time in every layer, but for layers that the slowest one leaves time for nothing else."""
-    return at_most(network, max(Engine(layer, Fold()).cycles for layer in network.layers), limits.get("dsp", 0))
+    return at_most(network, max(Engine(layer, Fold()).cycles for layer in network.layers), limits.get("dsp", 0), family)
 
 
-def fastest(network: Network, limits: Mapping[str, int]) -> Folding:
+def fastest(network: Network, limits: Mapping[str, int], family: str = "xc7") -> Folding:
     """The folding with the fewest cycles an image within limits (lut, bram, dsp). Raises BudgetError."""
 
     def fits(cycles: int) -> Folding | None:
         try:
-            found = at_most(network, cycles, limits.get("dsp", 0))
+            found = at_most(network, cycles, limits.get("dsp", 0), family)
         except UnsupportedError:
             return None
         return found if not excess(found.resources, limits) else None
 
-    best: Folding | None = smallest(network, limits)
+    best: Folding | None = smallest(network, limits, family)
     assert best is not None
     slowest = best.cycles
     if excess(best.resources, limits):
@@ -94,9 +98,9 @@ def excess(found: Resources, limits: Mapping[str, int]) -> list[tuple[str, int, 
     return [(name, needs[name], limit) for name, limit in limits.items() if needs[name] > limit]
 
 
-def _cheapest(layer: Layer, cycles: int) -> Engine:
-    engines = [Engine(layer, fold) for fold in folds(layer, cycles)]
-    return min(engines, key=lambda engine: (engine_resources(engine).lut, engine.cycles))
+def _cheapest(layer: Layer, cycles: int, family: str) -> Engine:
+    engines = [Engine(layer, replace(fold, block=BLOCK[family])) for fold in folds(layer, cycles)]
+    return min(engines, key=lambda engine: (engine_resources(engine, family).lut, engine.cycles))
 
 
 def _io_lanes(stream: Stream, cycles: int) -> int:

@@ -100,7 +100,7 @@ def netlist_of(
             depth = plan.depths.get((layer.output.name, i))
             if depth is not None:
                 words = depth * -(-engines_pixels(network, source) // engine.in_lanes[i])
-                link = _queue(net, layer.node, link, words)
+                link = _queue(net, layer.node, link, words, engine.fold.block)
             given.append(link)
         out = given[0]
         for k, module in enumerate(engine.modules):
@@ -146,8 +146,8 @@ def _converted(net: Netlist, node: str, link: Link, have: int, want: int, bits: 
     return link
 
 
-def _queue(net: Netlist, node: str, link: Link, words: int) -> Link:
-    parameters = {"WIDTH": link.width, "DEPTH": max(2, words), "BLOCK": int(in_block(link.width, words))}
+def _queue(net: Netlist, node: str, link: Link, words: int, block: int) -> Link:
+    parameters = {"WIDTH": link.width, "DEPTH": max(2, words), "BLOCK": int(in_block(link.width, words, block))}
     return net.add(node, Module("qc_fifo", parameters), {"s": link}, net.link(link.width))
 
 
@@ -227,6 +227,19 @@ def _instance(instance: Instance) -> list[str]:
         if len(several) == 1 and several[0].marked:
             ports += [f".{stem}_{mark}({several[0].name}_{mark})" for mark in ("first", "last")]
     return [f"  {module.kind} #({', '.join(parameters)})", f"    {instance.name} ({', '.join(ports)});"]
+
+
+def instance_module(name: str, instance: Instance) -> str:
+    """A module of this name with nothing but the instance in it, whose links are its ports."""
+    ports, sides = ["input clk", "input rst"], []
+    for stem, links in instance.ports.items():
+        for link in links if isinstance(links, tuple) else (links,):
+            there, back = ("output", "input") if stem == "m" else ("input", "output")
+            ports += [f"{there} [{link.width - 1}:0] {link.name}_tdata", f"{there} {link.name}_tvalid"]
+            ports += [f"{there} {link.name}_{mark}" for mark in ("first", "last") if link.marked]
+            sides.append(f"{back} {link.name}_tready")
+    body = "\n".join(_instance(instance))
+    return f"module {name} ({', '.join([*ports, *sides])});\n{body}\nendmodule\n"
 
 
 def _number(key: str, value: int) -> str:

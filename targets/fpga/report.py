@@ -6,40 +6,40 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from qcompiler.targets.fpga.fold import Folding, excess
+from qcompiler.targets.fpga.fold import excess
 from qcompiler.targets.fpga.layers import Network
-from qcompiler.targets.fpga.netlist import Netlist
-from qcompiler.targets.fpga.parts import CLOCK, PARTS, Part
+from qcompiler.targets.fpga.parts import CLOCK, PARTS
+from qcompiler.targets.fpga.plan import Plan
 from qcompiler.targets.fpga.resources import Resources, module_resources, total
-from qcompiler.targets.fpga.schedule import Schedule
 
 FITS, TOO_BIG = "FITS", "TOO BIG"
 _SAY = {"lut": "LUTs", "ff": "registers", "bram": "18-Kbit block RAMs", "dsp": "multiplier blocks"}
 
 
 def bill(
-    net: Netlist, network: Network, folding: Folding, plan: Schedule, part: Part, limits: Mapping[str, int],
-    options: Mapping[str, Any],
-) -> dict[str, Any]:  # fmt: skip
-    """For the report, JSON-able. Everything is the estimate of resources.py."""
+    plan: Plan, network: Network, options: Mapping[str, Any], counted: Resources | None = None
+) -> dict[str, Any]:
+    """For the report, JSON-able. Everything is the estimate of resources.py; counted: what yosys made of the circuit,
+    which then decides whether it fits."""
+    part, limits, times = plan.part, plan.limits, plan.times
     shares: dict[str, Resources] = {}
-    for instance in net.instances:
-        shares[instance.node] = shares.get(instance.node, Resources()) + module_resources(instance.module)
+    for instance in plan.net.instances:
+        shares[instance.node] = shares.get(instance.node, Resources()) + module_resources(instance.module, part.family)
     whole = total(shares.values())
     rows = []
     for layer in network.layers:
-        engine = folding.engines[layer.output.name]
+        engine = plan.folding.engines[layer.output.name]
         share = shares.pop(layer.node, Resources())
         bits = f"w{layer.weight_bits}" if layer.weights is not None else ""
         rows.append(
             {"node": layer.node, "kind": layer.kind, "bits": f"{bits}a{layer.formats[0].bits}", "pe": engine.fold.pe,
-             "simd": engine.fold.simd, "cycles": engine.cycles, "busy": round(engine.cycles / plan.interval, 3),
+             "simd": engine.fold.simd, "cycles": engine.cycles, "busy": round(engine.cycles / times.interval, 3),
              "macs": layer.macs, **asdict(share)}
         )  # fmt: skip
-    over = excess(whole, limits)
+    over = excess(counted or whole, limits)
     verdict = TOO_BIG if over else FITS
-    rate = CLOCK / plan.interval
-    advice = _advice(whole, over, options)
+    rate = CLOCK / times.interval
+    advice = _advice(counted or whole, over, options, part.family)
     asked = options.get("fps")
     if asked is not None and rate < float(asked):
         verdict = TOO_BIG
@@ -47,15 +47,16 @@ def bill(
             f"{rate:.0f} images a second of {asked} are reached: engines wait for each other. Ask for a little more."
         )
     rows.append({"node": "forks, joins and streams", "kind": "wires", **asdict(total(shares.values()))})
+    exact = {} if counted is None else {"counted": asdict(counted)}
     return {
         "part": part.name, "family": part.family, "verdict": verdict, "limits": dict(limits), **asdict(whole),
-        "cycles": plan.interval, "latency_cycles": plan.latency, "clock_mhz": CLOCK / 1e6, "fps": round(rate, 1),
-        "latency_ms": plan.latency / CLOCK * 1e3, "how": "estimated", "layers": rows, "advice": advice,
+        "cycles": times.interval, "latency_cycles": times.latency, "clock_mhz": CLOCK / 1e6, "fps": round(rate, 1),
+        "latency_ms": times.latency / CLOCK * 1e3, "how": "estimated", **exact, "layers": rows, "advice": advice,
     }  # fmt: skip
 
 
 def _advice(
-    whole: Resources, over: list[tuple[str, int, int]], options: Mapping[str, Any]
+    whole: Resources, over: list[tuple[str, int, int]], options: Mapping[str, Any], family: str
 ) -> list[str]:
     if not over:
         return []
@@ -64,7 +65,8 @@ def _advice(
         found.append("fewer images a second take fewer LUTs: leave out --fps for the fastest circuit that fits")
     larger = [
         part.name for part in PARTS.values()
-        if part.lut >= whole.lut and part.ff >= whole.ff and part.bram >= whole.bram and part.dsp >= whole.dsp
+        if part.family == family and part.lut >= whole.lut and part.ff >= whole.ff and part.bram >= whole.bram
+        and part.dsp >= whole.dsp
     ]  # fmt: skip
     if larger and options.get("lut") is None:
         found.append(f"it fits {larger[0]} (--part)")

@@ -1,8 +1,8 @@
 """What modules take: look-up tables, registers, block RAMs and multiplier blocks, before any tool has run.
 
 Multipliers are a measured table (prices.json). Everything else is counted from the structure: a carry chain takes a
-LUT a bit, a memory in LUTs one for every 64 entries of a bit; constants for control were fitted to yosys on single
-modules. All figures are for 7-series; a LUT4 of other families holds less.
+LUT a bit, a memory in LUTs one for every 64 entries of a bit (16 where LUTs have four inputs); constants for control
+were fitted to yosys on single modules (`python -m benchmarks.fpga --modules`), for 7-series and for ECP5.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Parameters = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Resources:
-    """lut: LUT6; bram: blocks of 18 Kbit; dsp: multiplier blocks."""
+    """lut: LUT6, of ECP5 LUT4; bram: blocks of 18 Kbit; dsp: multiplier blocks."""
 
     lut: int = 0
     ff: int = 0
@@ -34,15 +34,33 @@ class Resources:
         return Resources(self.lut + other.lut, self.ff + other.ff, self.bram + other.bram, self.dsp + other.dsp)
 
 
+@dataclass(frozen=True)
+class Family:
+    """What LUTs of a family hold, and what was fitted. words: entries of a constant memory of one bit; spread: LUTs
+    for one that memories of several LUTs take, with their multiplexers; tree, sum: LUTs for a bit of an adder of a tree
+    and of an accumulator, which is cleared on the way; dsp_bits: the narrowest product that yosys gives a multiplier
+    block."""
+
+    name: str
+    words: int
+    spread: float
+    tree: float
+    sum: float
+    dsp_bits: int
+
+
+FAMILIES = {"xc7": Family("xc7", 64, 1.25, 1.0, 1.0, 9), "ecp5": Family("ecp5", 16, 1.5, 1.6, 2.3, 4)}
+
+
 @lru_cache(maxsize=1)
 def prices() -> dict[str, Any]:
     """The measured table."""
     return dict(json.loads(_PRICES.read_text()))
 
 
-def origin() -> str:
+def origin(family: str = "xc7") -> str:
     """Where the table is from."""
-    return f"yosys for {prices()['device']}, {prices()['date']}"
+    return f"yosys for {family}, {prices()['date']}"
 
 
 def total(found: Iterable[Resources]) -> Resources:
@@ -50,14 +68,14 @@ def total(found: Iterable[Resources]) -> Resources:
     return sum(found, Resources())
 
 
-def engine_resources(engine: Engine) -> Resources:
+def engine_resources(engine: Engine, family: str = "xc7") -> Resources:
     """Of one engine."""
-    return total(module_resources(module) for module in engine.modules)
+    return total(module_resources(module, family) for module in engine.modules)
 
 
-def module_resources(module: Module) -> Resources:
+def module_resources(module: Module, family: str = "xc7") -> Resources:
     """Of one module."""
-    return _COUNTS[module.kind](module.parameters)
+    return _COUNTS[module.kind](module.parameters, FAMILIES[family])
 
 
 def bits(n: int) -> int:
@@ -65,27 +83,43 @@ def bits(n: int) -> int:
     return max(1, (n - 1).bit_length())
 
 
+_SHAPES = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
+
+
 def _blocks(width: int, words: int) -> int:
-    """18-Kbit blocks of a memory, in the shape that takes fewest."""
-    shapes = ((512, 36), (1024, 18), (2048, 9), (4096, 4), (8192, 2), (16384, 1))
-    return min(-(-words // depth) * -(-width // wide) for depth, wide in shapes)
+    """18-Kbit blocks of a written memory, in the shape that takes fewest."""
+    return min(-(-words // depth) * -(-width // wide) for depth, wide in _SHAPES)
 
 
-def _table_luts(width: int, words: int) -> int:
-    """A constant memory in LUTs; above 64 words with multiplexers."""
+def _constant(width: int, words: int, f: Family) -> tuple[int, int]:
+    """(blocks, LUTs) of a constant memory: yosys fills blocks with bits of whichever row, and chooses among rows."""
+    found = []
+    for depth, wide in _SHAPES:
+        rows = -(-words // depth)
+        found.append((-(-rows * width // wide), rows))
+    blocks, rows = min(found)
+    return blocks, 0 if rows == 1 else width * (rows if f.name == "ecp5" else -(-rows // 4))
+
+
+def _table_luts(width: int, words: int, f: Family) -> int:
+    """A constant memory in LUTs; above what one holds with multiplexers."""
     if words == 1:
         return 0
-    return width if words <= 64 else width * -(-words // 64) * 5 // 4
+    return width if words <= f.words else int(width * -(-words // f.words) * f.spread)
 
 
-def _ram_luts(width: int, words: int) -> int:
-    """A written memory in LUTs: 64 words of 3 bits, or 32 of 6, take four; behind several, a multiplexer."""
+def _ram_luts(width: int, words: int, f: Family) -> int:
+    """A written memory in LUTs: 64 words of 3 bits, or 32 of 6, take four (ECP5: 16 words of 4); behind several, a
+    multiplexer."""
+    if f.name == "ecp5":
+        banks = -(-words // 16)
+        return banks * -(-width // 4) * 4 + (width * (banks - 1) + 2 * banks if banks > 1 else 0)
     shallow, deep = -(-words // 32) * -(-width // 6) * 4, -(-words // 64) * -(-width // 3) * 4
     banks = -(-words // (32 if shallow <= deep else 64))
     return min(shallow, deep) + (width * -(-banks // 3) if banks > 1 else 0)
 
 
-def _mac(p: Parameters) -> Resources:
+def _mac(p: Parameters, f: Family) -> Resources:
     lanes, width = p["PE"] * p["SIMD"], p["PE"] * p["SIMD"] * p["WB"]
     carried = 1 if (p["WE"] or p["AE"]) and not p["DSP"] else 0  # a sign beside every sum
     product = _level_bits(p["WB"], 1, p["WE"]) + _level_bits(p["AB"], p["AS"], p["AE"]) + carried
@@ -96,19 +130,21 @@ def _mac(p: Parameters) -> Resources:
         tree += nodes // 2 * (product + level)
         nodes = -(-nodes // 2)
         tree_ff += nodes * (product + level)
-    each = 0 if p["DSP"] else multiplier(p["WB"], p["AB"], p["AS"])
+    # As yosys does: a product of fewer bits stays in LUTs.
+    blocks = p["DSP"] and product - carried + 1 - p["AS"] >= f.dsp_bits
+    each = 0 if blocks else multiplier(p["WB"], p["AB"], p["AS"], f.name)
     if p["WE"] or p["AE"]:
         each, tree = _minifloat_product(p), tree + p["SIMD"] * carried
-    memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"])
+    bram, memory = _constant(width, p["WORDS"], f) if p["BLOCK"] else (0, _table_luts(width, p["WORDS"], f))
     activations = (p["PE"] if p["DEPTHWISE"] else p["SIMD"]) * p["AB"]
-    lut = lanes * each + p["PE"] * (tree + p["ACC"]) + memory + bits(p["WORDS"]) + 6
+    lut = lanes * each + p["PE"] * (f.tree * tree + f.sum * p["ACC"]) + memory + bits(p["WORDS"]) + 6
     ff = lanes * product + p["PE"] * (tree_ff + 2 * p["ACC"]) + (1 + p["BLOCK"]) * (width + activations) + 20
-    return Resources(int(lut), ff, _blocks(width, p["WORDS"]) if p["BLOCK"] else 0, lanes * p["DSP"])
+    return Resources(int(lut), ff, bram, lanes * bool(blocks))
 
 
-def multiplier(weight: int, activation: int, signed: int) -> int:
+def multiplier(weight: int, activation: int, signed: int, family: str = "xc7") -> int:
     """LUTs of a product of such codes; between the table's widths by its neighbours."""
-    table = prices()["multipliers"]
+    table = prices()["multipliers"][family]
     known = f"{weight},{activation},{signed}"
     if known in table:
         return int(table[known])
@@ -152,26 +188,34 @@ def minifloat_prices() -> dict[str, Any]:
     return dict(json.loads(_MINIFLOAT_PRICES.read_text()))
 
 
-def _requant(p: Parameters) -> Resources:
+def _requant(p: Parameters, f: Family) -> Resources:
     x = max(p["ACC"], p["BB"]) + 1 + p["GL"]
     digits, width = 2 * p["STAGES"] * p["STEPS"], p["LANES"] * (p["BB"] + p["MB"])
-    lut = 3 * x + digits + 18
-    ff = 5 * x + digits + 80
+    lut: float = 3 * x + digits + 18
+    held = x - p["GL"]  # bits that were moved left are no registers below
+    ff = 5 * held + digits + 80
     if p["STEPS"] < 4:
-        lut, ff = lut + x, ff + 2 * digits + x
+        lut, ff = lut + x, ff + 2 * digits + held
     for stage in range(1, p["STAGES"]):
         rest = digits - 2 * stage * p["STEPS"]
         lut += 2 * (x + 3) + (rest if p["STEPS"] > 1 else 0)
-        ff += 3 * x + rest + 3
-    if p["OE"]:
-        more = encoder(p["OB"], p["OS"], p["OE"], x)
-        lut, ff = lut + more.lut - 16, ff + more.ff + p["STAGES"]  # 16: the rounding in its place
-    memory = 0 if p["BLOCK"] else _table_luts(width, p["WORDS"])
+        ff += 3 * held + rest + 3
+    bram, memory = _constant(width, p["WORDS"], f) if p["BLOCK"] else (0, _table_luts(width, p["WORDS"], f))
     waiting = p["PE"] * p["ACC"]
     shift = waiting if p["PE"] > p["LANES"] else 0
-    extra = bits(p["STEPS"]) + bits(p["WORDS"]) + 8
-    found = p["LANES"] * lut + int(memory) + shift + extra
-    return Resources(found, p["LANES"] * ff + waiting + 20, _blocks(width, p["WORDS"]) if p["BLOCK"] else 0)
+    if f.name == "ecp5":
+        lut = digits + 9.7 * x + 4 * x * (p["STAGES"] - 1) + (x if p["STEPS"] < 4 else 0) + 60 * p["BLOCK"]
+        if 8 < p["WORDS"] <= f.words and not p["BLOCK"]:
+            lut += 3.3 * digits  # yosys merges such a memory with the multiplexers behind it
+        found = int(p["LANES"] * lut) + memory + shift
+    else:
+        if 96 < p["WORDS"] <= 2 * f.words and not p["BLOCK"]:
+            lut += 6 * digits  # the same, seen at 128 words and not at 96
+        found = int(p["LANES"] * lut) + memory + shift + bits(p["STEPS"]) + bits(p["WORDS"]) + 8
+    if p["OE"]:
+        more = encoder(p["OB"], p["OS"], p["OE"], x)
+        found, ff = found + p["LANES"] * (more.lut - 16), ff + more.ff + p["STAGES"]  # 16: the rounding in its place
+    return Resources(found, p["LANES"] * ff + waiting + 20, bram)
 
 
 def encoder(width: int, signed: int, exponent: int, incoming: int) -> Resources:
@@ -182,33 +226,36 @@ def encoder(width: int, signed: int, exponent: int, incoming: int) -> Resources:
     return Resources(lut, 2 * levels + 12)
 
 
-def _window(p: Parameters) -> Resources:
+def _window(p: Parameters, f: Family) -> Resources:
     words, parts = p["DEPTH"] * p["CF"], 1 if p["OSTEP"] else p["CF"]
     address, image = bits(words), p["H"] * p["W"]
     pixel = bits(image + p["DEPTH"] + (p["KH"] * p["DH"] + p["PT"]) * p["W"] + p["KW"] * p["DW"]) + 2
     edge = bits(max(p["H"], p["W"]) + p["KH"] * p["DH"] + p["KW"] * p["DW"] + p["PT"] + p["PL"] + p["SH"] + p["SW"]) + 1
     control = 3 * address + 4.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 24
     control += 25 if p["KH"] * p["KW"] > 1 else 0
+    control += p["WIDTH"]  # the beat that waits
+    if f.name == "ecp5":
+        control = 16 * address + 25 * pixel + (2 * edge if p["PADDED"] else 0) + p["WIDTH"] - 95
     counters = sum(bits(p[key]) for key in ("KH", "KW", "OUTER", "OH", "OW")) + bits(parts)
-    memory = 0 if p["BLOCK"] else _ram_luts(p["WIDTH"], words)
-    ff = 2 * p["WIDTH"] + 2 * address + 4 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 10
+    memory = 0 if p["BLOCK"] else _ram_luts(p["WIDTH"], words, f)
+    ff = (3 - p["BLOCK"]) * p["WIDTH"] + 2 * address + 4 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 10
     return Resources(int(control + memory), ff, _blocks(p["WIDTH"], words) if p["BLOCK"] else 0)
 
 
-def _add(p: Parameters) -> Resources:
+def _add(p: Parameters, f: Family) -> Resources:
     digits = [-(-p[key] // 4) for key in ("AB", "BB")]
     wide = p["W"] - 6
     lut = p["LANES"] * (sum(d * wide + (d - 1) * wide for d in digits) + wide + 3 * p["OB"])
     return Resources(lut + 6, p["LANES"] * (2 * p["W"] + p["W"] - p["SHIFT"] + p["OB"]) + 3)
 
 
-def _sum(p: Parameters) -> Resources:
+def _sum(p: Parameters, f: Family) -> Resources:
     width = p["LANES"] * p["ACC"]
-    lut = 2 * width + _ram_luts(width, p["CF"]) + 2 * (bits(p["CF"]) + bits(p["PIXELS"])) + 8
+    lut = 2 * width + _ram_luts(width, p["CF"], f) + 2 * (bits(p["CF"]) + bits(p["PIXELS"])) + 8
     return Resources(lut, width + bits(p["CF"]) + bits(p["PIXELS"]) + 1)
 
 
-def _softmax(p: Parameters) -> Resources:
+def _softmax(p: Parameters, f: Family) -> Resources:
     total_bits = p["EB"] + bits(p["C"])
     quotient = bits(p["R"] + 1) + 1
     divide = total_bits + 1 + quotient
@@ -216,37 +263,37 @@ def _softmax(p: Parameters) -> Resources:
     return Resources(lut, 2 * divide + 2 * total_bits + 4 * p["AB"] + quotient + 20)
 
 
-def _queue(p: Parameters) -> Resources:
-    control = 5 * bits(p["DEPTH"] + 1) + 6
+def _queue(p: Parameters, f: Family) -> Resources:
+    control = (8 if f.name == "ecp5" else 5) * bits(p["DEPTH"] + 1) + 6
     if p["BLOCK"]:
         return Resources(control, 3 * bits(p["DEPTH"]) + 2, _blocks(p["WIDTH"], p["DEPTH"]))
-    return Resources(control + _ram_luts(p["WIDTH"], p["DEPTH"]), p["WIDTH"] + 3 * bits(p["DEPTH"]) + 2)
+    return Resources(control + _ram_luts(p["WIDTH"], p["DEPTH"], f), p["WIDTH"] + 3 * bits(p["DEPTH"]) + 2)
 
 
-def _slice(p: Parameters) -> Resources:
+def _slice(p: Parameters, f: Family) -> Resources:
     counters = bits(p["CF"]) + 2 * bits(p["H"] + p["SY"]) + 2 * bits(p["W"] + p["SX"])
     return Resources(3 * counters + 10, counters)
 
 
-def _pad(p: Parameters) -> Resources:
+def _pad(p: Parameters, f: Family) -> Resources:
     counters = bits(p["OC"]) + bits(p["OH"]) + bits(p["OW"])
     return Resources(3 * counters + p["WIDTH"] + 6, counters + 1)
 
 
-_COUNTS: dict[str, Callable[[Parameters], Resources]] = {
+_COUNTS: dict[str, Callable[[Parameters, Family], Resources]] = {
     "qc_add": _add,
-    "qc_concat": lambda p: Resources(p["WIDTH"] + 2 * bits(p["A"] + p["B"]) + 4, bits(p["A"] + p["B"])),
+    "qc_concat": lambda p, f: Resources(p["WIDTH"] + 2 * bits(p["A"] + p["B"]) + 4, bits(p["A"] + p["B"])),
     "qc_fifo": _queue,
-    "qc_fork": lambda p: Resources(2 * p["N"] + 1, p["N"]),
+    "qc_fork": lambda p, f: Resources(2 * p["N"] + 1, p["N"]),
     "qc_mac": _mac,
-    "qc_max": lambda p: Resources(p["LANES"] * (p["B"] + 2) + 3, p["LANES"] * p["B"] + 1),
+    "qc_max": lambda p, f: Resources(p["LANES"] * (p["B"] + 2) + 3, p["LANES"] * p["B"] + 1),
     "qc_pad": _pad,
     "qc_slice": _slice,
-    "qc_narrow": lambda p: Resources(p["WIDTH"] * p["N"] + 2 * bits(p["N"] + 1) + 3, p["WIDTH"] * p["N"] + 3),
+    "qc_narrow": lambda p, f: Resources(p["WIDTH"] * p["N"] + 2 * bits(p["N"] + 1) + 3, p["WIDTH"] * p["N"] + 3),
     "qc_requant": _requant,
     "qc_softmax": _softmax,
     "qc_sum": _sum,
-    "qc_table": lambda p: Resources(p["LANES"] * p["OB"] * -(-(1 << p["IB"]) // 64) + 2, p["LANES"] * p["OB"] + 1),
-    "qc_widen": lambda p: Resources(2 * bits(p["N"]) + 3, p["WIDTH"] * p["N"] + bits(p["N"]) + 1),
+    "qc_table": lambda p, f: Resources(p["LANES"] * p["OB"] * -(-(1 << p["IB"]) // 64) + 2, p["LANES"] * p["OB"] + 1),
+    "qc_widen": lambda p, f: Resources(2 * bits(p["N"]) + 3, p["WIDTH"] * p["N"] + bits(p["N"]) + 1),
     "qc_window": _window,
 }

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from qcompiler.cost import Cost, Widths, Work
 from qcompiler.errors import UnsupportedError
-from qcompiler.formats import parse_format, parse_integers
+from qcompiler.formats import Minifloat, parse_format, parse_integers
 from qcompiler.graph.model import DOMAIN, Graph
-from qcompiler.graph.qdq import FORMAT_KEY
+from qcompiler.graph.qdq import FORMAT_KEY, MINIFLOAT_KEY
 from qcompiler.ops.requantize import fixed_multiplier
 from qcompiler.ops.softmax import exponentials
 
@@ -124,8 +124,16 @@ class Sample:
         w = self.rng.integers(-(top - 1 if bits == 8 else top), top, work.weight)
         if w.size > 1:
             w.flat[0], w.flat[-1] = 1 - top if bits == 8 else -top, top - 1
-        weight = self._const(w.astype(np.int8 if bits <= 8 else np.int16))
-        weight.metadata_props[FORMAT_KEY] = f"int{bits}"
+        fmt = parse_format(widths.weight_format or f"int{bits}")
+        if isinstance(fmt, Minifloat):
+            w = self.rng.choice(fmt.decode(fmt.codes()), work.weight)
+            w.flat[0], w.flat[-1] = -fmt.largest, fmt.largest
+            top, levels = fmt.largest, fmt.integers
+            weight = self._const(w.astype(levels.storage))
+            weight.metadata_props.update({FORMAT_KEY: levels.token, MINIFLOAT_KEY: fmt.token})
+        else:
+            weight = self._const(w.astype(np.int8 if bits <= 8 else np.int16))
+            weight.metadata_props[FORMAT_KEY] = f"int{bits}"
         reach = max(1.0, np.sqrt(depth) * (2 ** widths.inputs[0] - 1) * top * 0.3)
         scale = self.rng.uniform(0.5, 1, m) * (2**widths.output - 1) / (2 * reach)
         bias = self.rng.integers(-100, 100, m).astype(np.int64 if wide else np.int32)

@@ -1,5 +1,5 @@
 // A queue with valid/ready on both sides: DEPTH words (at least 2) and one in its output register.
-// BLOCK asks for block RAM, else look-up tables hold the words.
+// BLOCK asks for block RAM, else look-up tables hold the words. No word is read while it is written (no_rw_check).
 module qc_fifo #(parameter WIDTH = 8, DEPTH = 2, BLOCK = 0) (
     input clk, input rst,
     input [WIDTH-1:0] s_tdata, input s_tvalid, output s_tready,
@@ -13,7 +13,7 @@ module qc_fifo #(parameter WIDTH = 8, DEPTH = 2, BLOCK = 0) (
   wire move = !m_tvalid || m_tready;
   wire get = move && count != 0;
   generate if (BLOCK) begin : block
-    (* ram_style = "block" *) reg [WIDTH-1:0] mem [0:DEPTH-1];
+    (* ram_style = "block", no_rw_check = 1 *) reg [WIDTH-1:0] mem [0:DEPTH-1];
     always @(posedge clk) begin
       if (put) mem[tail] <= s_tdata;
       if (get) m_tdata <= mem[head];

@@ -29,26 +29,31 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
     wrapped = v < 0 ? (WORDS - (-v) % WORDS) % WORDS : v % WORDS;
   endfunction
 
-  // ---- loops: c, kx, ky, o, ox, oy from the in_image out
+  // ---- loops: c, kx, ky, o, ox, oy from the innermost out; a register says of each whether it is at its end, since a
+  // comparison before the adders below would be the longest path of the circuit
   reg [clog2(INNER)-1:0] c;
   reg [clog2(KW)-1:0] kx;
   reg [clog2(KH)-1:0] ky;
   reg [clog2(OUTER)-1:0] o;
   reg [clog2(OW)-1:0] ox;
   reg [clog2(OH)-1:0] oy;
-  wire end_c = c == INNER - 1, end_x = end_c && kx == KW - 1, end_y = end_x && ky == KH - 1;
+  reg at_c, at_x, at_y, at_o, at_ox, at_oy;
+  wire end_c = at_c, end_x = end_c && at_x, end_y = end_x && at_y;
   wire end_g;  // of a group's passes
-  wire end_o = end_y && o == OUTER - 1, end_ox = end_o && ox == OW - 1, end_oy = end_ox && oy == OH - 1;
+  wire end_o = end_y && at_o, end_ox = end_o && at_ox, end_oy = end_ox && at_oy;
   wire go;
   always @(posedge clk)
-    if (rst) begin c <= 0; kx <= 0; ky <= 0; o <= 0; ox <= 0; oy <= 0; end
-    else if (go) begin
+    if (rst) begin
+      c <= 0; kx <= 0; ky <= 0; o <= 0; ox <= 0; oy <= 0;
+      at_c <= INNER == 1; at_x <= KW == 1; at_y <= KH == 1; at_o <= OUTER == 1; at_ox <= OW == 1; at_oy <= OH == 1;
+    end else if (go) begin
       c <= end_c ? 0 : c + 1'b1;
-      if (end_c) kx <= end_x ? 0 : kx + 1'b1;
-      if (end_x) ky <= end_y ? 0 : ky + 1'b1;
-      if (end_y) o <= end_o ? 0 : o + 1'b1;
-      if (end_o) ox <= end_ox ? 0 : ox + 1'b1;
-      if (end_ox) oy <= end_oy ? 0 : oy + 1'b1;
+      at_c <= INNER == 1 || (!at_c && c == INNER - 2);
+      if (end_c) begin kx <= end_x ? 0 : kx + 1'b1; at_x <= KW == 1 || (!at_x && kx == KW - 2); end
+      if (end_x) begin ky <= end_y ? 0 : ky + 1'b1; at_y <= KH == 1 || (!at_y && ky == KH - 2); end
+      if (end_y) begin o <= end_o ? 0 : o + 1'b1; at_o <= OUTER == 1 || (!at_o && o == OUTER - 2); end
+      if (end_o) begin ox <= end_ox ? 0 : ox + 1'b1; at_ox <= OW == 1 || (!at_ox && ox == OW - 2); end
+      if (end_ox) begin oy <= end_oy ? 0 : oy + 1'b1; at_oy <= OH == 1 || (!at_oy && oy == OH - 2); end
     end
   generate if (GROUPS > 1 && REPEAT > 1) begin : repeats
     reg [clog2(REPEAT)-1:0] again;
@@ -102,22 +107,39 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   reg [AW-1:0] tail;
   reg [clog2(CF)-1:0] part;
   wire signed [NW-1:0] held = wcount - low;
-  assign s_tready = held < DEPTH;
-  wire put = s_tvalid && s_tready, whole_pixel = put && part == CF - 1;
+  // A beat that finds no room waits here: what the reader waits for does not reach the writer in the same cycle.
+  reg [WIDTH-1:0] late;
+  reg waits;
+  wire [WIDTH-1:0] in_data = waits ? late : s_tdata;
+  wire in_valid = waits || s_tvalid;
+  assign s_tready = !waits;
+  reg room;  // for a pixel that begins; late by a cycle where the reader gives up one
+  wire put = in_valid && room, whole_pixel = put && part == CF - 1;
+  always @(posedge clk)
+    if (rst) room <= 1;
+    else room <= whole_pixel ? held < DEPTH - 1 : held < DEPTH;
+  always @(posedge clk) begin
+    if (s_tready) late <= s_tdata;
+    if (rst) waits <= 0;
+    else waits <= in_valid && !put;
+  end
   wire ce = !m_tvalid || m_tready;
   wire ready;
-  assign go = ready && (!in_image || pixel < wcount);
+  reg turned;  // wcount still counts from the beginning of the image before: the cycle is left out
+  always @(posedge clk) turned <= !rst && go && end_oy;
+  assign go = ready && !turned && (!in_image || pixel < wcount);
+  // No word that counts is read while it is written (no_rw_check): its pixel is complete by then.
   reg [WIDTH-1:0] read;
   generate if (BLOCK) begin : block
-    (* ram_style = "block" *) reg [WIDTH-1:0] ring [0:WORDS-1];
+    (* ram_style = "block", no_rw_check = 1 *) reg [WIDTH-1:0] ring [0:WORDS-1];
     always @(posedge clk) begin
-      if (put) ring[tail] <= s_tdata;
+      if (put) ring[tail] <= in_data;
       if (go) read <= ring[address];
     end
   end else begin : luts
     (* ram_style = "distributed" *) reg [WIDTH-1:0] ring [0:WORDS-1];
     always @(posedge clk) begin
-      if (put) ring[tail] <= s_tdata;
+      if (put) ring[tail] <= in_data;
       if (go) read <= ring[address];
     end
   end endgenerate
@@ -128,14 +150,18 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
         tail <= tail == WORDS - 1 ? 0 : tail + 1'b1;
         part <= part == CF - 1 ? 0 : part + 1'b1;
       end
-      wcount <= wcount + whole_pixel - (go && end_oy ? H * W : 0);
+      wcount <= wcount + whole_pixel - (turned ? H * W : 0);
     end
 
   // ---- what was read, then padding
   reg valid1, in_image1, first1, last1;
+  reg fresh;  // the next beat begins a pass
+  always @(posedge clk)
+    if (rst) fresh <= 1;
+    else if (go) fresh <= end_y;
   assign ready = !valid1 || ce;
   always @(posedge clk) begin
-    if (go) begin in_image1 <= in_image; first1 <= c == 0 && kx == 0 && ky == 0; last1 <= end_y; end
+    if (go) begin in_image1 <= in_image; first1 <= fresh; last1 <= end_y; end
     if (ce) begin m_tdata <= in_image1 ? read : PAD; m_first <= first1; m_last <= last1; end
     if (rst) begin valid1 <= 0; m_tvalid <= 0; end
     else begin

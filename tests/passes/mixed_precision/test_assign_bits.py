@@ -306,6 +306,56 @@ def test_scores_of_more_bits_are_never_worse() -> None:
     np.testing.assert_array_equal(assign_bits.monotone(np.array([5.0, 2, 3, 1, 1.5])), [5, 3, 3, 1.5, 1.5])
 
 
+def test_only_the_best_format_of_a_width_binds_narrower_ones() -> None:
+    scores, bits = np.array([5.0, 4.0, 6.0, 1.0]), (3, 4, 4, 8)
+    np.testing.assert_array_equal(assign_bits.monotone(scores, bits), [5, 4, 6, 1])
+    np.testing.assert_array_equal(assign_bits.monotone(np.array([3.0, 4.0, 6.0, 1.0]), bits), [4, 4, 6, 1])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Circuit:
+    """A target on which a product with a weight of e2m1 costs more than one with int4."""
+
+    origin: str = ""
+
+    def cost(self, work: Work, widths: Widths) -> Cost:
+        each = (widths.weight or 0) + (1 if widths.weight_format == "e2m1" else 0)
+        return Cost(resources={"lut": work.macs * each})
+
+    def whole(self, graph: Graph) -> Cost:
+        raise NotImplementedError
+
+
+def test_formats_that_differ_in_cost_are_options_of_their_own() -> None:
+    """Where LUTs are short, int4 stands where e2m1 would lose less; the choice names formats and is taken back."""
+
+    def chosen(share: float) -> dict[str, str]:
+        graph, context = residual("w8a8")
+        rng = np.random.default_rng(0)
+        for name in ("w2", "w3"):
+            weight = graph.ir.initializers[name]
+            graph.set_const(weight, rng.standard_t(3, graph.shape(weight)).astype(np.float32))
+        context.capabilities = Capabilities(
+            (4, 8), (8,), ("fixed",), True, weight_minifloats=("e2m1",), formats_cost=True
+        )
+        context.cost = _Circuit()
+        options = {"points": 0, "widths": (4, 8), "minifloats": ("e2m1",), "score": "swap"}
+        first = context.assignment
+        graph = assign_bits.run(graph, assign_bits.Options(budget_lut=f"{share}x", **options), context)
+        found = context.facts["assign_bits"]
+        items = {item["name"]: item for item in found["items"]}
+        assert items["w2"]["bits"] == [4, 4, 8] and items["w2"]["formats"] == ["int4", "e2m1", "int8n"]
+        formats = {name: context.assignment.constants[name].format.token for name in items if name[0] == "w"}
+        choice, context.assignment = facts.choice_of(found), first
+        again = assign_bits.Options(choice=choice, **options)
+        assign_bits.run(graph, again, context)
+        assert {name: context.assignment.constants[name].format.token for name in formats} == formats
+        return formats
+
+    assert {*chosen(0.5).values()} == {"int4"}
+    assert {"int4", "e2m1"} <= {*chosen(0.506).values()}
+
+
 def test_minifloats_are_taken_where_they_err_less() -> None:
     """Heavy-tailed weights want exponents, even ones integers; the choice says formats, and other budgets keep them."""
     graph, context = residual("w8a8")

