@@ -81,13 +81,15 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   wire signed [NW-1:0] far = origin + (!end_ox ? SW : NEXT_ROW);
   always @(posedge clk)
     if (rst) begin
-      address <= wrapped(ORIGIN * CF); pixel <= ORIGIN; origin <= ORIGIN; low <= ORIGIN < 0 ? 0 : ORIGIN;
+      address <= wrapped(ORIGIN * CF); pixel <= ORIGIN; origin <= ORIGIN;
     end else if (go) begin
       address <= moved >= WORDS ? moved - WORDS : moved;
       if (end_c) pixel <= pixel + by;
-      if (end_oy) begin origin <= ORIGIN; low <= ORIGIN < 0 ? 0 : ORIGIN; end
-      else if (end_o) begin origin <= far; low <= far < 0 ? 0 : far; end
+      if (end_oy) origin <= ORIGIN;
+      else if (end_o) origin <= far;
     end
+  // Late by a cycle: within an image it only grows, so that holds back the writer; at its end it turns as wcount does.
+  always @(posedge clk) low <= rst || origin < 0 ? 0 : origin;
   wire in_image;
   generate if (PADDED) begin : padded
     reg signed [IW-1:0] y, x;
