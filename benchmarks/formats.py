@@ -1,13 +1,14 @@
-"""Integers and minifloats of 3 to 8 bits: accuracy of the quantized network against bytes of weights.
+"""Integers and minifloats of 3 to 8 bits: accuracy of the quantized network against bytes of weights, and against LUTs.
 
     python -m benchmarks.formats [--only resnet20_cifar10_jpeg,mobilenetv2] [--formats LIST] [--scales channel,tensor]
-                                 [--samples 256] [--limit 1000] [--json FILE]
+                                 [--samples 256] [--limit 1000] [--fps 2000] [--picture FILE.svg] [--json FILE]
 
 Every row is the recipe `auto` (equalization, refit and GPTQ on the format's grid, bias correction) at one precision,
 and runs the QDQ graph in onnxruntime: what a file says, not what a target makes of it. Weights in a format beside
 activations of 8 bits, then activations in the same format as well. Both have first and last layer at 8 bits, as the
 recipe does. `error` is the squared error of the outputs against float, relative to their energy; KiB are of packed
-codes.
+codes. With --fps the network is quantized for the fpga target, and LUTs are what its bill says of a circuit of so many
+images a second at 100 MHz on a 7-series part, products in LUTs.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,18 +26,23 @@ import qcompiler
 from benchmarks.assets import Case, arguments, cases, machine, write_json
 from qcompiler.calibrate.data import load_samples
 from qcompiler.cli.console import table
+from qcompiler.errors import UnsupportedError
 from qcompiler.evaluate import predict, runner
 from qcompiler.formats import Blocks
 from qcompiler.graph import qdq
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
+from qcompiler.report.pictures import pareto
+from qcompiler.targets.fpga.plan import plan_of
+from qcompiler.targets.fpga.reader import network_of
+from qcompiler.targets.shared.boundary import strip_boundary
 
 FORMATS = (
     "int3", "e2m0", "int4", "e2m1", "e3m0", "int5", "e2m2", "e3m1", "int6", "e2m3", "e3m2", "int7", "e2m4", "e3m3",
     "int8", "e2m5", "e3m4",
 )  # fmt: skip
 NETWORKS = "resnet20_cifar10_jpeg,mobilenetv2_cifar10_jpeg"
-HEADERS = ["network", "weights", "activations", "scales", "KiB", "float", "quantized", "error", "seconds"]
+HEADERS = ["network", "weights", "activations", "scales", "KiB", "LUTs", "float", "quantized", "error", "seconds"]
 
 
 def weight_bytes(graph: Graph) -> int:
@@ -51,8 +58,24 @@ def weight_bytes(graph: Graph) -> int:
     return total
 
 
+def luts(graph: Graph, fps: int) -> int | None:
+    """Of the circuit of an INTEGER graph; None where a node has no engine, or the rate is out of reach."""
+    try:
+        plan = plan_of(network_of(strip_boundary(graph)), {"fps": fps, "dsp": 0})
+    except UnsupportedError:
+        return None
+    return plan.resources.lut
+
+
 def row(
-    case: Case, wanted: NDArray, weight: str, activation: str, per_tensor: bool, samples: int, rounding: bool = False
+    case: Case,
+    wanted: NDArray,
+    weight: str,
+    activation: str,
+    per_tensor: bool,
+    samples: int,
+    rounding: bool = False,
+    fps: int = 0,
 ) -> dict[str, Any]:
     """One network at one precision, measured on as many samples as there are `wanted` outputs of the float network."""
     start = time.perf_counter()
@@ -61,8 +84,9 @@ def row(
     if rounding:
         options |= {"solve_weights.method": "nearest", "solve_weights.refit": False, "solve_weights.sweeps": 0}
     result = qcompiler.quantize(
-        str(case.model), drawn.feed("calib"), recipe="auto", shapes=case.shapes, options=options
-    )
+        str(case.model), drawn.feed("calib"), recipe="auto", shapes=case.shapes, options=options,
+        target="fpga" if fps else "cpu",
+    )  # fmt: skip
     seconds = time.perf_counter() - start
     test = load_samples(case.feed("test"), result.float_graph, None, len(wanted))
     ours = predict(runner(result.qdq_graph), test)
@@ -71,15 +95,28 @@ def row(
         "network": case.name, "weights": weight, "activations": activation, "metric": case.metric,
         "scales": "tensor" if per_tensor else "channel", "bytes": weight_bytes(result.qdq_graph),
         "samples": len(ours), "float": case.score(wanted, wanted), "quantized": case.score(ours, wanted),
-        "error": error, "seconds": seconds,
+        "error": error, "seconds": seconds, "fps": fps,
+        "luts": luts(result.integer_graph, fps) if fps and result.integer_graph is not None else None,
     }  # fmt: skip
 
 
 def line(one: dict[str, Any]) -> list[Any]:
     """A row of the table."""
     names = [one[key] for key in ("network", "weights", "activations", "scales")]
-    values = [f"{one['bytes'] / 1024:.1f}", f"{one['float']:.4f}", f"{one['quantized']:.4f}", f"{one['error']:.4f}"]
+    sizes = [f"{one['bytes'] / 1024:.1f}", one["luts"] or ""]
+    values = [*sizes, *(f"{one[key]:.4f}" for key in ("float", "quantized", "error"))]
     return [*names, *values, f"{one['seconds']:.0f}"]
+
+
+def picture(rows: list[dict[str, Any]]) -> str:
+    """SVG: error over LUTs, or over KiB where no circuit was priced; the line is of formats that nothing beats."""
+    what, unit = ("luts", "LUTs") if any(one["luts"] for one in rows) else ("bytes", "bytes of weights")
+    points = sorted(
+        (float(one[what]), float(one["error"]), f"{one['weights']} x {one['activations']}: {one['quantized']:.4f}")
+        for one in rows if one[what]
+    )  # fmt: skip
+    front = [p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q[:2] != p[:2] for q in points)]
+    return pareto(front, None, points, unit, f"error of {rows[0]['network']}'s outputs")
 
 
 def main() -> int:
@@ -90,6 +127,8 @@ def main() -> int:
         same={"action": "store_true", "help": "activations in the weights' format alone"},
         weights={"action": "store_true", "help": "activations of 8 bits alone"},
         rounding={"action": "store_true", "help": "weights rounded to nearest, not solved"},
+        fps={"type": int, "default": 0, "help": "images a second of a circuit, whose LUTs are told"},
+        picture={"type": Path, "default": None, "help": "SVG of the last network's rows"},
     )  # fmt: skip
     rows = []
     for case in cases(given.only or NETWORKS):
@@ -100,9 +139,12 @@ def main() -> int:
             beside += [] if given.weights or token == "int8" else [token]
             for activation in beside:
                 for scales in given.scales.split(","):
-                    rows.append(row(case, wanted, token, activation, scales == "tensor", given.samples, given.rounding))
+                    how = (scales == "tensor", given.samples, given.rounding, given.fps)
+                    rows.append(row(case, wanted, token, activation, *how))
                     print(*line(rows[-1]), file=sys.stderr, flush=True)
                     write_json(given.json, rows)
+    if given.picture is not None:
+        given.picture.write_text(picture([one for one in rows if one["network"] == rows[-1]["network"]]))
     print(f"{machine()}\n" + table(HEADERS, [line(one) for one in rows]))
     return 0
 

@@ -4,8 +4,8 @@
 
 FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), mixed_precision*.json, ablation*.json (of
 mixed_precision, at several budgets), budgets*.json, cost_model.json, bit_exact.json, latency.json, compile_time.json,
-startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers), gpu.json and
-fpga*.json (of fpga and of fpga_mixed); one that is missing leaves its section as it was.
+startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers), gpu.json,
+fpga*.json (of fpga and of fpga_mixed) and formats*.json; one that is missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from benchmarks import (
     accuracy,
     budgets,
     c_models,
+    formats,
     fpga,
     fpga_mixed,
     latency,
@@ -306,6 +307,17 @@ def fpga_section(documents: Sequence[Document]) -> str:
     return found
 
 
+def formats_section(documents: Sequence[Document]) -> str:
+    """Integers and minifloats."""
+    text = (
+        "Weights and activations by format (`intN`, `eEmM`), recipe `auto`, first and last layer 8 bits. KiB: packed\n"
+        "codes of weights; LUTs: the bill of a circuit at 2,000 images a second and 100 MHz, 7-series, no multiplier\n"
+        "blocks; error: squared, of the outputs, relative to their energy. ![Error over LUTs](formats.svg)"
+    )
+    rows = [formats.line(row) for document in documents for row in document["rows"]]
+    return section(TITLES["formats"], "formats", documents, text, markdown(formats.HEADERS, rows))
+
+
 SECTIONS = {
     "accuracy": accuracy_section,
     "low_bits": low_bits_section,
@@ -325,6 +337,7 @@ SECTIONS = {
     "peers": peers_section,
     "gpu": gpu_section,
     "fpga": fpga_section,
+    "formats": formats_section,
 }
 
 
@@ -347,6 +360,7 @@ TITLES = {
     "peers": "Firmware beside its peers",
     "gpu": "Graphics cards",
     "fpga": "Circuits",
+    "formats": "Integers and minifloats in circuits",
 }
 """Headings on the page, by name of the benchmark's file."""
 KEYS = {"mixed_precision": ("network", "mean bits"), "budgets": ("network", "level", "kept", "executor")}

@@ -246,7 +246,7 @@ def _add(p: Parameters, f: Family) -> Resources:
     digits = [-(-p[key] // 4) for key in ("AB", "BB")]
     wide = p["W"] - 6
     lut = p["LANES"] * (sum(d * wide + (d - 1) * wide for d in digits) + wide + 3 * p["OB"])
-    return Resources(lut + 6, p["LANES"] * (2 * p["W"] + p["W"] - p["SHIFT"] + p["OB"]) + 3)
+    return Resources(lut + 6, p["LANES"] * (p["AB"] + p["BB"] + 2 * p["W"] + p["W"] - p["SHIFT"] + p["OB"]) + 4)
 
 
 def _sum(p: Parameters, f: Family) -> Resources:

@@ -9,15 +9,19 @@ module qc_add #(parameter LANES = 1, AB = 8, AS = 0, BB = 8, BS = 0, W = 36, SHI
   wire both = a_tvalid && b_tvalid;
   assign a_tready = ce && both;
   assign b_tready = ce && both;
-  reg scaled, summed;
-  always @(posedge clk)
-    if (rst) begin scaled <= 0; summed <= 0; m_tvalid <= 0; end
-    else if (ce) begin scaled <= both; summed <= scaled; m_tvalid <= summed; end
+  reg taken, scaled, summed;
+  reg [LANES*AB-1:0] xa;  // block RAM of a queue before it answers late: no table in the same cycle
+  reg [LANES*BB-1:0] xb;
+  always @(posedge clk) begin
+    if (ce) begin xa <= a_tdata; xb <= b_tdata; end
+    if (rst) begin taken <= 0; scaled <= 0; summed <= 0; m_tvalid <= 0; end
+    else if (ce) begin taken <= both; scaled <= taken; summed <= scaled; m_tvalid <= summed; end
+  end
   genvar i;
   generate for (i = 0; i < LANES; i = i + 1) begin : lane
     wire signed [W-1:0] pa, pb;
-    qc_scale #(.XB(AB), .XS(AS), .W(W), .M(MA), .OFFSET(OFFSET)) scale_a (.x(a_tdata[i*AB +: AB]), .p(pa));
-    qc_scale #(.XB(BB), .XS(BS), .W(W), .M(MB), .OFFSET(64'sd0)) scale_b (.x(b_tdata[i*BB +: BB]), .p(pb));
+    qc_scale #(.XB(AB), .XS(AS), .W(W), .M(MA), .OFFSET(OFFSET)) scale_a (.x(xa[i*AB +: AB]), .p(pa));
+    qc_scale #(.XB(BB), .XS(BS), .W(W), .M(MB), .OFFSET(64'sd0)) scale_b (.x(xb[i*BB +: BB]), .p(pb));
     reg signed [W-1:0] a, b;
     reg signed [W-SHIFT-1:0] code;
     wire signed [W-1:0] sum = a + b;
