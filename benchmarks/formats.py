@@ -109,14 +109,16 @@ def line(one: dict[str, Any]) -> list[Any]:
 
 
 def picture(rows: list[dict[str, Any]]) -> str:
-    """SVG: error over LUTs, or over KiB where no circuit was priced; the line is of formats that nothing beats."""
+    """SVG: error over LUTs, or over bytes where no circuit was priced; the line is of formats that nothing beats."""
     what, unit = ("luts", "LUTs") if any(one["luts"] for one in rows) else ("bytes", "bytes of weights")
-    points = sorted(
-        (float(one[what]), float(one["error"]), f"{one['weights']} x {one['activations']}: {one['quantized']:.4f}")
-        for one in rows if one[what]
-    )  # fmt: skip
+    points = [
+        (float(one[what]), float(one["error"]), one["weights"] + ("" if one["activations"] == "int8" else "²"))
+        for one in sorted(rows, key=lambda one: one[what] or 0) if one[what]
+    ]  # fmt: skip
     front = [p for p in points if not any(q[0] <= p[0] and q[1] <= p[1] and q[:2] != p[:2] for q in points)]
-    return pareto(front, None, points, unit, f"error of {rows[0]['network']}'s outputs")
+    title = f"error of {rows[0]['network']}'s outputs; ²: activations in the format, too"
+    drawn = pareto(front, None, points, unit, title)
+    return drawn.replace("<svg", "<svg xmlns='http://www.w3.org/2000/svg'", 1)
 
 
 def main() -> int:

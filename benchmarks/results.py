@@ -5,7 +5,7 @@
 FOLDER holds accuracy.json, low_bits.json (or several low_bits*.json), mixed_precision*.json, ablation*.json (of
 mixed_precision, at several budgets), budgets*.json, cost_model.json, bit_exact.json, latency.json, compile_time.json,
 startup.json, determinism.json, mcu.json, c_models.json, fit.json (of mcu_fit), peers.json (of mcu_peers), gpu.json,
-fpga*.json (of fpga and of fpga_mixed) and formats*.json; one that is missing leaves its section as it was.
+fpga*.json (of fpga, fpga_mixed, fpga_exact), formats*.json; one that is missing leaves its section as it was.
 """
 
 from __future__ import annotations
@@ -284,8 +284,9 @@ def gpu_section(documents: Sequence[Document]) -> str:
 
 def fpga_section(documents: Sequence[Document]) -> str:
     """Circuits against their bills, then accuracy at equal look-up tables."""
-    circuits = [d for d in documents if "budget" not in d["rows"][0]]
+    circuits = [d for d in documents if "bill" in d["rows"][0]]
     mixed = [d for d in documents if "budget" in d["rows"][0]]
+    exact = [d for d in documents if "twin" in d["rows"][0]]
     found = f"\n## {TITLES['fpga']}\n"
     if circuits:
         text = (
@@ -304,6 +305,15 @@ def fpga_section(documents: Sequence[Document]) -> str:
         )
         rows = [fpga_mixed.line(row) for document in mixed for row in document["rows"]]
         found += section("", "fpga_mixed", mixed, text, markdown(fpga_mixed.HEADERS, rows)).partition("## \n")[2]
+    if exact:
+        text = (
+            "Images whose every code, the Softmax's input too, is the oracle's in Verilator, half of them with random\n"
+            "stalls; `twin`: the bundle's C program passes its own test."
+        )
+        headers = ["network", "precision", "images/s", "LUTs by the bill", "images", "exact", "twin"]
+        keys = ("network", "precision", "fps", "lut_bill", "frames", "exact")
+        rows = [[*(r[k] for k in keys), "yes" if r["twin"] else "NO"] for d in exact for r in d["rows"]]
+        found += section("", "fpga_exact", exact, text, markdown(headers, rows)).partition("## \n")[2]
     return found
 
 

@@ -331,6 +331,8 @@ def main() -> int:
     site.mkdir(exist_ok=True)
     for page in PAGES:
         (site / f"{page}.html").write_text(render(page), encoding="utf-8")
+    for picture in DOCS.glob("*.svg"):
+        (site / picture.name).write_bytes(picture.read_bytes())
     print(f"{len(PAGES)} pages in {site.relative_to(DOCS.parent)}")
     return 0
 
