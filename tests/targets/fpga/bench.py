@@ -6,7 +6,9 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from qcompiler.targets.fpga.simulators import INSTALL, NAMES, found, run_testbench
 from qcompiler.targets.fpga.testbench import Port, hex_words, testbench
@@ -67,3 +69,19 @@ def words(codes: Sequence[int], bits: int, lanes: int = 1) -> list[int]:
         sum((int(code) & mask) << (bits * i) for i, code in enumerate(codes[first : first + lanes]))
         for first in range(0, len(codes), lanes)
     ]
+
+
+def requantizers(
+    bias: NDArray[np.int64], multiplier: NDArray[np.int64], shift: NDArray[np.int64], lanes: int
+) -> tuple[list[int], int, int]:
+    """(words of qc_requant's memory, the shift that all channels are brought to, bits of a multiplier); biases of 14
+    bits. Arrays: [channels]."""
+    common = int(shift.max())
+    moved = [int(m) << (common - int(s)) if m else 0 for m, s in zip(multiplier, shift, strict=True)]
+    bits = max(m.bit_length() for m in moved)
+    entries = [(int(b) & 0x3FFF) << bits | m for b, m in zip(bias, moved, strict=True)]
+    table = [
+        sum(entry << ((14 + bits) * k) for k, entry in enumerate(entries[first : first + lanes]))
+        for first in range(0, len(entries), lanes)
+    ]
+    return table, common, bits

@@ -12,7 +12,7 @@ from qcompiler.formats import Int, Minifloat, NumberFormat, parse_format
 from qcompiler.ops.requantize import fixed_multiplier, levels_fixed
 from qcompiler.targets.fpga.simulators import run_testbench
 from qcompiler.targets.fpga.testbench import Port, hex_words
-from tests.targets.fpga.bench import RTL, SIMULATORS, simulate, words
+from tests.targets.fpga.bench import RTL, SIMULATORS, requantizers, simulate, words
 
 pytestmark = pytest.mark.parametrize("simulator", SIMULATORS)
 
@@ -125,16 +125,8 @@ def test_rounding_to_minifloats_has_the_oracles_bits(
     bias = rng().integers(-5000, 5000, channels)
     bias[0] = 0
     want = fmt.encode(levels_fixed(acc + bias, multiplier, shift, fmt))
-    common = int(shift.max())
-    bits = max((int(m) << (common - int(s))).bit_length() for m, s in zip(multiplier, shift, strict=True) if m)
+    table, common, bits = requantizers(bias, multiplier, shift, lanes)
     left = max(0, 2 * stages * steps + 1 - common)
-    table = []
-    for first in range(0, channels, lanes):
-        entries = [
-            (int(bias[i]) & 0x3FFF) << bits | (int(multiplier[i]) << (common - int(shift[i])) if multiplier[i] else 0)
-            for i in range(first, first + lanes)
-        ]
-        table.append(sum(entry << ((14 + bits) * k) for k, entry in enumerate(entries)))
     given = {
         "PE": pe, "LANES": lanes, "ACC": 18, "BB": 14, "MB": bits, "STAGES": stages, "STEPS": steps, "GL": left,
         "DROP": common + left - 1 - 2 * stages * steps, "WORDS": len(table), "OB": fmt.bits, "OE": fmt.exponent,

@@ -14,7 +14,7 @@ from qcompiler.ops.softmax import exponentials
 from qcompiler.targets.fpga.engines import ring_pixels
 from qcompiler.targets.fpga.layers import Window
 from qcompiler.targets.fpga.testbench import Port
-from tests.targets.fpga.bench import SIMULATORS, simulate, words
+from tests.targets.fpga.bench import SIMULATORS, requantizers, simulate, words
 
 pytestmark = pytest.mark.parametrize("simulator", SIMULATORS)
 
@@ -63,16 +63,8 @@ def test_requantizer_has_the_oracles_bits(
     acc[1] = -(1 << 17)
     bias = rng().integers(-5000, 5000, channels)
     want = requantize_fixed(acc + bias, multiplier, shift, zero, fmt)
-    common = int(shift.max())
-    bits = max((int(m) << (common - int(s))).bit_length() for m, s in zip(multiplier, shift, strict=True) if m)
+    table, common, bits = requantizers(bias, multiplier, shift, lanes)
     left = max(0, 2 * stages * steps + 1 - common)
-    table = []
-    for first in range(0, channels, lanes):
-        entries = [
-            (int(bias[i]) & 0x3FFF) << bits | (int(multiplier[i]) << (common - int(shift[i])) if multiplier[i] else 0)
-            for i in range(first, first + lanes)
-        ]
-        table.append(sum(entry << ((14 + bits) * k) for k, entry in enumerate(entries)))
     given = {
         "PE": pe, "LANES": lanes, "ACC": 18, "BB": 14, "MB": bits, "STAGES": stages, "STEPS": steps, "GL": left,
         "DROP": common + left - 1 - 2 * stages * steps, "WORDS": len(table), "OB": 8, "ZERO": zero, "LO": fmt.min,
