@@ -76,6 +76,11 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   wire [AW-1:0] step = !end_c ? A0 : !end_x ? A1 : !end_y ? A2 : !end_o ? (end_g ? AG : A3) : !end_ox ? A4
       : !end_oy ? A5 : A6;
   wire [AW:0] moved = address + step;
+  // The same less WORDS: negative where the ring has not come round. Its own adder, since a comparison of the sum would
+  // be a second carry chain behind the first.
+  wire [AW:0] around = !end_c ? A0 - WORDS : !end_x ? A1 - WORDS : !end_y ? A2 - WORDS : !end_o
+      ? (end_g ? AG - WORDS : A3 - WORDS) : !end_ox ? A4 - WORDS : !end_oy ? A5 - WORDS : A6 - WORDS;
+  wire [AW:0] turned_round = address + around;
   reg signed [NW-1:0] ahead, wcount, low, origin;
   wire signed [NW-1:0] by = !end_x ? DW : !end_y ? DH * W - (KW - 1) * DW : !end_o ? -SPAN : !end_ox ? SW - SPAN
       : !end_oy ? NEXT_ROW - SPAN : NEXT_IMAGE - SPAN;
@@ -84,7 +89,7 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
     if (rst) begin
       address <= wrapped(ORIGIN * CF); origin <= ORIGIN;
     end else if (go) begin
-      address <= moved >= WORDS ? moved - WORDS : moved;
+      address <= turned_round[AW] ? moved : turned_round;
       if (end_oy) origin <= ORIGIN;
       else if (end_o) origin <= far;
     end
