@@ -231,11 +231,11 @@ def _window(p: Parameters, f: Family) -> Resources:
     address, image = bits(words), p["H"] * p["W"]
     pixel = bits(image + p["DEPTH"] + (p["KH"] * p["DH"] + p["PT"]) * p["W"] + p["KW"] * p["DW"]) + 2
     edge = bits(max(p["H"], p["W"]) + p["KH"] * p["DH"] + p["KW"] * p["DW"] + p["PT"] + p["PL"] + p["SH"] + p["SW"]) + 1
-    control = 4 * address + 5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 24
+    control = 3 * address + 4.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 24
     control += 25 if p["KH"] * p["KW"] > 1 else 0
     control += p["WIDTH"]  # the beat that waits
     if f.name == "ecp5":
-        control = 18 * address + 27 * pixel + (2 * edge if p["PADDED"] else 0) + p["WIDTH"] - 95
+        control = 16 * address + 25 * pixel + (2 * edge if p["PADDED"] else 0) + p["WIDTH"] - 95
     counters = sum(bits(p[key]) for key in ("KH", "KW", "OUTER", "OH", "OW")) + bits(parts)
     memory = 0 if p["BLOCK"] else _ram_luts(p["WIDTH"], words, f)
     ff = (3 - p["BLOCK"]) * p["WIDTH"] + 2 * address + 4 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 10

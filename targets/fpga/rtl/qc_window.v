@@ -8,8 +8,7 @@
 //
 // Positions (ring address, pixel index, row, column) move by a constant that depends only on which loops end, so each
 // is one adder. Pixels are counted from the beginning of the image that is being read; wcount says how many have come
-// in, also those of the next image, ahead how many of these lie behind the pixel that is read, and low is the oldest
-// that is still needed.
+// in, also those of the next image, and low is the oldest that is still needed.
 module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH = 3, KW = 3, SH = 1, SW = 1,
     DH = 1, DW = 1, PT = 1, PL = 1, PADDED = 1, OUTER = 1, OSTEP = 0, DEPTH = 24, BLOCK = 0,
     GROUPS = OSTEP ? CF : 1,
@@ -76,20 +75,16 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   wire [AW-1:0] step = !end_c ? A0 : !end_x ? A1 : !end_y ? A2 : !end_o ? (end_g ? AG : A3) : !end_ox ? A4
       : !end_oy ? A5 : A6;
   wire [AW:0] moved = address + step;
-  // The same less WORDS: negative where the ring has not come round. Its own adder, since a comparison of the sum would
-  // be a second carry chain behind the first.
-  wire [AW:0] around = !end_c ? A0 - WORDS : !end_x ? A1 - WORDS : !end_y ? A2 - WORDS : !end_o
-      ? (end_g ? AG - WORDS : A3 - WORDS) : !end_ox ? A4 - WORDS : !end_oy ? A5 - WORDS : A6 - WORDS;
-  wire [AW:0] turned_round = address + around;
-  reg signed [NW-1:0] ahead, wcount, low, origin;
+  reg signed [NW-1:0] pixel, wcount, low, origin;
   wire signed [NW-1:0] by = !end_x ? DW : !end_y ? DH * W - (KW - 1) * DW : !end_o ? -SPAN : !end_ox ? SW - SPAN
       : !end_oy ? NEXT_ROW - SPAN : NEXT_IMAGE - SPAN;
   wire signed [NW-1:0] far = origin + (!end_ox ? SW : NEXT_ROW);
   always @(posedge clk)
     if (rst) begin
-      address <= wrapped(ORIGIN * CF); origin <= ORIGIN;
+      address <= wrapped(ORIGIN * CF); pixel <= ORIGIN; origin <= ORIGIN;
     end else if (go) begin
-      address <= turned_round[AW] ? moved : turned_round;
+      address <= moved >= WORDS ? moved - WORDS : moved;
+      if (end_c) pixel <= pixel + by;
       if (end_oy) origin <= ORIGIN;
       else if (end_o) origin <= far;
     end
@@ -134,13 +129,7 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   wire ready;
   reg turned;  // wcount still counts from the beginning of the image before: the cycle is left out
   always @(posedge clk) turned <= !rst && go && end_oy;
-  // ahead: wcount less the pixel that is read; both sums are there before it is known whether one is read.
-  wire signed [NW-1:0] less = turned ? H * W : end_c ? by : 0;
-  wire signed [NW-1:0] read_one = ahead - less + $signed({1'b0, whole_pixel}), read_none = ahead + $signed({1'b0, whole_pixel});
-  always @(posedge clk)
-    if (rst) ahead <= -ORIGIN;
-    else ahead <= go || turned ? read_one : read_none;
-  assign go = ready && !turned && (!in_image || ahead > 0);
+  assign go = ready && !turned && (!in_image || pixel < wcount);
   // No word that counts is read while it is written (no_rw_check): its pixel is complete by then.
   reg [WIDTH-1:0] read;
   generate if (BLOCK) begin : block
