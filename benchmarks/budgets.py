@@ -48,7 +48,7 @@ NETWORKS = {
     "latency": "resnet20_cifar10_jpeg,mobilenet_v2_100_224",
     "firmware": "mlperf_tiny_vww,mobilenetv2_cifar10_jpeg",
     "reduction": "resnet20_cifar10_jpeg,mobilenetv2_cifar10_jpeg,mlperf_tiny_resnet8,MiniLM",
-    "scaling": "resnet20_cifar10_jpeg",
+    "scaling": "resnet20_cifar10_jpeg,mobilenetv2_cifar10_jpeg",
 }
 LEVELS = ("native", "x86-64-v3")
 SHARE = 0.75

@@ -42,7 +42,8 @@ def _about(new: str, old: str) -> str:
     first, second = (re.search(r"(?m)^`python -m .*$", text) for text in (new, old))
     if first is None or second is None or second[0] in first[0]:
         return new
-    return f"{new[: first.end()]} Before: {second[0]}{new[first.end() :]}"
+    told = second[0] if second[0].startswith(first[0]) else f"{first[0]} Before: {second[0]}"  # the page once more
+    return new[: first.start()] + told + new[first.end() :]
 
 
 def _parse(text: str) -> Table:

@@ -19,6 +19,7 @@ def test_rows_of_other_networks_stay_and_their_command_is_told() -> None:
     )  # fmt: skip
     assert "--only b,c`, 2026-01-02, box. Before: `python -m benchmarks.x --only a,b`, 2026-01-01, box.\n" in found
     assert found.count("What it is.") == 1
+    assert with_kept(new, found, ("network", "bits")) == found
 
 
 def test_nothing_is_kept_where_all_was_measured_anew_or_nothing_was_there() -> None:
