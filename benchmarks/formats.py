@@ -33,9 +33,7 @@ from qcompiler.graph import qdq
 from qcompiler.graph.io import load_graph
 from qcompiler.graph.model import Graph
 from qcompiler.report.pictures import pareto
-from qcompiler.targets.fpga.plan import plan_of
-from qcompiler.targets.fpga.reader import network_of
-from qcompiler.targets.shared.boundary import strip_boundary
+from qcompiler.targets.fpga.cost import FpgaCost
 
 FORMATS = (
     "int3", "e2m0", "int4", "e2m1", "e3m0", "int5", "e2m2", "e3m1", "int6", "e2m3", "e3m2", "int7", "e2m4", "e3m3",
@@ -61,10 +59,9 @@ def weight_bytes(graph: Graph) -> int:
 def luts(graph: Graph, fps: int) -> int | None:
     """Of the circuit of an INTEGER graph; None where a node has no engine, or the rate is out of reach."""
     try:
-        plan = plan_of(network_of(strip_boundary(graph)), {"fps": fps, "dsp": 0})
+        return int(FpgaCost({"fps": fps, "dsp": 0}).whole(graph).resources["lut"])
     except UnsupportedError:
         return None
-    return plan.resources.lut
 
 
 def row(

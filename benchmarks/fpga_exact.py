@@ -23,9 +23,9 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from benchmarks.assets import Case, arguments, networks, write_json
+from benchmarks.fpga import STALL, equal_frames, quantized
 from qcompiler.bundle import manifest_of, write_bundle
 from qcompiler.cli.console import table
-from qcompiler.driver import quantize
 from qcompiler.errors import UnsupportedError
 from qcompiler.execute.oracle import Oracle
 from qcompiler.formats import parse_format
@@ -38,7 +38,6 @@ from qcompiler.targets.shared.codes import codes_of, storage_of
 
 PRECISIONS = "w8a8,w4a8,w4a4,e2m1w-int8a,e2m1w-e2m1a,e3m2w-int8a"
 NETWORKS = "digits cnn,mlperf_tiny_ad,mlperf_tiny_kws,mlperf_tiny_resnet8"
-STALL = 7
 
 
 def frames_of(case: Case, graph: Graph, specs: list[dict[str, Any]], count: int) -> list[dict[str, NDArray]]:
@@ -79,12 +78,7 @@ def twin_agrees(folder: Path) -> bool:
 
 def rows(case: Case, precision: str, fps: float, samples: int, simulators: list[str]) -> Iterator[dict[str, Any]]:
     """One a simulator."""
-    result = quantize(
-        case.model, case.feed("calib"), "fast", target="fpga", options={"precision": precision}, samples=32,
-        shapes=case.shapes,
-    )  # fmt: skip
-    graph = result.integer_graph
-    assert graph is not None
+    graph = quantized(case, precision)
     show_logits(graph)
     lowered = build(graph, {"fps": fps, "dsp": 0}, lambda stage, done, total: None)
     bill = lowered.facts["circuit"]
@@ -103,8 +97,7 @@ def rows(case: Case, precision: str, fps: float, samples: int, simulators: list[
             same, cycles = 0, []
             for stall in (0, STALL):
                 session.stall = stall
-                for answers, wants in zip(session.run_many(given), wanted, strict=True):
-                    same += all(np.array_equal(want, got) for want, got in zip(wants, answers, strict=True))
+                same += equal_frames(session.run_many(given), wanted)
                 cycles.append(session.cycles)
             yield {
                 "network": case.name, "precision": precision, "fps": bill["fps"], "lut_bill": bill["lut"],

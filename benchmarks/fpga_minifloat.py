@@ -9,18 +9,16 @@ qc_encode takes beside the formula of resources.py.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
 
 from benchmarks.assets import arguments
-from benchmarks.fpga import count
 from qcompiler.cli.console import table
 from qcompiler.targets.fpga.build import RTL
-from qcompiler.targets.fpga.resources import encoder
+from qcompiler.targets.fpga.resources import Resources, encoder
+from qcompiler.targets.fpga.synthesis import modules
 
 SHAPES = [(1, m) for m in range(1, 8)] + [(2, m) for m in range(7)] + [(3, m) for m in range(6)]
 """Exponent and mantissa bits of all formats, signed or not, whose levels have at most 16 bits."""
@@ -28,7 +26,7 @@ EXTRA = ((4, 3),)
 """Beyond these: no integer graph has it."""
 WIDTHS = (2, 3, 4, 5, 6, 7, 8, 16)
 BATCH = 40
-FLOW = "synth_xilinx -family xc7 -noiopad -noclkbuf -nodsp -flatten -top top"
+PORTS = "input clk, input ce, input [31:0] x, y, output [63:0] o"
 HOW = (
     "LUTs of qc_mul_float by its operands (a minifloat's sign costs nothing or one LUT; uint: without a sign), each "
     "module synthesized alone: yosys 0.23, synth_xilinx -family xc7 -nodsp; LUT cells of any size."
@@ -55,45 +53,31 @@ def encoders() -> Iterator[tuple[str, dict[str, int]]]:
             yield name, {"F": width, "B": signed + e + m, "S": signed, "E": e}
 
 
-def synthesized(modules: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, int]]:
-    """Resources by name. modules: name -> (ports of a module, its body)."""
-    names = list(modules)
-    found: dict[str, dict[str, int]] = {}
+def synthesized(texts: Mapping[str, str]) -> dict[str, Resources]:
+    """Resources by name. texts: name -> Verilog of a module `pK`, K its place."""
+    files = {f"rtl/{file.name}": file.read_bytes() for file in RTL.iterdir()}
+    names = list(texts)
+    found: dict[str, Resources] = {}
     for first in range(0, len(names), BATCH):
-        some = names[first : first + BATCH]
-        text = [
-            f"(* keep_hierarchy *) module p{k} ({modules[name][0]}); {modules[name][1]} endmodule"
-            for k, name in enumerate(some)
-        ]
-        with tempfile.TemporaryDirectory() as work:
-            (Path(work) / "some.v").write_text("\n".join(text))
-            reads = f"read_verilog -defer {RTL}/qc_mul_float.v {RTL}/qc_mul.v {RTL}/qc_fields.v {RTL}/qc_encode.v"
-            top = "module top (input clk, input ce, input [31:0] x, y, output [63:0] o);" + "".join(
-                f" (* keep *) p{k} i{k} (.clk(clk), .ce(ce), .x(x), .y(y));" for k in range(len(some))
-            )
-            (Path(work) / "top.v").write_text(top + " endmodule\n")
-            script = f"{reads}\nread_verilog some.v top.v\n{FLOW}\ntee -q -o stat.json stat -json\n"
-            (Path(work) / "s.ys").write_text(script)
-            subprocess.run(["yosys", "-q", "s.ys"], cwd=work, check=True, capture_output=True)
-            stat = json.loads((Path(work) / "stat.json").read_text())["modules"]
-        for k, name in enumerate(some):
-            found[name] = count(stat[f"\\p{k}"]["num_cells_by_type"])
+        some = {f"p{first + k}": name for k, name in enumerate(names[first : first + BATCH])}
+        real = modules(files, {own: texts[name] for own, name in some.items()}, "xc7", dsp=False)
+        found |= {name: real[own] for own, name in some.items()}
         print(f"{min(first + BATCH, len(names))} of {len(names)}", file=sys.stderr, flush=True)
     return found
 
 
-def product_module(p: Mapping[str, int]) -> tuple[str, str]:
-    """Ports and body of a wrapper."""
+def product_module(name: str, p: Mapping[str, int]) -> str:
+    """A wrapper of qc_mul_float."""
     given = ", ".join(f".{key}({value})" for key, value in p.items())
-    ports = "input clk, input ce, input [31:0] x, y, output [63:0] o"
-    return ports, f"qc_mul_float #({given}) m (.x(x[{p['XB'] - 1}:0]), .y(y[{p['YB'] - 1}:0]), .p(o[62:0]), .n(o[63]));"
+    inside = f"qc_mul_float #({given}) m (.x(x[{p['XB'] - 1}:0]), .y(y[{p['YB'] - 1}:0]), .p(o[62:0]), .n(o[63]));"
+    return f"module {name} ({PORTS});\n  {inside}\nendmodule\n"
 
 
-def encoder_module(p: Mapping[str, int]) -> tuple[str, str]:
-    """Ports and body of a wrapper."""
+def encoder_module(name: str, p: Mapping[str, int]) -> str:
+    """A wrapper of qc_encode."""
     given = ", ".join(f".{key}({value})" for key, value in p.items())
-    ports = "input clk, input ce, input [31:0] x, y, output [63:0] o"
-    return ports, f"qc_encode #({given}) m (.clk(clk), .ce(ce), .value(x[{p['F'] - 1}:0]), .rest(y[0]), .code(o));"
+    inside = f"qc_encode #({given}) m (.clk(clk), .ce(ce), .value(x[{p['F'] - 1}:0]), .rest(y[0]), .code(o));"
+    return f"module {name} ({PORTS});\n  {inside}\nendmodule\n"
 
 
 def main() -> int:
@@ -101,15 +85,15 @@ def main() -> int:
     given = arguments(__doc__, table={"type": Path, "default": None}, encoders={"action": "store_true"})
     if given.encoders:
         cases = dict(encoders())
-        real = synthesized({name: encoder_module(p) for name, p in cases.items()})
+        real = synthesized({name: encoder_module(f"p{k}", p) for k, (name, p) in enumerate(cases.items())})
         rows = []
         for name, p in cases.items():
             formula = encoder(p["B"], p["S"], p["E"], p["F"])
-            rows.append([name, formula.lut, real[name]["lut"], formula.ff, real[name]["ff"]])
+            rows.append([name, formula.lut, real[name].lut, formula.ff, real[name].ff])
         print(table(["format, width", "lut formula", "lut yosys", "ff formula", "ff yosys"], rows))
         return 0
-    found = synthesized({name: product_module(p) for name, p in products(given.only)})
-    prices = {name: one["lut"] for name, one in sorted(found.items())}
+    found = synthesized({name: product_module(f"p{k}", p) for k, (name, p) in enumerate(products(given.only))})
+    prices = {name: one.lut for name, one in sorted(found.items())}
     head = {"description": HOW, "device": "xc7", "date": date.today().isoformat(),
             "command": "python -m benchmarks.fpga_minifloat --table targets/fpga/minifloat_prices.json"}  # fmt: skip
     text = json.dumps({**head, "multipliers": prices}, indent=1) + "\n"

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 Table = tuple[list[str], list[list[str]]]
 """Headers and rows."""
+
+
+def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
 def with_kept(new: str, old: str, keys: Sequence[str]) -> str:
@@ -23,7 +29,7 @@ def with_kept(new: str, old: str, keys: Sequence[str]) -> str:
             continue
         joined = _join(_parse(fresh[name]), _parse(table), keys)
         if len(joined[1]) > len(_parse(fresh[name])[1]):
-            new, kept = new.replace(fresh[name], _text(joined)), True
+            new, kept = new.replace(fresh[name], markdown(*joined)), True
     return _about(new, old) if kept else new
 
 
@@ -59,8 +65,3 @@ def _join(first: Table, second: Table, keys: Sequence[str]) -> Table:
             row = dict(zip(names, cells, strict=True))
             found.setdefault(tuple(row.get(key, "") for key in keys), row)
     return headers, [[row.get(name, "") for name in headers] for row in found.values()]
-
-
-def _text(table: Table) -> str:
-    lines = [table[0], ["---"] * len(table[0]), *table[1]]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,23 @@ from benchmarks import (
 )
 from benchmarks.assets import ROOT
 from benchmarks.gpu_section import parts
-from benchmarks.kept import with_kept
+from benchmarks.kept import markdown, with_kept
 
 Document = dict[str, Any]
 
 
-def markdown(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
-
-
 def section(title: str, name: str, documents: Sequence[Document], text: str, table: str) -> str:
-    """One section, with where and how it was measured."""
+    """One section."""
+    return f"\n## {title}\n{measured(name, documents, text, table)}"
+
+
+def measured(name: str, documents: Sequence[Document], text: str, table: str) -> str:
+    """A table, with where and how it was measured."""
     first = documents[0]
     commands = " and ".join(
         f"`{' '.join([f'python -m benchmarks.{name}', *_shown(d['arguments'])])}`" for d in documents
     )
-    return f"\n## {title}\n\n{commands}, {first['date']}, {first['machine']}.\n\n{text}\n\n{table}"
+    return f"\n{commands}, {first['date']}, {first['machine']}.\n\n{text}\n\n{table}"
 
 
 def _shown(arguments: Sequence[str]) -> list[str]:
@@ -297,14 +296,14 @@ def fpga_section(documents: Sequence[Document]) -> str:
             "speed grade."
         )
         rows = [fpga.line(row) for document in circuits for row in document["rows"]]
-        found += section("", "fpga", circuits, text, markdown(fpga.HEADERS, rows)).partition("## \n")[2]
+        found += measured("fpga", circuits, text, markdown(fpga.HEADERS, rows))
     if mixed:
         text = (
             "Bits of weights chosen for look-up tables, beside one width for all (first and last layer 8 bits),\n"
             "activations of 8 bits, over the whole test split. `best uniform`: of circuits that take no more LUTs."
         )
         rows = [fpga_mixed.line(row) for document in mixed for row in document["rows"]]
-        found += section("", "fpga_mixed", mixed, text, markdown(fpga_mixed.HEADERS, rows)).partition("## \n")[2]
+        found += measured("fpga_mixed", mixed, text, markdown(fpga_mixed.HEADERS, rows))
     if exact:
         text = (
             "Images whose every code, the Softmax's input too, is the oracle's in Verilator, half of them with random\n"
@@ -313,7 +312,7 @@ def fpga_section(documents: Sequence[Document]) -> str:
         headers = ["network", "precision", "images/s", "LUTs by the bill", "images", "exact", "twin"]
         keys = ("network", "precision", "fps", "lut_bill", "frames", "exact")
         rows = [[*(r[k] for k in keys), "yes" if r["twin"] else "NO"] for d in exact for r in d["rows"]]
-        found += section("", "fpga_exact", exact, text, markdown(headers, rows)).partition("## \n")[2]
+        found += measured("fpga_exact", exact, text, markdown(headers, rows))
     return found
 
 

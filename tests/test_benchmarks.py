@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,16 @@ def digits_case() -> Case:
 
     entry = {"metric": "top1", "arrays": arrays}
     return Case("digits", ROOT / "examples" / "digits" / "cnn.onnx", entry, ("loss", 0.005))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("[!_]*.py")))
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    try:
+        importlib.import_module(f"benchmarks.{name}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("benchmarks", "examples", "qcompiler"):
+            raise
+        pytest.skip(f"{error.name} is not installed")
 
 
 def test_float_accuracy_is_that_of_the_manifest(assets: Path) -> None:

@@ -62,6 +62,33 @@ def simulate(
     return [int(text.split("cycles")[1].split()[0]) for text in said]
 
 
+def simulate_mac(
+    simulator: str,
+    folder: Path,
+    given: Mapping[str, int],
+    a: NDArray[np.int64],
+    w: NDArray[np.int64],
+    want: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Cycles of qc_mac without stalls, and beats of its input. given: its parameters, but for WORDS and WFILE. a: codes
+    [pixels, groups, passes, lanes]; w: [groups, passes, PE, SIMD]; want: sums in the order in which they come."""
+    marks = np.zeros(a.shape[:3], int)
+    marks[..., 0], marks[..., -1] = 1, 2
+    lanes, pe = a.shape[-1], w.shape[2]
+    width, acc = lanes * given["AB"], pe * given["ACC"]
+    data = [
+        beat | int(mark) << width
+        for beat, mark in zip(words(a.reshape(-1), given["AB"], lanes), marks.reshape(-1), strict=True)
+    ]
+    answers = words(want.reshape(-1), given["ACC"], pe)
+    free, _ = simulate(
+        simulator, folder, "qc_mac", {**given, "WORDS": w.shape[0] * w.shape[1], "WFILE": "w.hex"},
+        [(Port("s", width, len(data), ("s_first", "s_last")), data)], [(Port("m", acc, len(answers)), answers)],
+        {"w.hex": words(w.reshape(-1), given["WB"], pe * w.shape[3])},
+    )  # fmt: skip
+    return free, len(data)
+
+
 def words(codes: Sequence[int], bits: int, lanes: int = 1) -> list[int]:
     """Codes as beats, the first in the low bits."""
     mask = (1 << bits) - 1

@@ -12,7 +12,7 @@ from qcompiler.formats import Int, Minifloat, NumberFormat, parse_format
 from qcompiler.ops.requantize import fixed_multiplier, levels_fixed
 from qcompiler.targets.fpga.simulators import run_testbench
 from qcompiler.targets.fpga.testbench import Port, hex_words
-from tests.targets.fpga.bench import RTL, SIMULATORS, requantizers, simulate, words
+from tests.targets.fpga.bench import RTL, SIMULATORS, requantizers, simulate, simulate_mac, words
 
 pytestmark = pytest.mark.parametrize("simulator", SIMULATORS)
 
@@ -155,26 +155,13 @@ def test_sums_of_products(
     a_values, w_values = values(a_fmt)[a], values(w_fmt)[w]
     products = a_values[..., None] * w_values if depthwise else a_values[:, :, :, None] * w_values
     want = products.sum((2, 4)).reshape(-1)
-    marks = np.zeros((pixels, groups, passes), int)
-    marks[..., 0], marks[..., -1] = 1, 2
-    lanes, ab, wb, acc = a.shape[-1], a_fmt.bits, w_fmt.bits, 30
-    data = [
-        beat | int(mark) << (lanes * ab)
-        for beat, mark in zip(words(a.reshape(-1), ab, lanes), marks.reshape(-1), strict=True)
-    ]
     exponents = [fmt.exponent if isinstance(fmt, Minifloat) else 0 for fmt in (w_fmt, a_fmt)]
     given = {
-        "PE": pe, "SIMD": simd, "WB": wb, "AB": ab, "AS": int(a_fmt.signed), "WE": exponents[0], "AE": exponents[1],
-        "ACC": acc, "WORDS": groups * passes, "DEPTHWISE": depthwise, "DSP": dsp, "WFILE": "w.hex",
+        "PE": pe, "SIMD": simd, "WB": w_fmt.bits, "AB": a_fmt.bits, "AS": int(a_fmt.signed), "WE": exponents[0],
+        "AE": exponents[1], "ACC": 30, "DEPTHWISE": depthwise, "DSP": dsp,
     }  # fmt: skip
-    answers = words(want, acc, pe)
-    free, _ = simulate(
-        simulator, tmp_path, "qc_mac", given,
-        [(Port("s", lanes * ab, len(data), ("s_first", "s_last")), data)],
-        [(Port("m", pe * acc, len(answers)), answers)],
-        {"w.hex": words(w.reshape(-1), wb, pe * simd)},
-    )  # fmt: skip
-    assert free < len(data) + 16  # a beat a cycle
+    free, beats = simulate_mac(simulator, tmp_path, given, a, w, want)
+    assert free < beats + 16  # a beat a cycle
 
 
 def test_the_largest_level_of_a_window(simulator: str, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from qcompiler.ops.softmax import exponentials
 from qcompiler.targets.fpga.engines import ring_pixels
 from qcompiler.targets.fpga.layers import Window
 from qcompiler.targets.fpga.testbench import Port
-from tests.targets.fpga.bench import SIMULATORS, requantizers, simulate, words
+from tests.targets.fpga.bench import SIMULATORS, requantizers, simulate, simulate_mac, words
 
 pytestmark = pytest.mark.parametrize("simulator", SIMULATORS)
 
@@ -148,26 +148,12 @@ def test_sums_of_products(
     w.reshape(-1)[:8] = -(1 << (wb - 1))
     products = a[..., None] * w if depthwise else a[:, :, :, None] * w
     want = products.sum((2, 4)).reshape(-1)
-    marks = np.zeros((pixels, groups, passes), int)
-    marks[..., 0], marks[..., -1] = 1, 2
-    lanes = a.shape[-1]
-    data = [
-        beat | int(mark) << (lanes * ab)
-        for beat, mark in zip(words(a.reshape(-1), ab, lanes), marks.reshape(-1), strict=True)
-    ]
-    acc = 18
     given = {
-        "PE": pe, "SIMD": simd, "WB": wb, "AB": ab, "AS": signed, "ACC": acc, "WORDS": groups * passes,
-        "DEPTHWISE": depthwise, "DSP": dsp, "BLOCK": int(wb == 8), "WFILE": "w.hex",
+        "PE": pe, "SIMD": simd, "WB": wb, "AB": ab, "AS": signed, "ACC": 18, "DEPTHWISE": depthwise, "DSP": dsp,
+        "BLOCK": int(wb == 8),
     }  # fmt: skip
-    answers = words(want, acc, pe)
-    free, _ = simulate(
-        simulator, tmp_path, "qc_mac", given,
-        [(Port("s", lanes * ab, len(data), ("s_first", "s_last")), data)],
-        [(Port("m", pe * acc, len(answers)), answers)],
-        {"w.hex": words(w.reshape(-1), wb, pe * simd)},
-    )  # fmt: skip
-    assert free < len(data) + 16  # a beat a cycle
+    free, beats = simulate_mac(simulator, tmp_path, given, a, w, want)
+    assert free < beats + 16  # a beat a cycle
 
 
 @pytest.mark.parametrize("lanes,signed", [(1, (0, 0)), (3, (1, 0))])
