@@ -21,8 +21,10 @@ demo-cls: $(INSTALLED)
 
 # Passes that learn need torch. PyPI's wheel for Linux brings CUDA along; this index has one that does not:
 #   make test TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Two processes, each with whole files of tests; WORKERS=0: one, as a debugger wants it.
+WORKERS ?= 2
 test: $(LEARNING)
-	$(RUN) -m pytest tests $(ARGS)
+	$(RUN) -m pytest tests -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # Two networks on emulated boards (BOARDS=all: every board); installs compilers and emulators where it may.
 BOARDS ?= m4,rv32

@@ -300,7 +300,8 @@ def fpga_section(documents: Sequence[Document]) -> str:
     if mixed:
         text = (
             "Bits of weights chosen for look-up tables, beside one width for all (first and last layer 8 bits),\n"
-            "activations of 8 bits, over the whole test split. `best uniform`: of circuits that take no more LUTs."
+            "activations of 8 bits, over the whole test split. `best uniform`: accuracy and SQNR of\n"
+            "circuits that take no more LUTs."
         )
         rows = [fpga_mixed.line(row) for document in mixed for row in document["rows"]]
         found += measured("fpga_mixed", mixed, text, markdown(fpga_mixed.HEADERS, rows))
