@@ -1,6 +1,7 @@
 """Budgets on the real cost of real targets: what is predicted, what is built, what it loses.
 
-    python -m benchmarks.budgets [--parts latency,firmware,reduction,scaling] [--only PARTS] [--limit N] [--json FILE]
+    python -m benchmarks.budgets [--parts latency,firmware,reduction,scaling] [--only PARTS] [--limit N]
+                                 [--samples 128] [--json FILE]
 
 latency    a budget of 0.75x on the cpu target against the network's own uniform W8A8: both bundles side by side in one
            run, on the instruction sets of `--cpu` (native and x86-64-v3)
@@ -8,7 +9,7 @@ firmware   flash and RAM 25 % below the uniform W8A8 image, on the c target: by 
            arm-none-eabi-gcc is found; accuracy of the image, run on this machine
 reduction  the fewest bit operations (weights and activations) that keep 99.9 % of the float metric, and 99 %, beside 16
            bits everywhere: what Schaefer et al. 2023 report of latency
-scaling    seconds of the whole search, and of the same probes in one and two processes
+scaling    seconds of the whole search, and of the same probes in one and two processes, each on so many samples
 
 Exit code 1 when a budget does not hold.
 """
@@ -170,18 +171,18 @@ def scaling(trial: Trial, given: Any) -> list[dict[str, Any]]:
             seconds = time.perf_counter() - start
         with tempfile.TemporaryDirectory() as cache:
             os.environ["QCOMPILER_CACHE"] = cache
-            probed, count = probes(trial, executor)
+            probed, count = probes(trial, executor, given.samples)
         facts = found.context.facts["assign_bits"]
         chosen.append([item["chosen"] for item in facts["items"]])
         rows.append({
             "part": "scaling", "network": trial.case.name, "executor": executor, "seconds": seconds,
-            "search_s": found.seconds["assign_bits"], "probes": count, "probes_s": probed,
+            "search_s": found.seconds["assign_bits"], "probes": count, "samples": given.samples, "probes_s": probed,
             "times": rows[0]["probes_s"] / probed if rows else 1.0, "same": chosen[-1] == chosen[0],
         })  # fmt: skip
     return rows
 
 
-def probes(trial: Trial, executor: str) -> tuple[float, int]:
+def probes(trial: Trial, executor: str, samples: int) -> tuple[float, int]:
     """Seconds and number of the probes of a search, weights rounded."""
     recipe = load_recipe("auto")
     context = Context(capabilities=get_target("cpu").capabilities,
@@ -190,7 +191,7 @@ def probes(trial: Trial, executor: str) -> tuple[float, int]:
     graph = run_pipeline(trial.graph, plan.only(plan.passes[: plan.passes.index("decide") + 1]), context).float_graph
     assert context.assignment is not None
     items = find_items(graph, context.assignment, WIDTHS)
-    one = study(graph, context.assignment, items, context, samples=128, executor=executor)
+    one = study(graph, context.assignment, items, context, samples=samples, executor=executor)
     start = time.perf_counter()
     swap_loss(one)
     return time.perf_counter() - start, one.probes.ran
@@ -228,7 +229,8 @@ def main() -> int:
     """Print the tables."""
     given = arguments(
         __doc__, parts={"default": ",".join(PARTS)}, cpu={"default": ",".join(LEVELS)},
-        limit={"type": int, "default": 1000}, scheduler={"default": "", "help": "address of a Dask scheduler, too"},
+        limit={"type": int, "default": 1000}, samples={"type": int, "default": 128, "help": "of a probe"},
+        scheduler={"default": "", "help": "address of a Dask scheduler, too"},
     )  # fmt: skip
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:

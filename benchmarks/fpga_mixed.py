@@ -109,7 +109,7 @@ def held(one: dict[str, Any]) -> bool:
 
 
 def main() -> int:
-    """Print the table; exit code 1 where a uniform circuit of no more LUTs has a higher SQNR, or a budget is exceeded."""
+    """Print the table; exit code 1 where a row is not `held`."""
     given = arguments(
         __doc__, widths={"default": "3,4,5,6,8"}, fps={"type": float, "default": 2000.0}, part={"default": "xc7z020"},
         draws={"type": int, "default": 1}, minifloats={"default": "e2m1,e2m2"},

@@ -19,6 +19,7 @@ from qcompiler.graph.state import state_pairs
 from qcompiler.target import Lowered
 from qcompiler.targets.fpga.axi import axi_testbench, wrapper
 from qcompiler.targets.fpga.engines import beats
+from qcompiler.targets.fpga.kernels import kernels_of
 from qcompiler.targets.fpga.layers import Stream
 from qcompiler.targets.fpga.netlist import Netlist, axis, container, memory_file, verilog
 from qcompiler.targets.fpga.parts import cycles_of, limits_of
@@ -28,7 +29,7 @@ from qcompiler.targets.fpga.report import bill
 from qcompiler.targets.fpga.scripts import scripts
 from qcompiler.targets.fpga.synthesis import need_yosys, synthesize
 from qcompiler.targets.fpga.testbench import Port, hex_words, testbench
-from qcompiler.targets.fpga.twin import twin
+from qcompiler.targets.fpga.twin import twin, twin_program
 from qcompiler.targets.shared.boundary import strip_boundary
 
 Progress = Callable[[str, int, int], None]
@@ -56,6 +57,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     progress("fold", 0, 1)
     plan = plan_of(network, options)
     part, limits, net = plan.part, plan.limits, plan.net
+    program = twin_program(stripped)
     progress("fold", 1, 1)
     texts = {f"rtl/{file.name}": file.read_text() for file in sorted(RTL.iterdir()) if file.suffix in (".v", ".vh")}
     texts["rtl/qc_top.v"] = verilog(net)
@@ -73,7 +75,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     }
     texts |= _bench(stripped, net, facts, int(options.get("vectors", VECTORS)))
     texts |= scripts(net.name, part, limits["dsp"] > 0)
-    texts |= twin(stripped, int(options.get("vectors", VECTORS)))
+    texts |= twin(stripped, program, int(options.get("vectors", VECTORS)))
     texts["driver/pynq_driver.py"] = DRIVER.read_text()
     files = {path: text.encode() for path, text in texts.items()}
     counted = None
@@ -82,6 +84,9 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
         counted = synthesize(files, net.name, part.family, dsp=limits["dsp"] > 0)
         progress("yosys", 1, 1)
     report = bill(plan, network, options, counted)
+    kernels = kernels_of(network, program)
+    for row in report["layers"]:
+        row["kernels"] = kernels.get(row["node"], [])
     stored = sum(
         module.parameters.get("WORDS", 0) * _word_bits(module.parameters, module.kind)
         for module in (instance.module for instance in net.instances)

@@ -9,6 +9,7 @@ from qcompiler.targets.c.header import header
 from qcompiler.targets.c.machine import SCALAR
 from qcompiler.targets.c.selftest import answers, selftest
 from qcompiler.targets.shared.lower import check_operators
+from qcompiler.targets.shared.program import Program
 
 NAME = "model"
 _MAKEFILE = """# make test: the program proves its bits on this machine, which are those of the circuit.
@@ -25,10 +26,15 @@ selftest: $(wildcard *.c *.h)
 """
 
 
-def twin(graph: Graph, vectors: int) -> dict[str, str]:
-    """Files by path. graph: without its boundary. Raises UnsupportedError for operators without a lowering."""
+def twin_program(graph: Graph) -> Program:
+    """Its kernels. graph: without its boundary. Raises UnsupportedError for operators without a lowering."""
     check_operators(graph, "c")
-    sources = Sources(graph, plan(graph, SCALAR, {}), NAME, False)
+    return plan(graph, SCALAR, {})
+
+
+def twin(graph: Graph, program: Program, vectors: int) -> dict[str, str]:
+    """Files by path."""
+    sources = Sources(graph, program, NAME, False)
     kernels = sources.kernels()
     files = {
         f"{NAME}.h": header(sources),
