@@ -21,6 +21,9 @@ Array = NDArray[np.float64]
 Say = Callable[[str], None]
 BLOCK = 64
 """Columns after which the columns to come are corrected in one product."""
+ROWS = 2048
+"""Rows that are worked on at a time, so that a block of them stays in a core's own cache; rows do not depend on each
+other."""
 DAMPING = 0.01
 """Share of the mean diagonal that is added to the diagonal (the published code's `percdamp`)."""
 
@@ -94,25 +97,30 @@ def gptq(
     scales = scale[:, None] if scale.ndim == 1 else scale
     of_column = np.zeros(columns, int) if group_size is None else order // group_size
     levels = np.empty_like(w)
-    for start in range(0, columns, BLOCK):
-        end = min(start + BLOCK, columns)
-        block, errors, rounded = w[:, start:end], np.empty((len(w), end - start)), np.empty((len(w), end - start))
-        for j in range(end - start):
-            at = start + j
-            s = scales[:, of_column[at]]
-            column = block[:, j].copy()
-            levels[:, at] = grid.levels(column / s)
-            errors[:, j] = (column - levels[:, at] * s) / upper[at, at]
-            rounded[:, j] = column
-            block[:, j:] -= errors[:, j : j + 1] * upper[at, at:end]
-            if pull is not None:
-                block[:, j:] += column[:, None] * pull[at, at:end]
-        w[:, end:] -= errors @ upper[start:end, end:]
-        if pull is not None:
-            w[:, end:] += rounded @ pull[start:end, end:]
+    for rows in (slice(first, first + ROWS) for first in range(0, len(w), ROWS)):
+        levels[rows] = _gptq_columns(w[rows].T.copy(), upper, scales[rows].T[of_column], grid, pull).T
     result = np.empty_like(levels)
     result[:, order] = levels
     return result
+
+
+def _gptq_columns(w: Array, upper: Array, scales: Array, grid: Grid, pull: Array | None) -> Array:
+    """Levels [K, R] of w [K, R], whose columns are the first index here: they are worked on one after the other."""
+    levels = np.empty_like(w)
+    for start in range(0, len(w), BLOCK):
+        end = min(start + BLOCK, len(w))
+        errors, rounded = np.empty((end - start, w.shape[1])), w[start:end]
+        for at in range(start, end):
+            column, done = w[at], at - start
+            column -= upper[start:at, at] @ errors[:done]
+            if pull is not None:
+                column += pull[start:at, at] @ rounded[:done]
+            levels[at] = grid.levels(column / scales[at])
+            errors[done] = (column - levels[at] * scales[at]) / upper[at, at]
+        w[end:] -= upper[start:end, end:].T @ errors
+        if pull is not None:
+            w[end:] += pull[start:end, end:].T @ rounded
+    return levels
 
 
 def gptq_blocks(
