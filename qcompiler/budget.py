@@ -10,11 +10,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from qcompiler.calibrate.data import Samples
 from qcompiler.context import Context
 from qcompiler.cost import Cost, CostModel, totals
+from qcompiler.energy import EnergyCost, EnergyTable
 from qcompiler.errors import BudgetError, RecipeError, UnsupportedError
 from qcompiler.graph.model import Graph
 from qcompiler.pipeline import PipelineResult, run_pipeline
@@ -54,21 +56,37 @@ def with_packing(
 
 
 def give_costs(
-    context: Context, plan: Recipe, graph: Graph, target: Target, options: Mapping[str, Any], arithmetic: str
+    context: Context,
+    plan: Recipe,
+    graph: Graph,
+    target: Target,
+    options: Mapping[str, Any],
+    arithmetic: str,
+    energy: str | Path | None = None,
 ) -> None:
     """Set `context.cost` and `context.whole`, if the recipe has a budget that needs them.
 
-    graph: FLOAT, as loaded. options: those of the target's `build`. Raises UnsupportedError for a target without a cost
-    model, and what making that raises.
+    graph: FLOAT, as loaded. options: those of the target's `build`. energy: file of a table (qcompiler/energy.py).
+    Raises UnsupportedError for a target without a cost model, and what making that raises.
     """
-    if not asked(plan) - pass_module(OPTION).ADDED:
+    table = None if energy is None else EnergyTable.read(energy)
+    needed = asked(plan) - pass_module(OPTION).ADDED
+    if "energy" in needed and table is None:
+        raise RecipeError("nothing says what energy costs.", where="budget", hint="Pass --energy-table with a file.")
+    if not needed:
         return
-    if target.cost is None:
+    model: CostModel | None = None
+    if target.cost is not None:
+        model, note = target.cost({**options, "arithmetic": arithmetic})
+        context.note(f"target `{target.name}`", note)
+    elif needed != {"energy"}:
         raise UnsupportedError(
             "it has no cost model.", where=f"target `{target.name}`", hint="Give a budget for size or bops."
         )
-    model, note = target.cost({**options, "arithmetic": arithmetic})
-    context.note(f"target `{target.name}`", note)
+    if table is not None:
+        model = EnergyCost(model, table)
+        context.note("energy", f"by the table {energy}: {table.origin}")
+    assert model is not None
     context.cost = model
     context.whole = _Planner(plan, graph, context, model, arithmetic)
 

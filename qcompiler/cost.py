@@ -266,21 +266,40 @@ class BytesAndBops:
     def whole(self, graph: Graph) -> Cost:
         """Of an INTEGER graph, whose values carry their formats."""
         total = Cost()
-        for node in graph.nodes():
-            bits = [_bits_of(value) for value in node.inputs[:2]]
-            product = node_macs(graph, node) if node.op_type in PRODUCTS else 0
-            weight = node.inputs[1] if product and node.op_type != "BatchMatMul" else None
-            size = 0
-            if weight is not None:
-                told = weight.metadata_props.get(MINIFLOAT_KEY)
-                codes = parse_format(told).bits if told else bits[1]
-                width = codes if self.packed else 8 * stored_bytes(bits[1])
-                size = -(-prod(graph.shape(weight)) * width // 8) + 4 * prod(graph.shape(node.inputs[2]))
-            values = [v for v in (*node.inputs, *node.outputs) if v is not None and graph.const(v) is None]
-            coded = [v for v in values if FORMAT_KEY in v.metadata_props]
-            peak = sum(prod(graph.shape(v)) * stored_bytes(_bits_of(v)) for v in coded)
-            total += Cost(0.0, size, peak, {"bops": product * prod(bits) if product else 0})
+        for products, size, peak in products_of(graph, self.packed):
+            count = products.count * products.weight * products.activation
+            total += Cost(0.0, size, peak, {"bops": count})
         return total
+
+
+@dataclass(frozen=True)
+class Products:
+    """Multiply-accumulates of a node and the bits of their factors."""
+
+    count: int
+    weight: int
+    activation: int
+
+
+def products_of(graph: Graph, packed: bool = True) -> list[tuple[Products, int, int]]:
+    """Of each node of an INTEGER graph, whose values carry their formats: its products, bytes of its weights with the
+    biases, and bytes of what it reads and writes."""
+    found = []
+    for node in graph.nodes():
+        activation, weight_bits = (_bits_of(value) for value in (*node.inputs[:2], None, None)[:2])
+        count = node_macs(graph, node) if node.op_type in PRODUCTS else 0
+        weight = node.inputs[1] if count and node.op_type != "BatchMatMul" else None
+        size = 0
+        if weight is not None:
+            told = weight.metadata_props.get(MINIFLOAT_KEY)
+            codes = parse_format(told).bits if told else weight_bits
+            width = codes if packed else 8 * stored_bytes(weight_bits)
+            size = -(-prod(graph.shape(weight)) * width // 8) + 4 * prod(graph.shape(node.inputs[2]))
+        values = [v for v in (*node.inputs, *node.outputs) if v is not None and graph.const(v) is None]
+        coded = [v for v in values if FORMAT_KEY in v.metadata_props]
+        moved = sum(prod(graph.shape(v)) * stored_bytes(_bits_of(v)) for v in coded)
+        found.append((Products(count, weight_bits, activation), size, moved))
+    return found
 
 
 def _bits_of(value: ir.Value | None) -> int:

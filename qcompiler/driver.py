@@ -113,6 +113,7 @@ def quantize(
     arithmetic: str | None = None,
     options: Mapping[str, Any] | None = None,
     budget: Mapping[str, Any] | None = None,
+    energy_table: str | Path | None = None,
     target_options: Mapping[str, Any] | None = None,
     until: str | None = None,
     seed: int = 0,
@@ -126,7 +127,8 @@ def quantize(
     [n, steps, ...] of the other inputs. position: the input that counts steps. recipe: preset, file or value; by
     default `auto` below 8 bits, else `default`. options: overrides of the recipe's quantization keys (precision,
     exclude, ...). budget: name (size, bops, latency, flash, ram, ...) -> number or text such as 180KiB or 0.5x: an
-    integer program then chooses the bits of every weight. target_options: those of `compile`; costs depend on them.
+    integer program then chooses the bits of every weight. energy_table: file of the device's (qcompiler/energy.py), for
+    a budget of energy. target_options: those of `compile`; costs depend on them.
     constants: inputs that always have one value. A recipe without `integerize` ends in a QDQ file, for which the target
     does not matter. until: the last pass to run, of a recipe whose later ones only say what is being prepared for.
     samples: how many samples are used, the first ones; with `select` those that this method chooses from all of them
@@ -183,7 +185,7 @@ def quantize(
     held_out = None
     if known is not None and any(getattr(pass_module(name), "FITS", False) for name in plan.passes):
         context.samples, held_out = hold_out(known)
-    give_costs(context, plan, graph, chosen, target_options or {}, arithmetic)
+    give_costs(context, plan, graph, chosen, target_options or {}, arithmetic, energy_table)
     running = plan if until is None else plan.until(until)
     with with_ways_out(plan, chosen, target_options or {}):
         done, context = run_within(graph, running, context, arithmetic=arithmetic)

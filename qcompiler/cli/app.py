@@ -46,6 +46,7 @@ def compile_command(
     recipe: str | None = None,
     precision: str | None = None,
     budget: Texts = (),
+    energy_table: Path | None = None,
     pareto: int | None = None,
     nonlinear: str | None = None,
     exclude: Texts = (),
@@ -90,6 +91,8 @@ def compile_command(
     budget
         What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, latency=0.6x or 3ms,
         flash=, ram=, instructions=, lut= where the target knows them; a number, or a share of 8 bits as 0.5x.
+    energy_table
+        JSON file with picojoules of a device's products and bytes, for --budget energy=; see docs/mixed_precision.md.
     pareto
         Write so many bundles along the curve of loss over a budget (default: size) into the folder --output.
     nonlinear
@@ -141,6 +144,7 @@ def compile_command(
             recipe=recipe,
             precision=precision,
             budget=dict(pairs(budget, "--budget size=180KiB")),
+            energy_table=energy_table,
             pareto=pareto,
             nonlinear=nonlinear,
             exclude=exclude,

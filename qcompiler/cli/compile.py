@@ -34,6 +34,7 @@ class CompileRequest:
     recipe: str | None
     precision: str | None
     budget: Mapping[str, str]
+    energy_table: Path | None
     pareto: int | None
     nonlinear: str | None
     exclude: tuple[str, ...]
@@ -135,7 +136,7 @@ def _building(request: CompileRequest, console: Console) -> dict[str, Any]:
         "constants": request.constants, "state": request.state, "position": request.position,
         "preprocess": request.preprocess, "samples": request.samples, "select": request.select,
         "arithmetic": request.arithmetic, "options": overrides, "budget": request.budget, "seed": request.seed,
-        "qdq_form": request.qdq_form,
+        "qdq_form": request.qdq_form, "energy_table": request.energy_table,
     }  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def test_budgets_are_checked_before_any_work() -> None:
     x = {"x": np.zeros((2, 1, 8, 8), np.float32)}
     with pytest.raises(RecipeError, match="no budget `weight`"):
         qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={"weight": 1})
-    for name in ("flash", "energy"):
+    for name in ("flash", "lut"):
         with pytest.raises(RecipeError, match=f"nothing says what `{name}` costs.*bops, latency, ram, size here"):
             qcompiler.quantize(DIGITS / "cnn.onnx", x, dims={"N": 1}, budget={name: 1})
     with pytest.raises(RecipeError, match="what is to be kept to"):
