@@ -140,6 +140,7 @@ def reduction(trial: Trial, given: Any) -> list[dict[str, Any]]:
     options = {
         "assign_bits.activations": True, "assign_bits.activation_widths": (3, 4, 5, 6, 8), "assign_bits.widths": WIDTHS,
         "assign_bits.points": 10, "assign_bits.score": "gauss_newton", "assign_bits.compare": (),
+        "assign_bits.samples": given.samples,
     }  # fmt: skip
     first = trial.quantize(budget={"bops": "1x"}, options=options)
     facts = first.context.facts["assign_bits"]
