@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from qcompiler.errors import BudgetError, RecipeError
 from qcompiler.passes.mixed_precision.greedy import descend, solve_greedy
 from qcompiler.passes.mixed_precision.problem import Pairs, Problem, Solution
+from qcompiler.solve.quiet import without_stdout
 
 GAP = 1e-6
 TIME_LIMIT = 60.0
@@ -252,13 +253,14 @@ class _Program:
             )
         whole = np.zeros(self.count)
         whole[: self.binary] = 1
-        return milp(
-            self.objective,
-            integrality=whole,
-            bounds=Bounds(0, 1),
-            constraints=conditions,
-            options={"mip_rel_gap": gap, "time_limit": time_limit},
-        )
+        with without_stdout():  # HiGHS has lines for its authors
+            return milp(
+                self.objective,
+                integrality=whole,
+                bounds=Bounds(0, 1),
+                constraints=conditions,
+                options={"mip_rel_gap": gap, "time_limit": time_limit},
+            )
 
     def choice(self, x: NDArray) -> tuple[int, ...]:
         """Options that are taken."""
