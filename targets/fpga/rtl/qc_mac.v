@@ -12,7 +12,7 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
   `include "qc_math.vh"
   localparam LW = WE ? WB - 1 - WE + (1 << WE) - 1 : WB, LA = AE ? AB - AS - AE + (1 << AE) - 1 : AB;
   localparam L = SIMD == 1 ? 0 : clog2(SIMD), PW = LW + LA + 1, D = L + 2 + BLOCK, CARRY = (WE || AE) && !DSP, BARE = WE && AE && !DSP;
-  wire due;  // a sum is complete: only then is there anything to wait for
+  reg due;  // a sum is complete: only then is there anything to wait for
   wire ce = !due || !m_tvalid || m_tready;
   assign s_tready = ce;
 
@@ -41,13 +41,15 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
     assign w = first_read;
     assign a = a1;
   end endgenerate
-  reg [D-1:0] valid, first, last;
+  reg [D-1:0] valid, first;
+  reg [D-2:0] last;
   always @(posedge clk)
-    if (rst) valid <= 0;
+    if (rst) begin valid <= 0; due <= 0; end
     else if (ce) begin
       valid <= {valid[D-2:0], s_tvalid};
       first <= {first[D-2:0], s_first};
-      last <= {last[D-2:0], s_last};
+      last <= {last, s_last};
+      due <= valid[D-2] && last[D-2];
     end
 
   genvar p, i, l;
@@ -116,7 +118,6 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
       if (ce && due) m_tdata[p*ACC +: ACC] <= now;
     end
   end endgenerate
-  assign due = valid[D-1] && last[D-1];
   always @(posedge clk)
     if (rst) m_tvalid <= 0;
     else if (ce && due) m_tvalid <= 1;

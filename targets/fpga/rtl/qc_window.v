@@ -7,8 +7,10 @@
 // m_first and m_last mark a pass. Cells outside the image are PAD.
 //
 // Positions (ring address, pixel index, row, column) move by a constant that depends only on which loops end, so each
-// is one adder. Pixels are counted from the beginning of the image that is being read; wcount says how many have come
-// in, also those of the next image, and low is the oldest that is still needed.
+// is one adder. Loops are a beat ahead of what is read: whether the beat's pixel has come is known from a register
+// (here), and going on is decided by that and by the room behind. Pixels are counted from the first image on, modulo
+// 2^NW, of which every difference is less than a half: wcount have come in, and room is for those below limit, which is
+// DEPTH behind the oldest that is still needed.
 module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH = 3, KW = 3, SH = 1, SW = 1,
     DH = 1, DW = 1, PT = 1, PL = 1, PADDED = 1, OUTER = 1, OSTEP = 0, DEPTH = 24, BLOCK = 0,
     GROUPS = OSTEP ? CF : 1,
@@ -23,7 +25,7 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   // How far it is from the first to the last cell of a window, in pixels, and back to the first beat of a window.
   localparam SPAN = (KH - 1) * DH * W + (KW - 1) * DW, BACK = CF - 1;
   localparam ORIGIN = -PT * W - PL, NEXT_ROW = SH * W - (OW - 1) * SW;
-  localparam NEXT_IMAGE = -((OH - 1) * SH * W + (OW - 1) * SW);
+  localparam NEXT_IMAGE = H * W - (OH - 1) * SH * W - (OW - 1) * SW;
   // Icarus Verilog 11 takes a negative dividend in a constant function for an unsigned one of 64 bits.
   function integer wrapped(input integer v);
     wrapped = v < 0 ? (WORDS - (-v) % WORDS) % WORDS : v % WORDS;
@@ -70,26 +72,20 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
       A2 = wrapped((DH * W - (KW - 1) * DW) * CF - (INNER - 1)),
       A3 = wrapped(-SPAN * CF - (INNER - 1)), AG = wrapped(-SPAN * CF + 1),
       A4 = wrapped((SW - SPAN) * CF - BACK), A5 = wrapped((NEXT_ROW - SPAN) * CF - BACK),
-      A6 = wrapped((H * W + NEXT_IMAGE - SPAN) * CF - BACK);
-  reg [AW-1:0] address;
+      A6 = wrapped((NEXT_IMAGE - SPAN) * CF - BACK);
   wire [AW-1:0] step = !end_c ? A0 : !end_x ? A1 : !end_y ? A2 : !end_o ? (end_g ? AG : A3) : !end_ox ? A4
       : !end_oy ? A5 : A6;
-  wire [AW:0] moved = address + step;
-  reg signed [NW-1:0] pixel, wcount, low, origin;
+  reg signed [NW-1:0] pixel, origin, image;  // origin: of the window in its image, which has room from `image` on
   wire signed [NW-1:0] by = !end_x ? DW : !end_y ? DH * W - (KW - 1) * DW : !end_o ? -SPAN : !end_ox ? SW - SPAN
       : !end_oy ? NEXT_ROW - SPAN : NEXT_IMAGE - SPAN;
-  wire signed [NW-1:0] far = origin + (!end_ox ? SW : NEXT_ROW);
+  wire signed [NW-1:0] next_origin = origin + (!end_ox ? SW : NEXT_ROW);
   always @(posedge clk)
-    if (rst) begin
-      address <= wrapped(ORIGIN * CF); pixel <= ORIGIN; origin <= ORIGIN;
-    end else if (go) begin
-      address <= moved >= WORDS ? moved - WORDS : moved;
+    if (rst) begin pixel <= ORIGIN; origin <= ORIGIN; image <= DEPTH; end
+    else if (go) begin
       if (end_c) pixel <= pixel + by;
-      if (end_oy) origin <= ORIGIN;
-      else if (end_o) origin <= far;
+      if (end_oy) begin origin <= ORIGIN; image <= image + H * W; end
+      else if (end_o) origin <= next_origin;
     end
-  // Late by a cycle: within an image it only grows, so that holds back the writer; at its end it turns as wcount does.
-  always @(posedge clk) low <= rst || origin < 0 ? 0 : origin;
   wire in_image;
   generate if (PADDED) begin : padded
     reg signed [IW-1:0] y, x;
@@ -108,7 +104,9 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   // ---- the ring
   reg [AW-1:0] tail;
   reg [clog2(CF)-1:0] part;
-  wire signed [NW-1:0] held = wcount - low;
+  reg at_part;
+  reg signed [NW-1:0] wcount, wnext, limit;  // wnext: one more
+  wire signed [NW-1:0] above = wcount - limit, next_above = wnext - limit;
   // A beat that finds no room waits here: what the reader waits for does not reach the writer in the same cycle.
   reg [WIDTH-1:0] late;
   reg waits;
@@ -116,10 +114,10 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   wire in_valid = waits || s_tvalid;
   assign s_tready = !waits;
   reg room;  // for a pixel that begins; late by a cycle where the reader gives up one
-  wire put = in_valid && room, whole_pixel = put && part == CF - 1;
+  wire put = in_valid && room, whole_pixel = put && at_part;
   always @(posedge clk)
     if (rst) room <= 1;
-    else room <= whole_pixel ? held < DEPTH - 1 : held < DEPTH;
+    else room <= whole_pixel ? next_above[NW-1] : above[NW-1];
   always @(posedge clk) begin
     if (s_tready) late <= s_tdata;
     if (rst) waits <= 0;
@@ -127,9 +125,25 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
   end
   wire ce = !m_tvalid || m_tready;
   wire ready;
-  reg turned;  // wcount still counts from the beginning of the image before: the cycle is left out
-  always @(posedge clk) turned <= !rst && go && end_oy;
-  assign go = ready && !turned && (!in_image || pixel < wcount);
+  // The beat that is read when it goes: `idle` is the one before all others, which reads nothing.
+  reg here, idle, covered, starts, ends;
+  reg fresh;  // the next beat begins a pass
+  reg [AW-1:0] address, far;  // and from it to where the loops are
+  wire [AW:0] moved = address + far;
+  reg signed [NW-1:0] wanted;
+  wire signed [NW-1:0] lacks = wanted - wcount, next_lacks = pixel - wcount;  // negative: has come
+  assign go = ready && here;
+  always @(posedge clk)
+    if (rst) begin
+      here <= 1; idle <= 1; fresh <= 1; limit <= DEPTH; address <= wrapped(ORIGIN * CF); far <= 0;
+    end else begin
+      here <= go ? !in_image || next_lacks[NW-1] : here || lacks[NW-1];
+      if (go) begin
+        idle <= 0; fresh <= end_y; limit <= image + (origin < 0 ? 0 : origin);
+        address <= moved >= WORDS ? moved - WORDS : moved; far <= step;
+        wanted <= pixel; covered <= in_image; starts <= fresh; ends <= end_y;
+      end
+    end
   // No word that counts is read while it is written (no_rw_check): its pixel is complete by then.
   reg [WIDTH-1:0] read;
   generate if (BLOCK) begin : block
@@ -146,28 +160,25 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
     end
   end endgenerate
   always @(posedge clk)
-    if (rst) begin tail <= 0; part <= 0; wcount <= 0; end
+    if (rst) begin tail <= 0; part <= 0; at_part <= CF == 1; wcount <= 0; wnext <= 1; end
     else begin
       if (put) begin
         tail <= tail == WORDS - 1 ? 0 : tail + 1'b1;
-        part <= part == CF - 1 ? 0 : part + 1'b1;
+        part <= at_part ? 0 : part + 1'b1;
+        at_part <= CF == 1 || (!at_part && part == CF - 2);
       end
-      wcount <= wcount + whole_pixel - (turned ? H * W : 0);
+      if (whole_pixel) begin wcount <= wnext; wnext <= wnext + 1'b1; end
     end
 
   // ---- what was read, then padding
-  reg valid1, in_image1, first1, last1;
-  reg fresh;  // the next beat begins a pass
-  always @(posedge clk)
-    if (rst) fresh <= 1;
-    else if (go) fresh <= end_y;
+  reg valid1, covered1, first1, last1;
   assign ready = !valid1 || ce;
   always @(posedge clk) begin
-    if (go) begin in_image1 <= in_image; first1 <= fresh; last1 <= end_y; end
-    if (ce) begin m_tdata <= in_image1 ? read : PAD; m_first <= first1; m_last <= last1; end
+    if (go) begin covered1 <= covered; first1 <= starts; last1 <= ends; end
+    if (ce) begin m_tdata <= covered1 ? read : PAD; m_first <= first1; m_last <= last1; end
     if (rst) begin valid1 <= 0; m_tvalid <= 0; end
     else begin
-      if (ready) valid1 <= go;
+      if (ready) valid1 <= here && !idle;
       if (ce) m_tvalid <= valid1;
     end
   end
