@@ -33,12 +33,14 @@ SUM_STEPS = 4
 @dataclass(frozen=True)
 class Fold:
     """pe: sums (or lanes) at a time; simd: products of a sum at a time; dsp: products in multiplier blocks; block: bits
-    of a memory above which it goes to block RAM."""
+    of a memory above which it goes to block RAM; queue: of a global average, whose sums leave while the next image comes
+    in."""
 
     pe: int = 1
     simd: int = 1
     dsp: bool = False
     block: int = BLOCK_BITS
+    queue: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,8 @@ class Engine:
             return max(into, prod(layer.window.output) * self.repeats * self.passes)
         if layer.kind == "sum":
             assert layer.window is not None
-            parts = layer.channels // fold.pe
-            way = self.multiplication
-            return (prod(layer.window.input) - 1) * parts + layer.channels // way.lanes * way.steps
+            into = prod(layer.window.input) * (layer.channels // fold.pe)
+            return max(into, self.drain) if fold.queue else into - layer.channels // fold.pe + self.drain
         if layer.kind == "slice":
             assert layer.window is not None
             return prod(layer.window.input) * layer.values["channels"] // fold.pe
@@ -118,6 +119,12 @@ class Engine:
             rows, division = layer.output.codes // layer.channels, layer.values["numerator"].bit_length() + 6
             return rows * layer.channels * (4 + division)
         return layer.output.codes // fold.pe
+
+    @property
+    def drain(self) -> int:
+        """Cycles in which the sums of a global average are requantized."""
+        way = self.multiplication
+        return self.layer.channels // way.lanes * way.steps
 
     @cached_property
     def multiplication(self) -> Multiplication:
@@ -168,6 +175,10 @@ class Engine:
             {"LANES": self.fold.pe, "AB": fmt.bits, "AS": int(fmt.signed), "ACC": signed_bits(*layer.sums),
              "CF": layer.channels // self.fold.pe, "PIXELS": prod(layer.window.input)},
         )  # fmt: skip
+        if self.fold.queue:
+            width, words = self.fold.pe * signed_bits(*layer.sums), max(2, layer.channels // self.fold.pe)
+            block = int(in_block(width, words, self.fold.block))
+            yield Module("qc_fifo", {"WIDTH": width, "DEPTH": words, "BLOCK": block})
         yield self._requantizer()
 
     def _add(self) -> Iterator[Module]:
