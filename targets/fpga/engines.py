@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from math import gcd, prod
+from operator import or_
 
 import numpy as np
 from numpy.typing import NDArray
@@ -298,7 +299,7 @@ class Engine:
                 word = 0
                 for i in reversed(range(first, first + way.lanes)):
                     m = int(r.multiplier[i])
-                    scaled = m << (common - int(r.shift[i])) if m else 0
+                    scaled = (m << max(0, common - int(r.shift[i]))) >> max(0, int(r.shift[i]) - common)
                     word = word << (bias_bits + way.bits) | masked(int(r.bias[i]), bias_bits) << way.bits | scaled
                 found.append(word)
             return found
@@ -328,11 +329,14 @@ def in_block(width: int, words: int, limit: int = BLOCK_BITS) -> bool:
 
 
 def common_shift(r: Requantizer) -> tuple[int, int]:
-    """(bits, shift): all multipliers brought to the largest shift have at most so many bits."""
+    """(bits, shift): all multipliers brought to one shift have at most so many bits. Zeros that all have at their ends
+    (seven, where scales are float32) are left out: they would be steps and memory for nothing."""
     used = r.multiplier != 0
     shift = int(r.shift[used].max(initial=1))
     scaled = [int(m) << (shift - int(s)) for m, s in zip(r.multiplier[used], r.shift[used], strict=True)]
-    return max([1, *(value.bit_length() for value in scaled)]), shift
+    ones = reduce(or_, scaled, 0)
+    zeros = min(shift - 1, (ones & -ones).bit_length() - 1) if ones else 0
+    return max([1, *(value.bit_length() - zeros for value in scaled)]), shift - zeros
 
 
 def divisors(n: int) -> list[int]:
