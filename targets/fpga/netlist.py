@@ -191,7 +191,8 @@ def verilog(net: Netlist) -> str:
             )
         body += [
             f"  assign {stem}_tvalid = {link.name}_tvalid;", f"  assign {link.name}_tready = {stem}_tready;",
-            f"  reg [31:0] {stem}_count;", f"  assign {stem}_tlast = {stem}_count == {beats - 1};",
+            f"  reg [{max(1, (beats - 1).bit_length()) - 1}:0] {stem}_count;",
+            f"  assign {stem}_tlast = {stem}_count == {beats - 1};",
             "  always @(posedge clk)", f"    if (rst) {stem}_count <= 0;",
             f"    else if ({stem}_tvalid && {stem}_tready) {stem}_count <= {stem}_tlast ? 0 : {stem}_count + 1'b1;",
         ]  # fmt: skip
