@@ -34,8 +34,7 @@ SUM_STEPS = 4
 @dataclass(frozen=True)
 class Fold:
     """pe: sums (or lanes) at a time; simd: products of a sum at a time; dsp: products in multiplier blocks; block: bits
-    of a memory above which it goes to block RAM; queue: of a global average, whose sums leave while the next image comes
-    in."""
+    of a memory above which it goes to block RAM; queue: a global average's sums leave while the next image comes in."""
 
     pe: int = 1
     simd: int = 1

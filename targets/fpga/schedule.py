@@ -4,8 +4,8 @@ It gives the cycles of an image and how far the branches before an Add or Concat
 depth. Queues before joins are unbounded here, everything else is as in the circuit, so no order of events in the
 circuit needs more: the branch that waits holds what the other one needs to produce its pixel.
 
-Windows have rings, joins have queues; every other engine holds a beat, so what writes to it gives a pixel no faster than
-it takes one. A global average is slow at the last pixel of an image, when its sums leave.
+Windows have rings, joins have queues; every other engine holds a beat, so what writes to it gives a pixel no faster
+than it takes one. A global average is slow at the last pixel of an image, when its sums leave.
 """
 
 from __future__ import annotations
