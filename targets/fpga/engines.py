@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from math import gcd, prod
+from operator import or_
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,12 +34,13 @@ SUM_STEPS = 4
 @dataclass(frozen=True)
 class Fold:
     """pe: sums (or lanes) at a time; simd: products of a sum at a time; dsp: products in multiplier blocks; block: bits
-    of a memory above which it goes to block RAM."""
+    of a memory above which it goes to block RAM; queue: a global average's sums leave while the next image comes in."""
 
     pe: int = 1
     simd: int = 1
     dsp: bool = False
     block: int = BLOCK_BITS
+    queue: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,9 +110,8 @@ class Engine:
             return max(into, prod(layer.window.output) * self.repeats * self.passes)
         if layer.kind == "sum":
             assert layer.window is not None
-            parts = layer.channels // fold.pe
-            way = self.multiplication
-            return (prod(layer.window.input) - 1) * parts + layer.channels // way.lanes * way.steps
+            into = prod(layer.window.input) * (layer.channels // fold.pe)
+            return max(into, self.drain) if fold.queue else into - layer.channels // fold.pe + self.drain
         if layer.kind == "slice":
             assert layer.window is not None
             return prod(layer.window.input) * layer.values["channels"] // fold.pe
@@ -118,6 +119,12 @@ class Engine:
             rows, division = layer.output.codes // layer.channels, layer.values["numerator"].bit_length() + 6
             return rows * layer.channels * (4 + division)
         return layer.output.codes // fold.pe
+
+    @property
+    def drain(self) -> int:
+        """Cycles in which the sums of a global average are requantized."""
+        way = self.multiplication
+        return self.layer.channels // way.lanes * way.steps
 
     @cached_property
     def multiplication(self) -> Multiplication:
@@ -168,6 +175,10 @@ class Engine:
             {"LANES": self.fold.pe, "AB": fmt.bits, "AS": int(fmt.signed), "ACC": signed_bits(*layer.sums),
              "CF": layer.channels // self.fold.pe, "PIXELS": prod(layer.window.input)},
         )  # fmt: skip
+        if self.fold.queue:
+            width, words = self.fold.pe * signed_bits(*layer.sums), max(2, layer.channels // self.fold.pe)
+            block = int(in_block(width, words, self.fold.block))
+            yield Module("qc_fifo", {"WIDTH": width, "DEPTH": words, "BLOCK": block})
         yield self._requantizer()
 
     def _add(self) -> Iterator[Module]:
@@ -287,7 +298,7 @@ class Engine:
                 word = 0
                 for i in reversed(range(first, first + way.lanes)):
                     m = int(r.multiplier[i])
-                    scaled = m << (common - int(r.shift[i])) if m else 0
+                    scaled = (m << max(0, common - int(r.shift[i]))) >> max(0, int(r.shift[i]) - common)
                     word = word << (bias_bits + way.bits) | masked(int(r.bias[i]), bias_bits) << way.bits | scaled
                 found.append(word)
             return found
@@ -317,11 +328,14 @@ def in_block(width: int, words: int, limit: int = BLOCK_BITS) -> bool:
 
 
 def common_shift(r: Requantizer) -> tuple[int, int]:
-    """(bits, shift): all multipliers brought to the largest shift have at most so many bits."""
+    """(bits, shift): all multipliers brought to one shift have at most so many bits. Zeros that all have at their ends
+    (seven, where scales are float32) are left out: they would be steps and memory for nothing."""
     used = r.multiplier != 0
     shift = int(r.shift[used].max(initial=1))
     scaled = [int(m) << (shift - int(s)) for m, s in zip(r.multiplier[used], r.shift[used], strict=True)]
-    return max([1, *(value.bit_length() for value in scaled)]), shift
+    ones = reduce(or_, scaled, 0)
+    zeros = min(shift - 1, (ones & -ones).bit_length() - 1) if ones else 0
+    return max([1, *(value.bit_length() - zeros for value in scaled)]), shift - zeros
 
 
 def divisors(n: int) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import prod
 
 from qcompiler.errors import BudgetError, UnsupportedError
 from qcompiler.targets.fpga.engines import BLOCK_BITS, Engine, Fold, divisors, folds
@@ -100,6 +101,10 @@ def excess(found: Resources, limits: Mapping[str, int]) -> list[tuple[str, int, 
 
 def _cheapest(layer: Layer, cycles: int, family: str) -> Engine:
     engines = [Engine(layer, replace(fold, block=BLOCK[family])) for fold in folds(layer, cycles)]
+    if layer.kind == "sum":
+        assert layer.window is not None
+        pixel = cycles // prod(layer.window.input)  # sums that leave more slowly would stop what comes in
+        engines = [Engine(one.layer, replace(one.fold, queue=one.drain > pixel)) for one in engines]
     return min(engines, key=lambda engine: (engine_resources(engine, family).lut, engine.cycles))
 
 

@@ -129,8 +129,8 @@ def engines_pixels(network: Network, source: str) -> int:
 def _between(module: Module) -> tuple[int, bool]:
     """Width of the output of a module that is not an engine's last, and whether it is marked."""
     p = module.parameters
-    if module.kind == "qc_window":
-        return p["WIDTH"], True
+    if module.kind in ("qc_window", "qc_fifo"):
+        return p["WIDTH"], module.kind == "qc_window"
     return (p["PE"] if module.kind == "qc_mac" else p["LANES"]) * p["ACC"], False
 
 
@@ -162,14 +162,16 @@ def container(bits: int) -> int:
 def verilog(net: Netlist) -> str:
     """The top module."""
     ports = ["input aclk", "input aresetn"]
-    body: list[str] = ["  wire clk = aclk;", "  wire rst = !aresetn;"]
+    # A register, not an inverter: yosys gives the latter to every flip-flop of an ECP5 anew, a tenth of all LUTs. It is
+    # late by a cycle, in which inputs stay closed.
+    body: list[str] = ["  wire clk = aclk;", "  reg rst;", "  always @(posedge clk) rst <= !aresetn;"]
     for i, (_, stream, link, lanes) in enumerate(net.inputs):
         stem, cell = axis("s", i, len(net.inputs)), container(stream.fmt.bits)
         ports.append(f"input [{lanes * cell - 1}:0] {stem}_tdata, input {stem}_tvalid, output {stem}_tready")
         codes = ", ".join(f"{stem}_tdata[{k * cell} +: {stream.fmt.bits}]" for k in reversed(range(lanes)))
         body += _wires(link)
         body += [f"  assign {link.name}_tdata = {{{codes}}};", f"  assign {link.name}_tvalid = {stem}_tvalid;",
-                 f"  assign {stem}_tready = {link.name}_tready;"]  # fmt: skip
+                 f"  assign {stem}_tready = {link.name}_tready && !rst;"]  # fmt: skip
     taken = {link.name for _, _, link, _ in net.inputs}
     for link in net.links:
         body += _wires(link) if link.name not in taken else []
@@ -189,7 +191,8 @@ def verilog(net: Netlist) -> str:
             )
         body += [
             f"  assign {stem}_tvalid = {link.name}_tvalid;", f"  assign {link.name}_tready = {stem}_tready;",
-            f"  reg [31:0] {stem}_count;", f"  assign {stem}_tlast = {stem}_count == {beats - 1};",
+            f"  reg [{max(1, (beats - 1).bit_length()) - 1}:0] {stem}_count;",
+            f"  assign {stem}_tlast = {stem}_count == {beats - 1};",
             "  always @(posedge clk)", f"    if (rst) {stem}_count <= 0;",
             f"    else if ({stem}_tvalid && {stem}_tready) {stem}_count <= {stem}_tlast ? 0 : {stem}_count + 1'b1;",
         ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from qcompiler.errors import BudgetError
+from qcompiler.errors import BudgetError, UnsupportedError
 from qcompiler.targets.fpga.fold import Folding, at_most, fastest, smallest
 from qcompiler.targets.fpga.layers import Network
 from qcompiler.targets.fpga.netlist import Netlist, netlist_of
@@ -38,7 +38,7 @@ def plan_of(network: Network, options: Mapping[str, Any]) -> Plan:
     """Raises UnsupportedError for a rate out of reach, RecipeError for values of options."""
     part, limits = part_of(options), limits_of(options)
     if cycles := cycles_of(options):
-        return _planned(network, at_most(network, cycles, limits["dsp"], part.family), part, limits)
+        return _kept(network, cycles, part, limits)
     room = dict(limits)
     for _ in range(ROUNDS):  # forks, converters and queues are known only behind the folding: room is left for them
         try:
@@ -50,6 +50,20 @@ def plan_of(network: Network, options: Mapping[str, Any]) -> Plan:
         if all(more <= 0 for more in over.values()):
             return plan
         room = {name: limit - max(0, over[name]) for name, limit in room.items()}
+    return plan
+
+
+def _kept(network: Network, cycles: int, part: Part, limits: Mapping[str, int]) -> Plan:
+    """At most so many cycles from image to image: where engines wait for each other they are made faster than that. The
+    fastest one where it is out of reach."""
+    plan = _planned(network, at_most(network, cycles, limits["dsp"], part.family), part, limits)
+    target = cycles
+    while (late := plan.times.interval - cycles) > 0:
+        target = min(target - late, max(engine.cycles for engine in plan.folding.engines.values()) - 1)
+        try:
+            plan = _planned(network, at_most(network, target, limits["dsp"], part.family), part, limits)
+        except UnsupportedError:
+            break
     return plan
 
 

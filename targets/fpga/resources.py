@@ -36,20 +36,24 @@ class Resources:
 
 @dataclass(frozen=True)
 class Family:
-    """What LUTs of a family hold, and what was fitted. words: entries of a constant memory of one bit; spread: LUTs
-    for one that memories of several LUTs take, with their multiplexers; tree, sum: LUTs for a bit of an adder of a tree
-    and of an accumulator, which is cleared on the way; dsp_bits: the narrowest product that yosys gives a multiplier
-    block."""
+    """What LUTs of a family hold, and what was fitted.
+
+    words: entries of a constant memory of one bit; joined: LUTs that multiplexers beside them join (MUXF7 and MUXF8;
+    PFUMX and L6MUX21); spread: LUTs for one that larger memories take, with their multiplexers; tree, sum: LUTs for a
+    bit of an adder of a tree and of an accumulator, which is cleared on the way; dsp_bits: the narrowest product that
+    yosys gives a multiplier block.
+    """
 
     name: str
     words: int
+    joined: int
     spread: float
     tree: float
     sum: float
     dsp_bits: int
 
 
-FAMILIES = {"xc7": Family("xc7", 64, 1.25, 1.0, 1.0, 9), "ecp5": Family("ecp5", 16, 1.5, 1.6, 2.3, 4)}
+FAMILIES = {"xc7": Family("xc7", 64, 4, 1.15, 1.0, 1.0, 9), "ecp5": Family("ecp5", 16, 8, 1.3, 1.6, 2.3, 4)}
 
 
 @lru_cache(maxsize=1)
@@ -98,14 +102,15 @@ def _constant(width: int, words: int, f: Family) -> tuple[int, int]:
         rows = -(-words // depth)
         found.append((-(-rows * width // wide), rows))
     blocks, rows = min(found)
-    return blocks, 0 if rows == 1 else width * (rows if f.name == "ecp5" else -(-rows // 4))
+    return blocks, 0 if rows == 1 else (width + 4) * rows if f.name == "ecp5" else width * -(-rows // 4)
 
 
 def _table_luts(width: int, words: int, f: Family) -> int:
-    """A constant memory in LUTs; above what one holds with multiplexers."""
+    """A constant memory in LUTs; so many side by side that their own multiplexers still join cost nothing else."""
     if words == 1:
         return 0
-    return width if words <= f.words else int(width * -(-words // f.words) * f.spread)
+    banks = -(-words // f.words)
+    return int(width * banks * (1.0 if banks <= f.joined else f.spread))
 
 
 def _ram_luts(width: int, words: int, f: Family) -> int:
@@ -113,7 +118,7 @@ def _ram_luts(width: int, words: int, f: Family) -> int:
     multiplexer."""
     if f.name == "ecp5":
         banks = -(-words // 16)
-        return banks * -(-width // 4) * 4 + (width * (banks - 1) + 2 * banks if banks > 1 else 0)
+        return banks * -(-width // 4) * 4 + (-(-width * (banks - 1) * 2 // 3) + 2 * banks if banks > 1 else 0)
     shallow, deep = -(-words // 32) * -(-width // 6) * 4, -(-words // 64) * -(-width // 3) * 4
     banks = -(-words // (32 if shallow <= deep else 64))
     return min(shallow, deep) + (width * -(-banks // 3) if banks > 1 else 0)
@@ -137,9 +142,15 @@ def _mac(p: Parameters, f: Family) -> Resources:
         each, tree = _minifloat_product(p), tree + p["SIMD"] * carried
     bram, memory = _constant(width, p["WORDS"], f) if p["BLOCK"] else (0, _table_luts(width, p["WORDS"], f))
     activations = (p["PE"] if p["DEPTHWISE"] else p["SIMD"]) * p["AB"]
-    lut = lanes * each + p["PE"] * (f.tree * tree + f.sum * p["ACC"]) + memory + bits(p["WORDS"]) + 6
+    held = 0  # registers in blocks
+    if blocks and f.name == "xc7":  # which add two products as well
+        pairs = p["SIMD"] // 2 * (product + 1)
+        tree, tree_ff = tree - pairs, tree_ff - pairs
+        held = lanes * product + width + (activations if p["PE"] == 1 or p["DEPTHWISE"] else 0)
+    counter = 2 * bits(p["WORDS"]) + 12 if f.name == "ecp5" else bits(p["WORDS"]) + 6
+    lut = lanes * each + p["PE"] * (f.tree * tree + f.sum * p["ACC"]) + memory + counter
     ff = lanes * product + p["PE"] * (tree_ff + 2 * p["ACC"]) + (1 + p["BLOCK"]) * (width + activations) + 20
-    return Resources(int(lut), ff, bram, lanes * bool(blocks))
+    return Resources(int(lut), ff - held, bram, lanes * bool(blocks))
 
 
 def multiplier(weight: int, activation: int, signed: int, family: str = "xc7") -> int:
@@ -191,27 +202,27 @@ def minifloat_prices() -> dict[str, Any]:
 def _requant(p: Parameters, f: Family) -> Resources:
     x = max(p["ACC"], p["BB"]) + 1 + p["GL"]
     digits, width = 2 * p["STAGES"] * p["STEPS"], p["LANES"] * (p["BB"] + p["MB"])
-    lut: float = 3 * x + digits + 18
+    slow = p["STEPS"] >= 4  # then the memory is read into a register
     held = x - p["GL"]  # bits that were moved left are no registers below
     ff = 5 * held + digits + 80
-    if p["STEPS"] < 4:
+    if f.name == "ecp5":
+        lut, control = digits + 9.7 * x + 4 * x * (p["STAGES"] - 1) + 15 * p["BLOCK"], 0
+    else:
+        lut, control = 3.0 * x + digits + 18, bits(p["STEPS"]) + bits(p["WORDS"]) + 8
+    if not slow:
         lut, ff = lut + x, ff + 2 * digits + held
     for stage in range(1, p["STAGES"]):
         rest = digits - 2 * stage * p["STEPS"]
-        lut += 2 * (x + 3) + (rest if p["STEPS"] > 1 else 0)
+        lut += 0 if f.name == "ecp5" else 2 * (x + 3) + (rest if p["STEPS"] > 1 else 0)
         ff += 3 * held + rest + 3
+    if p["WORDS"] == 1:
+        lut -= x + digits  # of constants
+    elif not slow:  # yosys merges the memory with what is behind it
+        lut += (1.1 if f.name == "ecp5" else 4) * digits * (-(-p["WORDS"] // f.words) - 1)
     bram, memory = _constant(width, p["WORDS"], f) if p["BLOCK"] else (0, _table_luts(width, p["WORDS"], f))
     waiting = p["PE"] * p["ACC"]
     shift = waiting if p["PE"] > p["LANES"] else 0
-    if f.name == "ecp5":
-        lut = digits + 9.7 * x + 4 * x * (p["STAGES"] - 1) + (x if p["STEPS"] < 4 else 0) + 60 * p["BLOCK"]
-        if 8 < p["WORDS"] <= f.words and not p["BLOCK"]:
-            lut += 3.3 * digits  # yosys merges such a memory with the multiplexers behind it
-        found = int(p["LANES"] * lut) + memory + shift
-    else:
-        if 96 < p["WORDS"] <= 2 * f.words and not p["BLOCK"]:
-            lut += 6 * digits  # the same, seen at 128 words and not at 96
-        found = int(p["LANES"] * lut) + memory + shift + bits(p["STEPS"]) + bits(p["WORDS"]) + 8
+    found = int(p["LANES"] * lut) + memory + shift + control
     if p["OE"]:
         more = encoder(p["OB"], p["OS"], p["OE"], x)
         found, ff = found + p["LANES"] * (more.lut - 16), ff + more.ff + p["STAGES"]  # 16: the rounding in its place

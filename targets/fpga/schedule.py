@@ -3,6 +3,9 @@
 It gives the cycles of an image and how far the branches before an Add or Concat run apart: the queues there get that
 depth. Queues before joins are unbounded here, everything else is as in the circuit, so no order of events in the
 circuit needs more: the branch that waits holds what the other one needs to produce its pixel.
+
+Windows have rings, joins have queues; every other engine holds a beat, so what writes to it gives a pixel no faster
+than it takes one. A global average is slow at the last pixel of an image, when its sums leave.
 """
 
 from __future__ import annotations
@@ -17,8 +20,12 @@ from qcompiler.targets.fpga.engines import Engine, ring_pixels
 from qcompiler.targets.fpga.layers import Network, Window
 
 IMAGES = 3
+TURN = 1
+"""Cycles that a window leaves out where it turns to the next image."""
 PIPELINE = 12
 """Cycles from the last product of a pixel to its requantization, about."""
+BEATS = 2
+"""Pixels that an edge holds where there is neither a ring nor a queue: what is on its way, for the order of events."""
 WINDOWED = ("dense", "depthwise", "max")
 PLACED = ("slice", "pad")
 """Kinds that take pixels one by one, but give others."""
@@ -55,6 +62,10 @@ class _Actor:
     latency: int = 0
     only_last: bool = False
     last_service: int = 0
+    beside: list[_Actor] = field(default_factory=list)
+    """Readers that hold no pixel: they work while this one gives it."""
+    follows: bool = False
+    """It is such a reader."""
     inputs: list[_Edge] = field(default_factory=list)
     outputs: list[_Edge] = field(default_factory=list)
     need: Callable[[int], int] = lambda j: j
@@ -65,6 +76,14 @@ class _Actor:
     free_at: int = 0
     pending: deque[int] = field(default_factory=deque)
     finished: list[int] = field(default_factory=list)
+
+    def pace(self, j: int) -> int:
+        """Cycles that pixel j takes, with those that read it beat by beat."""
+        last = j == self.pixels - 1
+        own = self.last_service if last and self.last_service else self.service
+        if self.only_last and not last:
+            return own
+        return max([own, *(reader.pace(0 if self.only_last else j) for reader in self.beside)])
 
     def step(self, now: int) -> list[tuple[int, _Actor]]:
         """Do what can be done now: whom to wake when."""
@@ -95,7 +114,7 @@ class _Actor:
             wake.append((now, edge.writer))
         last = j == self.pixels - 1
         self.started += 1
-        self.free_at = now + (self.last_service if last and self.last_service else self.service)
+        self.free_at = now + (1 if self.follows else self.pace(j))
         if last or not self.only_last:
             self.pending.append(self.free_at + self.latency)
             wake.append((self.pending[-1], self))
@@ -112,10 +131,13 @@ def schedule(network: Network, engines: Mapping[str, Engine], lanes: Mapping[str
     pixels_of: dict[str, int] = {}
     joins: dict[tuple[str, int], _Edge] = {}
 
-    def connect(source: str, reader: _Actor, capacity: int | None) -> _Edge:
+    def connect(source: str, reader: _Actor, capacity: int | None, beside: bool = False) -> _Edge:
         edge = _Edge(actors[source], reader, pixels_of[source], capacity)
         reader.inputs.append(edge)
         actors[source].outputs.append(edge)
+        if beside:
+            actors[source].beside.append(reader)
+            reader.follows = True
         return edge
 
     for name, stream in network.inputs.items():
@@ -125,21 +147,22 @@ def schedule(network: Network, engines: Mapping[str, Engine], lanes: Mapping[str
         name, window = layer.output.name, layer.window
         actor = _actor(engines[name])
         for i, source in enumerate(layer.inputs):
-            capacity = ring_pixels(window) if layer.kind in WINDOWED and window is not None else 2
+            capacity = ring_pixels(window) if layer.kind in WINDOWED and window is not None else BEATS
             if layer.kind in WINDOWED and window is not None and pixels_of[source] != prod(window.input):
                 # One row made of all pixels of a stream.
                 count = pixels_of[source]
                 actor.need, actor.low = _whole(count)
                 capacity *= count
-            edge = connect(source, actor, None if len(layer.inputs) > 1 else capacity)
             if len(layer.inputs) > 1:
-                joins[name, i] = edge
+                joins[name, i] = connect(source, actor, None)
+            else:
+                connect(source, actor, capacity, beside=layer.kind not in WINDOWED + PLACED)
         actors[name], pixels_of[name] = actor, layer.output.pixels
     sinks = []
     for name, source in network.sources.items():
         beats = -(-network.outputs[name].codes // pixels_of[source] // lanes[f"out {name}"])
         sinks.append(_Actor(pixels_of[source], max(1, beats)))
-        connect(source, sinks[-1], 2)
+        connect(source, sinks[-1], BEATS, beside=True)
     everyone = [*actors.values(), *sinks]
     heap = [(0, i, actor) for i, actor in enumerate(everyone)]
     count = len(heap)
@@ -165,7 +188,8 @@ def _actor(engine: Engine) -> _Actor:
         if layer.requantizer is not None:
             way = engine.multiplication
             latency += way.steps * (way.stages + 2)
-        actor = _Actor(prod(window.output), engine.repeats * engine.passes, latency)
+        work = engine.repeats * engine.passes
+        actor = _Actor(prod(window.output), work, latency, last_service=work + TURN)
         actor.need, actor.low = _reach(window)
         return actor
     if layer.kind in PLACED:
@@ -176,10 +200,10 @@ def _actor(engine: Engine) -> _Actor:
     if layer.kind == "sum":
         assert window is not None
         way, parts = engine.multiplication, layer.channels // engine.fold.pe
-        return _Actor(
-            prod(window.input), parts, way.steps * (way.stages + 2), only_last=True,
-            last_service=max(parts, layer.channels // way.lanes * way.steps),
-        )  # fmt: skip
+        latency, drain = way.steps * (way.stages + 2), max(parts, engine.drain)
+        if engine.fold.queue:
+            return _Actor(prod(window.input), parts, latency + drain, only_last=True)
+        return _Actor(prod(window.input), parts, latency, only_last=True, last_service=drain)
     return _Actor(layer.output.pixels, max(1, engine.cycles // layer.output.pixels), 4)
 
 

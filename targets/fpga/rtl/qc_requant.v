@@ -46,7 +46,13 @@ module qc_requant #(parameter PE = 1, LANES = 1, ACC = 24, BB = 24, MB = 34, STA
   end else begin : luts
     (* logic_block = 1 *) reg [QW-1:0] parameters [0:WORDS-1];
     initial $readmemh(QFILE, parameters);
-    assign q = parameters[word];
+    if (SLOW) begin : late  // else yosys takes registers behind it for that, and LUTs for what they did
+      reg [QW-1:0] read;
+      always @(posedge clk) if (ce) read <= parameters[word];
+      assign q = read;
+    end else begin : soon
+      assign q = parameters[word];
+    end
   end endgenerate
   always @(posedge clk)
     if (rst) word <= 0;

@@ -47,11 +47,14 @@ def test_widths_change_and_codes_stay(simulator: str, tmp_path: Path, lanes: int
 
 
 @pytest.mark.parametrize(
-    "pe,lanes,stages,steps,zero",
-    [(1, 1, 1, 17, 0), (4, 1, 5, 4, 3), (6, 2, 9, 2, -7), (2, 2, 17, 1, 100), (3, 1, 6, 3, 5)],
-)
+    "pe,lanes,stages,steps,zero,block",
+    [
+        (1, 1, 1, 17, 0, 1), (4, 1, 5, 4, 3, 1), (4, 1, 5, 4, 3, 0), (6, 2, 9, 2, -7, 0), (2, 2, 17, 1, 100, 0),
+        (3, 1, 6, 3, 5, 0),
+    ],
+)  # fmt: skip
 def test_requantizer_has_the_oracles_bits(
-    simulator: str, tmp_path: Path, pe: int, lanes: int, stages: int, steps: int, zero: int
+    simulator: str, tmp_path: Path, pe: int, lanes: int, stages: int, steps: int, zero: int, block: int
 ) -> None:
     channels, pixels = 2 * pe, 40
     fmt = Int(8, signed=zero < 0)
@@ -68,7 +71,7 @@ def test_requantizer_has_the_oracles_bits(
     given = {
         "PE": pe, "LANES": lanes, "ACC": 18, "BB": 14, "MB": bits, "STAGES": stages, "STEPS": steps, "GL": left,
         "DROP": common + left - 1 - 2 * stages * steps, "WORDS": len(table), "OB": 8, "ZERO": zero, "LO": fmt.min,
-        "HI": fmt.max, "BLOCK": int(steps >= 4), "QFILE": "q.hex",
+        "HI": fmt.max, "BLOCK": block, "QFILE": "q.hex",
     }  # fmt: skip
     data, answers = words(acc.reshape(-1), 18, pe), words(want.reshape(-1), 8, lanes)
     free, _ = simulate(
