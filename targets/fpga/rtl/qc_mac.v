@@ -3,8 +3,8 @@
 // Weight word n belongs to the n-th beat of an output pixel: PE x SIMD weights, those of one sum together.
 // DEPTHWISE: SIMD is 1 and sum p takes lane p of the beat. DSP: one multiplier block a product.
 // WE, AE: exponent bits where weights or activations are minifloats, else 0. WM: integer weights are sign and magnitude
-// (qc_mul_int; not with WE, AE or DSP). The products of all these are a sum and a carry; every adder takes one carry and
-// hands another one on, so that no adder is added to the tree.
+// (qc_mul_int; not with WE, AE or DSP). The products of all these are a sum and a carry; every adder takes one carry
+// and hands another one on, so that no adder is added to the tree.
 module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WORDS = 1, DEPTHWISE = 0, DSP = 0,
     WE = 0, AE = 0, WM = 0, BLOCK = 0, WFILE = "weights.hex", LANES = DEPTHWISE ? PE : SIMD) (
     input clk, input rst,
