@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from qcompiler.targets.fpga.netlist import Instance, instance_module, memory_fil
 from qcompiler.targets.fpga.parts import CLOCK, PARTS
 from qcompiler.targets.fpga.plan import plan_of
 from qcompiler.targets.fpga.reader import network_of
-from qcompiler.targets.fpga.resources import Resources, module_resources, total
+from qcompiler.targets.fpga.resources import CODINGS, Resources, module_resources, total
 from qcompiler.targets.fpga.scripts import FLOWS
 from qcompiler.targets.fpga.synthesis import modules, place, synthesize
 from qcompiler.targets.fpga.testbench import hex_words
@@ -183,25 +184,26 @@ def show_kinds(found: Sequence[tuple[Instance, Resources, Resources]]) -> str:
     return table(["module", "different", *CELLS, "LUTs off by"], rows)
 
 
-def prices() -> dict[str, dict[str, int]]:
-    """LUTs of every multiplier by family, each synthesized for itself."""
+def prices() -> dict[str, dict[str, dict[str, int]]]:
+    """LUTs of every multiplier by coding of weights and family, each synthesized for itself."""
     files = {f"rtl/{file.name}": file.read_bytes() for file in RTL.iterdir()}
     texts, keys = {}, {}
-    for weight in range(2, 9):
-        for activation in (2, 3, 4, 5, 6, 7, 8, 16):
-            for signed in (0, 1):
-                ports = {"XB": activation, "XS": signed, "YB": weight, "YS": 1}
-                if weight > activation:
-                    ports = {"XB": weight, "XS": 1, "YB": activation, "YS": signed}
-                given = ", ".join(f".{key}({value})" for key, value in ports.items())
-                name, x, y = f"mul_{weight}_{activation}_{signed}", ports["XB"], ports["YB"]
-                texts[name] = (
-                    f"module {name} (input [{x - 1}:0] x, input [{y - 1}:0] y, output [{x + y}:0] p);\n"
-                    f"  qc_mul #({given}) mul (.x(x), .y(y), .p(p));\nendmodule\n"
-                )
-                keys[f"{weight},{activation},{signed}"] = name
+    for magnitude, weight, activation, signed in product(range(3), range(2, 9), (2, 3, 4, 5, 6, 7, 8, 16), (0, 1)):
+        name = f"mul_{magnitude}_{weight}_{activation}_{signed}"
+        given = f".WB({weight}), .AB({activation}), .AS({signed}), .WM({magnitude})"
+        ports = f"input [{activation - 1}:0] a, input [{weight - 1}:0] w, output [{weight + activation}:0] p, output n"
+        texts[name] = (
+            f"module {name} ({ports});\n  qc_mul_int #({given}) mul (.a(a), .w(w), .p(p), .n(n));\nendmodule\n"
+        )
+        keys[magnitude, f"{weight},{activation},{signed}"] = name
     found = {family: modules(files, texts, family, dsp=False) for family in FLOWS}
-    return {family: {key: cells[name].lut for key, name in keys.items()} for family, cells in found.items()}
+    return {
+        coding: {
+            family: {key: cells[name].lut for (which, key), name in keys.items() if which == magnitude}
+            for family, cells in found.items()
+        }
+        for magnitude, coding in enumerate(CODINGS)
+    }
 
 
 def main() -> int:

@@ -122,7 +122,7 @@ class _Draft:
         self.scale_type: ScaleType = "power_of_two" if options.power_of_two else "float32"
         self.by_name = {str(value.name): value for value in graph.values()}
         self.weighted = [node for node in graph.nodes(*WEIGHTED) if decisions.weight_of(graph, node) is not None]
-        token = weight_token(weight.bits) if isinstance(weight, Int) else weight.token
+        token = weight_token(weight.bits) if weight == Int(weight.bits) else weight.token
         self.weights = {_weight_name(graph, node): token for node in self.weighted}
         saturating = not (options.symmetric or options.power_of_two)
         names = decisions.activations(graph, saturating=saturating)

@@ -16,7 +16,8 @@ BITS = (2, 3, 4, 5, 6, 7, 8, 16)
 def parse_formats(text: str) -> tuple[NumberFormat, NumberFormat]:
     """Formats of weights and of what products read: signed integers (whose sign `decide` settles) or minifloats.
 
-    'w4a8' is 'int4w-int8a'. Weights may have block scales. Raises RecipeError.
+    'w4a8' is 'int4w-int8a'. Weights may have block scales, or be integers without the lowest code (int4n). Raises
+    RecipeError.
     """
     if match := re.fullmatch(r"w(\d+)a(\d+)", text.lower()):
         return _integers(match[1], text), _integers(match[2], text)
@@ -31,6 +32,7 @@ def parse_formats(text: str) -> tuple[NumberFormat, NumberFormat]:
         except RecipeError as error:
             raise _unknown(text) from error
         known = isinstance(fmt, Minifloat) and fmt.signed or isinstance(fmt, Blocks) and not found
+        known = known or isinstance(fmt, Int) and fmt.narrow and not found
         if not bits and not known:
             raise _unknown(text)
         found.append(fmt)

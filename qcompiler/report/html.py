@@ -165,7 +165,7 @@ def _circuit(circuit: Mapping[str, Any] | None) -> str:
         for key, name in names.items()
         for share in [counted.get(key, circuit[key]) / max(1, circuit["limits"][key])]
     )
-    columns = ("bits", "pe", "simd", "cycles", "busy", "lut", "ff", "bram", "dsp")
+    columns = ("bits", "weights", "pe", "simd", "cycles", "busy", "lut", "ff", "bram", "dsp")
     rows = "".join(
         f"<tr><td><code>{escape(row['node'])}</code></td><td>{row['kind']}</td>"
         + "".join(f"<td class='n'>{row.get(key, '')}</td>" for key in columns)

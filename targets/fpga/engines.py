@@ -34,13 +34,15 @@ SUM_STEPS = 4
 @dataclass(frozen=True)
 class Fold:
     """pe: sums (or lanes) at a time; simd: products of a sum at a time; dsp: products in multiplier blocks; block: bits
-    of a memory above which it goes to block RAM; queue: a global average's sums leave while the next image comes in."""
+    of a memory above which it goes to block RAM; queue: a global average's sums leave while the next image comes in;
+    signs: weights as sign and magnitude, as qc_mac's WM has it."""
 
     pe: int = 1
     simd: int = 1
     dsp: bool = False
     block: int = BLOCK_BITS
     queue: bool = False
+    signs: int = 0
 
 
 @dataclass(frozen=True)
@@ -267,8 +269,8 @@ class Engine:
         return Module(
             "qc_mac",
             {"PE": fold.pe, "SIMD": fold.simd, "WB": layer.weight_bits, "AB": fmt.bits, "AS": int(fmt.signed),
-             "WE": exponent_bits(layer.weight_format), "AE": exponent_bits(fmt), "ACC": signed_bits(*layer.sums),
-             "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp),
+             "WE": exponent_bits(layer.weight_format), "AE": exponent_bits(fmt), "WM": fold.signs,
+             "ACC": signed_bits(*layer.sums), "WORDS": words, "DEPTHWISE": depthwise, "DSP": int(fold.dsp),
              "BLOCK": int(in_block(width, words, fold.block))},
             {"WFILE": self.weight_words},
         )  # fmt: skip
@@ -278,6 +280,8 @@ class Engine:
         layer, pe, simd = self.layer, self.fold.pe, self.fold.simd
         assert layer.weights is not None
         w = layer.weights if layer.weight_format is None else coded(layer.weights, layer.weight_format)
+        if self.fold.signs:
+            w = sign_magnitude(w, layer.weight_bits)
         if layer.kind == "depthwise":  # [C, KH, KW] -> [C/PE, KH KW, PE]
             rows = w.reshape(self.repeats, pe, -1).transpose(0, 2, 1)
         else:  # [M, KH, KW, C] -> [M/PE, KH KW, C/SIMD, PE, SIMD]
@@ -346,6 +350,19 @@ def divisors(n: int) -> list[int]:
 def coded(values: NDArray[np.int64], fmt: Codes) -> NDArray[np.int64]:
     """Codes of integers (they are that) or of levels."""
     return fmt.encode(values).astype(np.int64) if isinstance(fmt, Minifloat) else values
+
+
+def codings(layer: Layer) -> tuple[int, ...]:
+    """How qc_mac may have a layer's weights (WM): as two's complement (0), or where all factors are integers, as sign
+    and magnitude (1), in which minus zero is the lowest code if there is one (2)."""
+    if layer.weights is None or layer.weight_format is not None or isinstance(layer.formats[0], Minifloat):
+        return (0,)
+    return 0, 1 if int(layer.weights.min()) > -(1 << (layer.weight_bits - 1)) else 2
+
+
+def sign_magnitude(values: NDArray[np.int64], bits: int) -> NDArray[np.int64]:
+    """Codes of so many bits, the sign on top; that of the lowest number of two's complement is minus zero."""
+    return np.where(values < 0, (1 << (bits - 1)) | -values, values)
 
 
 def masked(code: int, bits: int) -> int:

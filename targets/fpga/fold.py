@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import prod
 
 from qcompiler.errors import BudgetError, UnsupportedError
-from qcompiler.targets.fpga.engines import BLOCK_BITS, Engine, Fold, divisors, folds
+from qcompiler.targets.fpga.engines import BLOCK_BITS, Engine, Fold, codings, divisors, folds
 from qcompiler.targets.fpga.layers import Layer, Network, Stream
 from qcompiler.targets.fpga.resources import Resources, engine_resources, total
 
@@ -43,7 +43,7 @@ def at_most(network: Network, cycles: int, dsps: int = 0, family: str = "xc7") -
         ways: list[tuple[float, str, int, Engine]] = []
         for name, engine in engines.items():
             if engine.layer.weights is not None and engine.layer.kind in ("dense", "depthwise"):
-                blocks = Engine(engine.layer, replace(engine.fold, dsp=True))
+                blocks = Engine(engine.layer, replace(engine.fold, dsp=True, signs=0))
                 saved = engine_resources(engine, family).lut - engine_resources(blocks, family).lut
                 count = engine_resources(blocks, family).dsp
                 if count:  # a product that is too narrow for a block stays in LUTs
@@ -100,7 +100,11 @@ def excess(found: Resources, limits: Mapping[str, int]) -> list[tuple[str, int, 
 
 
 def _cheapest(layer: Layer, cycles: int, family: str) -> Engine:
-    engines = [Engine(layer, replace(fold, block=BLOCK[family])) for fold in folds(layer, cycles)]
+    engines = [
+        Engine(layer, replace(fold, block=BLOCK[family], signs=signs))
+        for fold in folds(layer, cycles)
+        for signs in codings(layer)
+    ]
     if layer.kind == "sum":
         assert layer.window is not None
         pixel = cycles // prod(layer.window.input)  # sums that leave more slowly would stop what comes in

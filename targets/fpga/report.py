@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from qcompiler.targets.fpga.engines import Engine
 from qcompiler.targets.fpga.fold import excess
 from qcompiler.targets.fpga.layers import Network
 from qcompiler.targets.fpga.parts import CLOCK, PARTS
@@ -14,6 +15,8 @@ from qcompiler.targets.fpga.resources import Resources, module_resources, total
 
 FITS, TOO_BIG = "FITS", "TOO BIG"
 _SAY = {"lut": "LUTs", "ff": "registers", "bram": "18-Kbit block RAMs", "dsp": "multiplier blocks"}
+
+_CODINGS = ("two's complement", "sign-magnitude", "sign-magnitude, -0 lowest")
 
 
 def bill(
@@ -32,9 +35,9 @@ def bill(
         share = shares.pop(layer.node, Resources())
         bits = f"w{layer.weight_bits}" if layer.weights is not None else ""
         rows.append(
-            {"node": layer.node, "kind": layer.kind, "bits": f"{bits}a{layer.formats[0].bits}", "pe": engine.fold.pe,
-             "simd": engine.fold.simd, "cycles": engine.cycles, "busy": round(engine.cycles / times.interval, 3),
-             "macs": layer.macs, **asdict(share)}
+            {"node": layer.node, "kind": layer.kind, "bits": f"{bits}a{layer.formats[0].bits}",
+             "weights": _coding(engine), "pe": engine.fold.pe, "simd": engine.fold.simd, "cycles": engine.cycles,
+             "busy": round(engine.cycles / times.interval, 3), "macs": layer.macs, **asdict(share)}
         )  # fmt: skip
     over = excess(counted or whole, limits)
     verdict = TOO_BIG if over else FITS
@@ -53,6 +56,14 @@ def bill(
         "cycles": times.interval, "latency_cycles": times.latency, "clock_mhz": CLOCK / 1e6, "fps": round(rate, 1),
         "latency_ms": times.latency / CLOCK * 1e3, "how": "estimated", **exact, "layers": rows, "advice": advice,
     }  # fmt: skip
+
+
+def _coding(engine: Engine) -> str:
+    """How the weights' memory has them, or ''."""
+    if engine.layer.weights is None:
+        return ""
+    fmt = engine.layer.weight_format
+    return fmt.token if fmt is not None else _CODINGS[engine.fold.signs]
 
 
 def _advice(

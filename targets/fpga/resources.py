@@ -126,8 +126,8 @@ def _ram_luts(width: int, words: int, f: Family) -> int:
 
 def _mac(p: Parameters, f: Family) -> Resources:
     lanes, width = p["PE"] * p["SIMD"], p["PE"] * p["SIMD"] * p["WB"]
-    carried = 1 if (p["WE"] or p["AE"]) and not p["DSP"] else 0  # a sign beside every sum
-    product = _level_bits(p["WB"], 1, p["WE"]) + _level_bits(p["AB"], p["AS"], p["AE"]) + carried
+    carried = 1 if (p["WE"] or p["AE"] or p["WM"]) and not p["DSP"] else 0  # a sign beside every sum
+    product = _level_bits(p["WB"] - (p["WM"] > 0), 1, p["WE"]) + _level_bits(p["AB"], p["AS"], p["AE"]) + carried
     tree = tree_ff = 0
     nodes, level = p["SIMD"], 0
     while nodes > 1:
@@ -137,9 +137,10 @@ def _mac(p: Parameters, f: Family) -> Resources:
         tree_ff += nodes * (product + level)
     # As yosys does: a product of fewer bits stays in LUTs.
     blocks = p["DSP"] and product - carried + 1 - p["AS"] >= f.dsp_bits
-    each = 0 if blocks else multiplier(p["WB"], p["AB"], p["AS"], f.name)
+    each = 0 if blocks else multiplier(p["WB"], p["AB"], p["AS"], f.name, p["WM"])
     if p["WE"] or p["AE"]:
-        each, tree = _minifloat_product(p), tree + p["SIMD"] * carried
+        each = _minifloat_product(p)
+    tree += p["SIMD"] * carried
     bram, memory = _constant(width, p["WORDS"], f) if p["BLOCK"] else (0, _table_luts(width, p["WORDS"], f))
     activations = (p["PE"] if p["DEPTHWISE"] else p["SIMD"]) * p["AB"]
     held = 0  # registers in blocks
@@ -153,9 +154,14 @@ def _mac(p: Parameters, f: Family) -> Resources:
     return Resources(int(lut), ff - held, bram, lanes * bool(blocks))
 
 
-def multiplier(weight: int, activation: int, signed: int, family: str = "xc7") -> int:
-    """LUTs of a product of such codes; between the table's widths by its neighbours."""
-    table = prices()["multipliers"][family]
+CODINGS = ("multipliers", "sign_magnitude", "sign_magnitude_lowest")
+"""Tables of multipliers by WM of qc_mac."""
+
+
+def multiplier(weight: int, activation: int, signed: int, family: str = "xc7", magnitude: int = 0) -> int:
+    """LUTs of a product of such codes; between the table's widths by its neighbours. magnitude: WM of
+    qc_mac."""
+    table = prices()[CODINGS[magnitude]][family]
     known = f"{weight},{activation},{signed}"
     if known in table:
         return int(table[known])
@@ -242,14 +248,14 @@ def _window(p: Parameters, f: Family) -> Resources:
     address, image = bits(words), p["H"] * p["W"]
     pixel = bits(image + p["DEPTH"] + (p["KH"] * p["DH"] + p["PT"]) * p["W"] + p["KW"] * p["DW"]) + 2
     edge = bits(max(p["H"], p["W"]) + p["KH"] * p["DH"] + p["KW"] * p["DW"] + p["PT"] + p["PL"] + p["SH"] + p["SW"]) + 1
-    control = 3 * address + 4.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 24
+    control = 3 * address + 6.5 * pixel + (4.5 * edge if p["PADDED"] else 0) + 24
     control += 25 if p["KH"] * p["KW"] > 1 else 0
     control += p["WIDTH"]  # the beat that waits
     if f.name == "ecp5":
-        control = 16 * address + 25 * pixel + (2 * edge if p["PADDED"] else 0) + p["WIDTH"] - 95
+        control = 16 * address + 25 * pixel + (2 * edge if p["PADDED"] else 0) + 3 * p["WIDTH"] - 110
     counters = sum(bits(p[key]) for key in ("KH", "KW", "OUTER", "OH", "OW")) + bits(parts)
     memory = 0 if p["BLOCK"] else _ram_luts(p["WIDTH"], words, f)
-    ff = (3 - p["BLOCK"]) * p["WIDTH"] + 2 * address + 4 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 10
+    ff = (3 - p["BLOCK"]) * p["WIDTH"] + 3 * address + 6 * pixel + (2 * edge if p["PADDED"] else 0) + counters + 16
     return Resources(int(control + memory), ff, _blocks(p["WIDTH"], words) if p["BLOCK"] else 0)
 
 

@@ -2,16 +2,18 @@
 //
 // Weight word n belongs to the n-th beat of an output pixel: PE x SIMD weights, those of one sum together.
 // DEPTHWISE: SIMD is 1 and sum p takes lane p of the beat. DSP: one multiplier block a product.
-// WE, AE: exponent bits where weights or activations are minifloats, else 0. The products of these are a sum and a carry
-// (qc_mul_float); every adder takes one carry and hands another one on, so that no adder is added to the tree.
+// WE, AE: exponent bits where weights or activations are minifloats, else 0. WM: integer weights are sign and magnitude
+// (qc_mul_int; not with WE, AE or DSP). The products of all these are a sum and a carry; every adder takes one carry
+// and hands another one on, so that no adder is added to the tree.
 module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WORDS = 1, DEPTHWISE = 0, DSP = 0,
-    WE = 0, AE = 0, BLOCK = 0, WFILE = "weights.hex", LANES = DEPTHWISE ? PE : SIMD) (
+    WE = 0, AE = 0, WM = 0, BLOCK = 0, WFILE = "weights.hex", LANES = DEPTHWISE ? PE : SIMD) (
     input clk, input rst,
     input [LANES*AB-1:0] s_tdata, input s_tvalid, input s_first, input s_last, output s_tready,
     output reg [PE*ACC-1:0] m_tdata, output reg m_tvalid, input m_tready);
   `include "qc_math.vh"
-  localparam LW = WE ? WB - 1 - WE + (1 << WE) - 1 : WB, LA = AE ? AB - AS - AE + (1 << AE) - 1 : AB;
-  localparam L = SIMD == 1 ? 0 : clog2(SIMD), PW = LW + LA + 1, D = L + 2 + BLOCK, CARRY = (WE || AE) && !DSP, BARE = WE && AE && !DSP;
+  localparam LW = WE ? WB - 1 - WE + (1 << WE) - 1 : WM ? WB - 1 : WB, LA = AE ? AB - AS - AE + (1 << AE) - 1 : AB;
+  localparam L = SIMD == 1 ? 0 : clog2(SIMD), PW = LW + LA + 1, D = L + 2 + BLOCK;
+  localparam CARRY = (WE || AE || WM) && !DSP, BARE = WE && AE && !DSP;
   reg due;  // a sum is complete: only then is there anything to wait for
   wire ce = !due || !m_tvalid || m_tready;
   assign s_tready = ce;
@@ -81,12 +83,7 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
       end else if (AE) begin : activation_float
         qc_mul_float #(.XB(AB), .XS(AS), .XE(AE), .YB(WB), .YS(1), .YE(0)) mul (.x(x), .y(y), .p(xy), .n(carry));
       end else begin : integers
-        assign carry = 1'b0;
-        if (WB <= AB) begin : by_weight
-          qc_mul #(.XB(AB), .XS(AS), .YB(WB), .YS(1)) mul (.x(x), .y(y), .p(xy));
-        end else begin : by_activation
-          qc_mul #(.XB(WB), .XS(1), .YB(AB), .YS(AS)) mul (.x(y), .y(x), .p(xy));
-        end
+        qc_mul_int #(.WB(WB), .AB(AB), .AS(AS), .WM(WM)) mul (.a(x), .w(y), .p(xy), .n(carry));
       end
       always @(posedge clk) if (ce) begin level[0].node[i].sum <= xy; level[0].node[i].carry <= carry; end
     end

@@ -23,9 +23,9 @@ module qc_mul_float #(parameter XB = 4, XS = 1, XE = 2, YB = 8, YS = 0, YE = 0,
   generate if (!YE) begin : integers
     wire signed [YB+MX+1:0] product;
     if (MX + 1 <= YB) begin : by_x
-      qc_mul #(.XB(YB), .XS(YS), .YB(MX + 1), .YS(0)) mul (.x(y), .y(mx), .p(product));
+      qc_mul #(.XB(YB), .XS(YS), .YB(MX + 1), .YS(0)) mul (.x(y), .y(mx), .n(1'b0), .p(product));
     end else begin : by_y
-      qc_mul #(.XB(MX + 1), .XS(0), .YB(YB), .YS(YS)) mul (.x(mx), .y(y), .p(product));
+      qc_mul #(.XB(MX + 1), .XS(0), .YB(YB), .YS(YS)) mul (.x(mx), .y(y), .n(1'b0), .p(product));
     end
     wire signed [P-1:0] wide = product;
     assign magnitude = wide <<< hx;
@@ -62,9 +62,9 @@ module qc_mul_float #(parameter XB = 4, XS = 1, XE = 2, YB = 8, YS = 0, YE = 0,
     end else begin : wide_ones
       wire signed [MX+MY+2:0] sum;
       if (MX > MY) begin : by_y
-        qc_mul #(.XB(MX + 1), .XS(0), .YB(MY + 1), .YS(0)) mul (.x(mx), .y(my), .p(sum));
+        qc_mul #(.XB(MX + 1), .XS(0), .YB(MY + 1), .YS(0)) mul (.x(mx), .y(my), .n(1'b0), .p(sum));
       end else begin : by_x
-        qc_mul #(.XB(MY + 1), .XS(0), .YB(MX + 1), .YS(0)) mul (.x(my), .y(mx), .p(sum));
+        qc_mul #(.XB(MY + 1), .XS(0), .YB(MX + 1), .YS(0)) mul (.x(my), .y(mx), .n(1'b0), .p(sum));
       end
       assign product = sum[MX+MY+1:0];
     end

@@ -96,7 +96,7 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
     always @(posedge clk)
       if (rst) begin y <= -PT; x <= -PL; end
       else if (go && end_c) begin x <= x + dx; if (end_x) y <= y + dy; end
-    assign in_image = y >= 0 && y < H && x >= 0 && x < W;
+    assign in_image = !y[IW-1] && y < H && !x[IW-1] && x < W;  // yosys makes y >= 0 a carry chain
   end else begin : whole
     assign in_image = 1'b1;
   end endgenerate
@@ -139,7 +139,7 @@ module qc_window #(parameter WIDTH = 8, H = 8, W = 8, CF = 1, OH = 8, OW = 8, KH
     end else begin
       here <= go ? !in_image || next_lacks[NW-1] : here || lacks[NW-1];
       if (go) begin
-        idle <= 0; fresh <= end_y; limit <= image + (origin < 0 ? 0 : origin);
+        idle <= 0; fresh <= end_y; limit <= image + (origin[NW-1] ? {NW{1'b0}} : origin);
         address <= moved >= WORDS ? moved - WORDS : moved; far <= step;
         wanted <= pixel; covered <= in_image; starts <= fresh; ends <= end_y;
       end

@@ -62,6 +62,35 @@ def simulate(
     return [int(text.split("cycles")[1].split()[0]) for text in said]
 
 
+def combinational(simulator: str, folder: Path, module: str, given: dict[str, int], body: str, want: list[int],
+                  inputs: str, width: int) -> None:  # fmt: skip
+    """All inputs {x, y} in turn; `body` connects them and sets `got`; fails where one differs from `want`."""
+    (folder / "want.hex").write_text(hex_words([value & ((1 << width) - 1) for value in want]))
+    parameters = ", ".join(f".{key}({value})" for key, value in given.items())
+    text = f"""`timescale 1ns/1ps
+module tb;
+  reg [31:0] at; reg [31:0] bad = 0; {inputs}
+  wire signed [{width - 1}:0] got; reg [{width - 1}:0] want [0:{len(want) - 1}];
+  {module} #({parameters}) dut ({body});
+  initial begin
+    $readmemh("want.hex", want);
+    for (at = 0; at < {len(want)}; at = at + 1) begin
+      #1 if (got !== want[at]) begin
+        bad = bad + 1;
+        if (bad < 5) $display("%0d: %h, not %h", at, got, want[at]);
+      end
+    end
+    $display("%s bad %0d", bad == 0 ? "PASS" : "FAIL", bad);
+    $finish;
+  end
+endmodule
+"""
+    (folder / "tb.v").write_text(text)
+    sources = ["tb.v", *sorted(str(path) for path in RTL.glob("*.v"))]
+    said = run_testbench(simulator, sources, folder, str(RTL))
+    assert "PASS" in said[0], said
+
+
 def simulate_mac(
     simulator: str,
     folder: Path,

@@ -304,8 +304,8 @@ def test_bills_are_near_what_yosys_counts(part: str) -> None:
 def test_products_too_narrow_for_a_block_stay_in_look_up_tables() -> None:
     """yosys gives 7-series blocks to products of 9 bits and more."""
     given = {
-        "PE": 2, "SIMD": 2, "WB": 3, "AB": 4, "AS": 0, "WE": 0, "AE": 0, "ACC": 12, "WORDS": 4, "DEPTHWISE": 0,
-        "DSP": 1, "BLOCK": 0,
+        "PE": 2, "SIMD": 2, "WB": 3, "AB": 4, "AS": 0, "WE": 0, "AE": 0, "WM": 0, "ACC": 12, "WORDS": 4,
+        "DEPTHWISE": 0, "DSP": 1, "BLOCK": 0,
     }  # fmt: skip
     assert module_resources(Module("qc_mac", given), "xc7").dsp == 0
     assert module_resources(Module("qc_mac", given), "ecp5").dsp == 4

@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 
 from qcompiler.formats import Int, Minifloat, NumberFormat, parse_format
 from qcompiler.ops.requantize import fixed_multiplier, levels_fixed
-from qcompiler.targets.fpga.simulators import run_testbench
 from qcompiler.targets.fpga.testbench import Port, hex_words
-from tests.targets.fpga.bench import RTL, SIMULATORS, requantizers, simulate, simulate_mac, words
+from tests.targets.fpga.bench import SIMULATORS, combinational, requantizers, simulate, simulate_mac, words
 
 pytestmark = pytest.mark.parametrize("simulator", SIMULATORS)
 
@@ -34,35 +33,6 @@ def ports(letter: str, fmt: NumberFormat) -> dict[str, int]:
     """Parameters of qc_mul_float for an operand."""
     exponent = fmt.exponent if isinstance(fmt, Minifloat) else 0
     return {f"{letter}B": fmt.bits, f"{letter}S": int(fmt.signed), f"{letter}E": exponent}
-
-
-def combinational(simulator: str, folder: Path, module: str, given: dict[str, int], body: str, want: list[int],
-                  inputs: str, width: int) -> None:  # fmt: skip
-    """All inputs {x, y} in turn; `body` connects them and sets `got`; fails where one differs from `want`."""
-    (folder / "want.hex").write_text(hex_words([value & ((1 << width) - 1) for value in want]))
-    parameters = ", ".join(f".{key}({value})" for key, value in given.items())
-    text = f"""`timescale 1ns/1ps
-module tb;
-  reg [31:0] at; reg [31:0] bad = 0; {inputs}
-  wire signed [{width - 1}:0] got; reg [{width - 1}:0] want [0:{len(want) - 1}];
-  {module} #({parameters}) dut ({body});
-  initial begin
-    $readmemh("want.hex", want);
-    for (at = 0; at < {len(want)}; at = at + 1) begin
-      #1 if (got !== want[at]) begin
-        bad = bad + 1;
-        if (bad < 5) $display("%0d: %h, not %h", at, got, want[at]);
-      end
-    end
-    $display("%s bad %0d", bad == 0 ? "PASS" : "FAIL", bad);
-    $finish;
-  end
-endmodule
-"""
-    (folder / "tb.v").write_text(text)
-    sources = ["tb.v", *sorted(str(path) for path in RTL.glob("*.v"))]
-    said = run_testbench(simulator, sources, folder, str(RTL))
-    assert "PASS" in said[0], said
 
 
 PAIRS = (
