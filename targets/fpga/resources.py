@@ -1,8 +1,10 @@
 """What modules take: look-up tables, registers, block RAMs and multiplier blocks, before any tool has run.
 
 Multipliers are a measured table (prices.json). Everything else is counted from the structure: a carry chain takes a
-LUT a bit, a memory in LUTs one for every 64 entries of a bit (16 where LUTs have four inputs); constants for control
-were fitted to yosys on single modules (`python -m benchmarks.fpga --modules`), for 7-series and for ECP5.
+LUT a bit, a memory in LUTs one for every 64 entries of a bit (16 where LUTs have four inputs). Constants for control
+were fitted to yosys on single modules (`python -m benchmarks.fpga --modules`), for 7-series and for ECP5; then `joined`
+and `spread`, requantizers and ECP5's word counters to the modules' shares of a flattened digits CNN at W4A8, block RAM
+in many rows to ad's, multiplier blocks to single modules again.
 """
 
 from __future__ import annotations

@@ -20,8 +20,6 @@ from qcompiler.targets.fpga.engines import Engine, ring_pixels
 from qcompiler.targets.fpga.layers import Network, Window
 
 IMAGES = 3
-TURN = 1
-"""Cycles that a window leaves out where it turns to the next image."""
 PIPELINE = 12
 """Cycles from the last product of a pixel to its requantization, about."""
 BEATS = 2
@@ -188,8 +186,7 @@ def _actor(engine: Engine) -> _Actor:
         if layer.requantizer is not None:
             way = engine.multiplication
             latency += way.steps * (way.stages + 2)
-        work = engine.repeats * engine.passes
-        actor = _Actor(prod(window.output), work, latency, last_service=work + TURN)
+        actor = _Actor(prod(window.output), engine.repeats * engine.passes, latency)
         actor.need, actor.low = _reach(window)
         return actor
     if layer.kind in PLACED:
