@@ -75,7 +75,7 @@ def test_sums_that_leave_slowly_hold_back_what_comes_in(network: Network) -> Non
 
 
 def test_a_rate_is_kept_where_the_slowest_engine_needs_exactly_its_cycles(network: Network) -> None:
-    """A window turns to the next image in a cycle of its own."""
+    """Nothing is lost between images."""
     slowest = max(engine.cycles for engine in at_most(network, 20000).engines.values())
     assert plan_of(network, {"fps": 100_000_000 / slowest, "dsp": 0}).times.interval <= slowest
 
