@@ -108,7 +108,8 @@ module qc_mac #(parameter PE = 1, SIMD = 1, WB = 4, AB = 8, AS = 0, ACC = 24, WO
     reg signed [ACC-1:0] acc;
     wire signed [ACC-1:0] kept = first[D-1] ? {ACC{1'b0}} : acc;
     wire signed [ACC-1:0] more = level[L].node[0].value;
-    wire [ACC:0] with_carry = {kept, 1'b1} + {more, level[L].node[0].carry};
+    // more + kept + carry: as a difference, for what a minuend is yosys adds no LUT before the carry chain.
+    wire [ACC:0] with_carry = {more, level[L].node[0].carry} - {~kept, 1'b1};
     wire signed [ACC-1:0] now = CARRY ? $signed(with_carry[ACC:1]) : kept + more;
     always @(posedge clk) begin
       if (ce && valid[D-1]) acc <= now;
