@@ -92,7 +92,7 @@ def compile_command(
         What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, latency=0.6x or 3ms,
         flash=, ram=, instructions=, lut= where the target knows them; a number, or a share of 8 bits as 0.5x.
     energy_table
-        JSON file with picojoules of a device's products and bytes, for --budget energy=; see docs/mixed_precision.md.
+        A device's picojoules, a JSON file, for a budget of energy; see docs/mixed_precision.md.
     pareto
         Write so many bundles along the curve of loss over a budget (default: size) into the folder --output.
     nonlinear
