@@ -87,7 +87,7 @@ def compile_command(
     recipe
         A preset (see docs/recipes.md) or a .toml file; by default `auto` below 8 bits, else `default`.
     precision
-        Bits of weights and activations, as w8a8, w4a8 or w8a16; or formats, as e2m1w-int8a; `auto`: for --budget.
+        Bits of weights and activations, as w8a8, w4a8 or w8a16; or formats, as e2m1w-int8a; `auto`: for a budget.
     budget
         What the bits of weights are chosen for, repeatable: size=180KiB (of weights), bops=3G, latency=0.6x or 3ms,
         flash=, ram=, instructions=, lut= where the target knows them; a number, or a share of 8 bits as 0.5x.
