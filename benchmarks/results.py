@@ -135,7 +135,8 @@ def budgets_section(documents: Sequence[Document]) -> str:
     text = (
         "latency: `--budget latency=0.75x` beside the network's own uniform W8A8, both measured in one run.\n"
         "firmware: flash and RAM 25 % below the W8A8 image, of the linked image. reduction: the fewest bit operations\n"
-        "that keep a share of the float metric, beside 16 and 8 bits everywhere. scaling: with an empty cache."
+        "that keep a share of the float metric, beside 16 and 8 bits everywhere; no row: no point of the curve, up to\n"
+        "8 bits everywhere, keeps it. scaling: with an empty cache, of probes on so many samples."
     )
     return section(TITLES["budgets"], "budgets", documents, text, budgets.show(rows, markdown))
 
@@ -373,7 +374,7 @@ TITLES = {
     "formats": "Integers and minifloats in circuits",
 }
 """Headings on the page, by name of the benchmark's file."""
-KEYS = {"mixed_precision": ("network", "mean bits"), "budgets": ("network", "level", "kept", "executor")}
+KEYS = {"mixed_precision": ("network", "mean bits"), "budgets": ("network", "level", "kept", "executor", "samples")}
 """Columns that tell rows apart, of benchmarks that are run for a few networks at a time."""
 
 
