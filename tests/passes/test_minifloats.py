@@ -59,8 +59,9 @@ def assigned(**options) -> dict[str, str]:
 def test_precisions():
     assert parse_formats("w4a8") == (Int(4), Int(8)) and parse_precision("w4a8") == (4, 8)
     assert parse_formats("e2m1w-int8a") == (Minifloat(2, 1), Int(8)) and parse_precision("e2m1w-int8a") == (4, 8)
+    assert parse_formats("int4nw-int8a") == (Int(4, narrow=True), Int(8)) and parse_precision("int4nw-int8a") == (4, 8)
     assert parse_formats("int6w-float8e4m3fna")[1] == parse_format("float8e4m3fn")
-    for text in ("e2m1w", "e2m1w-int9a", "w4-a8", "ue2m2w-int8a", "int8nw-int8a", "log4:1/1w-int8a", "e6m1w-int8a"):
+    for text in ("e2m1w", "e2m1w-int9a", "w4-a8", "ue2m2w-int8a", "int8w-int8na", "log4:1/1w-int8a", "e6m1w-int8a"):
         with pytest.raises(RecipeError, match="e2m1w-int8a"):
             parse_formats(text)
 
