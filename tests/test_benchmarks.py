@@ -129,8 +129,9 @@ def test_lines_of_circuits_say_how_far_the_bill_is_off() -> None:
 @pytest.mark.slow
 def test_mixed_circuits_are_held_against_uniform_ones_of_their_size(digits_case: Case) -> None:
     options = {"fps": 5000, "dsp": 0, "part": "xc7z020"}
-    rows = list(fpga_mixed.rows(digits_case, 0, options, [3, 8]))
-    assert [row["bits"] for row in rows] == ["w3", "w8", "mixed", "mixed"]
-    assert all(row["lut"] <= row["budget"] for row in rows[2:])
-    assert rows[2]["best_uniform"] == rows[0]["accuracy"] and rows[0]["lut"] < rows[1]["lut"]
-    assert not fpga_mixed.held({**rows[2], "accuracy": rows[2]["best_uniform"] - 0.01})
+    rows = list(fpga_mixed.rows(digits_case, 0, options, ["int3", "e2m1", "int8"], ["e2m1"]))
+    assert [row["bits"] for row in rows] == ["int3", "e2m1", "int8", "mixed", "mixed", "mixed"]
+    assert all(row["lut"] <= row["budget"] for row in rows[3:])
+    assert rows[3]["best_sqnr"] == rows[0]["sqnr"] and rows[0]["lut"] < rows[1]["lut"] < rows[2]["lut"]
+    assert rows[3]["best_uniform"] == rows[0]["accuracy"]
+    assert not fpga_mixed.held({**rows[3], "sqnr": rows[3]["best_sqnr"] - 0.1})

@@ -163,7 +163,7 @@ def verilog(net: Netlist) -> str:
     """The top module."""
     ports = ["input aclk", "input aresetn"]
     # A register, not an inverter: yosys gives the latter to every flip-flop of an ECP5 anew, a tenth of all LUTs. It is
-    # late by a cycle, in which inputs stay closed.
+    # late by a cycle, in which inputs and outputs (a border is there before any input) stay closed.
     body: list[str] = ["  wire clk = aclk;", "  reg rst;", "  always @(posedge clk) rst <= !aresetn;"]
     for i, (_, stream, link, lanes) in enumerate(net.inputs):
         stem, cell = axis("s", i, len(net.inputs)), container(stream.fmt.bits)
@@ -190,7 +190,7 @@ def verilog(net: Netlist) -> str:
                 f"  assign {stem}_tdata[{k * cell} +: {cell}] = {{{high}{link.name}_tdata[{k * bits} +: {bits}]}};"
             )
         body += [
-            f"  assign {stem}_tvalid = {link.name}_tvalid;", f"  assign {link.name}_tready = {stem}_tready;",
+            f"  assign {stem}_tvalid = {link.name}_tvalid && !rst;", f"  assign {link.name}_tready = {stem}_tready;",
             f"  reg [{max(1, (beats - 1).bit_length()) - 1}:0] {stem}_count;",
             f"  assign {stem}_tlast = {stem}_count == {beats - 1};",
             "  always @(posedge clk)", f"    if (rst) {stem}_count <= 0;",
