@@ -47,15 +47,6 @@ def bundle_of(graph: Graph, lowered: Lowered, folder: Path) -> Bundle:
     return write_bundle(folder / "bundle", lowered.files, manifest, overwrite=False)
 
 
-@pytest.fixture(scope="module")
-def digits() -> Graph:
-    result = quantize(
-        DIGITS / "cnn.onnx", "random", "minmax", target="fpga", options={"precision": "w4a8"}, samples=4, dims={"N": 1}
-    )
-    assert result.integer_graph is not None
-    return result.integer_graph
-
-
 @iverilog
 def test_a_network_has_the_oracles_bits_and_the_bills_cycles(digits: Graph, tmp_path: Path) -> None:
     """The digits CNN: two residual blocks, depthwise convolutions; stalls at random."""

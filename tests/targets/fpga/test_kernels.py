@@ -30,11 +30,6 @@ def integers(precision: str) -> Graph:
     return result.integer_graph
 
 
-@pytest.fixture(scope="module")
-def digits() -> Graph:
-    return integers("w4a8")
-
-
 @pytest.mark.parametrize("precision", ["w4a8", "w8a16", "e2m1w-e2m1a"])
 def test_every_product_has_one_kernel_of_the_same_extents(precision: str) -> None:
     graph = strip_boundary(integers(precision))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from qcompiler.bundle import manifest_of, write_bundle
-from qcompiler.driver import quantize
 from qcompiler.formats import Int
 from qcompiler.graph.model import Graph
 from qcompiler.targets.fpga import simulators
@@ -24,17 +23,6 @@ from qcompiler.targets.fpga.plan import plan_of
 from qcompiler.targets.fpga.reader import network_of
 from qcompiler.targets.fpga.schedule import schedule
 from qcompiler.targets.shared.boundary import strip_boundary
-
-DIGITS = Path(__file__).resolve().parents[3] / "examples" / "digits"
-
-
-@pytest.fixture(scope="module")
-def digits() -> Graph:
-    result = quantize(
-        DIGITS / "cnn.onnx", "random", "minmax", target="fpga", options={"precision": "w4a8"}, samples=4, dims={"N": 1}
-    )
-    assert result.integer_graph is not None
-    return result.integer_graph
 
 
 @pytest.fixture(scope="module")
