@@ -33,9 +33,6 @@ from qcompiler.targets.fpga.plan import plan_of
 from qcompiler.targets.fpga.reader import network_of
 from qcompiler.targets.shared.boundary import strip_boundary
 
-LOSS = 0.01
-"""Of accuracy against float that the rate's goal allows."""
-
 
 def row(
     case: Case, draw: int, options: dict[str, Any], weights: str, budget: float | None = None, offer: Sequence[str] = ()

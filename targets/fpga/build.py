@@ -76,6 +76,7 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
     texts |= _bench(stripped, net, facts, int(options.get("vectors", VECTORS)))
     texts |= scripts(net.name, part, limits["dsp"] > 0)
     texts |= twin(stripped, program, int(options.get("vectors", VECTORS)))
+    kernels = kernels_of(network, program)
     texts["driver/pynq_driver.py"] = DRIVER.read_text()
     files = {path: text.encode() for path, text in texts.items()}
     counted = None
@@ -84,7 +85,6 @@ def build(graph: Graph, options: dict[str, Any], progress: Progress) -> Lowered:
         counted = synthesize(files, net.name, part.family, dsp=limits["dsp"] > 0)
         progress("yosys", 1, 1)
     report = bill(plan, network, options, counted)
-    kernels = kernels_of(network, program)
     for row in report["layers"]:
         row["kernels"] = kernels.get(row["node"], [])
     stored = sum(
